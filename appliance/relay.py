@@ -1,0 +1,67 @@
+"""What travels between a signer and a coordinator on the two WebSockets (control and bulk), as binary messages.
+
+Each WebSocket message is one canonical wire encoding (`enclave.wire.encode`) of `Up` or `Down`. The first `Up` on
+each connection is `Announce`. Orders and the frames of one ceremony use the same connection, so that an order is
+always seen before the frames that follow from it: presigning on bulk, everything else on control.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from enclave.wire import MAX_PEER_FRAME_BYTES, Attached, OrderBody, ReportBody, Wire
+from policies.roster import Index
+
+CONTROL_PATH = "/v1/signers/control"
+BULK_PATH = "/v1/signers/bulk"
+MAX_WEBSOCKET_BYTES = MAX_PEER_FRAME_BYTES + 64 * 1024
+HEARTBEAT_S = 5.0
+
+FrameBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_PEER_FRAME_BYTES)]
+
+
+class Announce(Wire, frozen=True, tag=1):
+    """Signer → coordinator, first: who is here, as its enclave says."""
+
+    signer_version: Annotated[str, msgspec.Meta(max_length=64)]
+    enclave: Attached
+
+
+class Forward(Wire, frozen=True, tag=2):
+    """Signer → coordinator: pass `data` to `receiver`."""
+
+    receiver: Index
+    data: FrameBytes
+
+
+class ReportUp(Wire, frozen=True, tag=3):
+    """Signer → coordinator: the enclave's report."""
+
+    body: ReportBody
+
+
+Up = Announce | Forward | ReportUp
+
+
+class Online(Wire, frozen=True, tag=1):
+    """Coordinator → signer: the signers that are connected to this coordinator on both connections now."""
+
+    indices: Annotated[tuple[Index, ...], msgspec.Meta(max_length=16)]
+
+
+class Deliver(Wire, frozen=True, tag=2):
+    """Coordinator → signer: a frame from `sender` (as its connection says)."""
+
+    sender: Index
+    data: FrameBytes
+
+
+class OrderDown(Wire, frozen=True, tag=3):
+    """Coordinator → signer: an order for the enclave."""
+
+    body: OrderBody
+
+
+Down = Online | Deliver | OrderDown

@@ -1,0 +1,1 @@
+"""The enclave: where shares live and where a signature is decided. No network, no HTTP, no TLS."""

@@ -1,0 +1,54 @@
+"""The enclave's errors: the roots of `policies.errors` and the protocol's own.
+
+| root | means | who is to blame |
+| --- | --- | --- |
+| `CallerError` | malformed or impossible call | the caller (signer, coordinator, operator) |
+| `LinkFault` | a frame that did not verify, a gap, a repeat | the link: coordinator or network, never a signer |
+| `PeerFault` | a *verified* body that breaks the protocol | `culprits` |
+| `Refused` | a decision | nobody |
+| `Unavailable` | HSM, record or peer away | nobody |
+| `Bug` | our own invariant broken | us |
+"""
+
+from __future__ import annotations
+
+from policies.errors import Bug, CallerError, KeymootError, Refused, Unavailable
+
+__all__ = [
+    "Bug",
+    "CallerError",
+    "KeymootError",
+    "LinkFault",
+    "Malformed",
+    "PeerFault",
+    "Refused",
+    "Unavailable",
+]
+
+
+class Malformed(CallerError):
+    """Bytes that are not one canonical encoding of the expected message, or exceed its bounds."""
+
+
+class LinkFault(KeymootError):
+    """Decryption, signature, counter or handshake failed on the link with `peer`: convicts nobody."""
+
+    def __init__(self, peer: int, reason: str) -> None:
+        super().__init__(f"link with signer {peer}: {reason}")
+        self.peer = peer
+        self.reason = reason
+
+
+class PeerFault(KeymootError):
+    """A signer (or, for PRSS disagreement, a subset of signers) broke the protocol in a body that verified.
+
+    `culprits`: the party indices convicted; empty where the step cannot name one.
+    `step`: the SPEC step whose check failed, such as `"3.4"`.
+    """
+
+    def __init__(self, step: str, reason: str, culprits: tuple[int, ...] = ()) -> None:
+        named = f" by signer {', '.join(map(str, culprits))}" if culprits else ""
+        super().__init__(f"SPEC {step}: {reason}{named}")
+        self.step = step
+        self.reason = reason
+        self.culprits = culprits

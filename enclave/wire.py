@@ -1,0 +1,614 @@
+"""The socket between signer and enclave: every message that exists on it, and the codec of all wire structs.
+
+A frame is a 4-byte big-endian length and one message. A message is one msgpack array whose first element is its
+type; it is refused unless it is the canonical encoding of what it decodes to. There is no message that exports a
+share, and none that signs a digest outside the signing flow.
+
+Who says what:
+
+- signer → enclave: `Attach` first, then `Presence`, `PeerFrame`, `Order`, `GateReply`, `GateUnreachable`,
+  `Stored`, `StatusQuery`;
+- enclave → signer: `Attached` first, then `ToPeer`, `Report`, `Store`, `CallGate`, `Audit`, `Status`.
+
+`Order`s come from a coordinator, `Report`s go back to it, `PeerFrame`/`ToPeer` carry opaque frames between
+enclaves. The signer reads of an order only `key_id` (to attach the sealed record) and alters nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, TypeVar
+
+import msgspec
+
+from enclave.errors import Malformed
+from policies.roster import Index, Name
+from policies.transcript import Tag, digest
+
+PROTOCOL_VERSION: Final = 1
+MAX_PEER_FRAME_BYTES: Final = 2 * 1024 * 1024
+MAX_MESSAGE_BYTES: Final = MAX_PEER_FRAME_BYTES + 64 * 1024
+LENGTH_BYTES: Final = 4
+MAX_BODY_BYTES: Final = 128 * 1024
+MAX_GATE_BODY_BYTES: Final = 64 * 1024
+MAX_BATCH: Final = 16_384
+MAX_KEYS_PER_CEREMONY: Final = 64
+
+Bytes16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Point33 = Annotated[bytes, msgspec.Meta(min_length=33, max_length=33)]
+Signature64 = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+ShortText = Annotated[str, msgspec.Meta(max_length=512)]
+Committee = Annotated[tuple[Index, ...], msgspec.Meta(min_length=3, max_length=16)]
+DerivationPath = Annotated[
+    tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=10)
+]
+KeyId = Annotated[str, msgspec.Meta(pattern=r"^key_[0-9a-f]{32}$")]
+Label = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,95}$")]
+SealedBytes = Annotated[bytes, msgspec.Meta(max_length=64 * 1024)]
+
+
+class Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of everything that is encoded with `encode` and decoded with `decode`."""
+
+
+# --- Pieces that several messages carry -------------------------------------------------------------------
+
+
+class Record(Wire, frozen=True):
+    """A sealed record as the signer's store keeps it: opaque to the signer. `name`: a key id, or `prss`."""
+
+    kind: Annotated[str, msgspec.Meta(pattern=r"^(key|prss)$")]
+    name: Annotated[str, msgspec.Meta(max_length=64)]
+    version: Count
+    sealed: SealedBytes
+
+
+class AuditEntry(Wire, frozen=True):
+    """One link of the audit chain: `hash = H(previous, seq, body)`; `head_signature` (64 bytes) or empty."""
+
+    seq: Count
+    body: Annotated[bytes, msgspec.Meta(max_length=8192)]
+    hash: Bytes32
+    head_signature: Annotated[bytes, msgspec.Meta(max_length=64)]
+
+
+class ClientRequest(Wire, frozen=True):
+    """A client's request exactly as it came: method, path, body bytes, and the detached JWS over the body."""
+
+    method: Annotated[str, msgspec.Meta(max_length=8)]
+    path: Annotated[str, msgspec.Meta(max_length=256)]
+    body: Annotated[bytes, msgspec.Meta(max_length=MAX_BODY_BYTES)]
+    jws: Annotated[str, msgspec.Meta(max_length=4096)]
+
+    def digest(self, network: str) -> bytes:
+        """32 bytes naming this request, JWS included: what authorizations and reports refer to."""
+        return digest(
+            Tag.CLIENT_REQUEST,
+            network.encode(),
+            self.method.encode(),
+            self.path.encode(),
+            self.body,
+            self.jws.encode(),
+        )
+
+
+class SignedNonce(Wire, frozen=True):
+    """A member's fresh ceremony nonce (SPEC 0.4, 3.0a), signed with its frame key; serves one ceremony."""
+
+    index: Index
+    purpose: Annotated[str, msgspec.Meta(pattern=r"^(setup|keygen|presign)$")]
+    boot_nonce: Bytes32
+    nonce: Bytes32
+    signature: Signature64
+
+
+class PresignatureName(Wire, frozen=True):
+    """`(sid, l)`: one presignature of one batch."""
+
+    sid: Bytes32
+    index: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)]
+
+
+class Acknowledgement(Wire, frozen=True):
+    """SPEC 2.4: what signer `index` holds of a key. All `n` of them, signed, are the key's certificate.
+
+    Points are compressed secp256k1; `public_shares[j-1]` is `X_j`.
+    """
+
+    network: Name
+    roster_digest: Bytes32
+    key_id: KeyId
+    label: Label
+    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$")]
+    public_key: Point33
+    public_shares: tuple[Point33, ...]
+    chain_code: Bytes32
+    tolerate: Annotated[int, msgspec.Meta(ge=1, le=7)]
+    key_epoch: Epoch
+    index: Index
+
+    def digest(self) -> bytes:
+        """The 32-byte digest that the HSM identity key signs."""
+        return digest(Tag.ACKNOWLEDGEMENT, encode(self))
+
+
+class SignedAcknowledgement(Wire, frozen=True):
+    """An acknowledgement and its ECDSA P-256 signature (raw r‖s over the digest, by the HSM identity key)."""
+
+    acknowledgement: Acknowledgement
+    signature: Signature64
+
+
+class AuthorizationTerms(Wire, frozen=True):
+    """SPEC 4.1: what all committee members must say identically before anybody computes a signature share."""
+
+    scheme: Annotated[str, msgspec.Meta(pattern=r"^KU25$")]
+    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$")]
+    roster_digest: Bytes32
+    prss_epoch: Epoch
+    key_epoch: Epoch
+    key_id: KeyId
+    public_key: Point33
+    path: DerivationPath
+    h: Bytes32
+    request_digest: Bytes32
+    committee: Committee
+    presignature: PresignatureName
+
+
+class Authorization(Wire, frozen=True):
+    """SPEC 4.1: member `index` lets these terms be signed, once, until `expires_at_s` (Unix seconds)."""
+
+    terms: AuthorizationTerms
+    index: Index
+    boot_nonce: Bytes32
+    rho: Bytes32
+    expires_at_s: Count
+
+
+class SignedAuthorization(Wire, frozen=True):
+    """An authorization and its Ed25519 signature by the member's frame key of this boot."""
+
+    authorization: Authorization
+    signature: Signature64
+
+
+class BatchState(Wire, frozen=True):
+    """What is left of one batch of presignatures: bit `l-1` of `remaining` (little-endian) is presignature `l`."""
+
+    sid: Bytes32
+    committee: Committee
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)]
+    remaining: Annotated[bytes, msgspec.Meta(max_length=MAX_BATCH // 8)]
+
+
+# --- Orders: coordinator → enclave -------------------------------------------------------------------------
+# `ceremony` is the coordinator's own name for what it runs; reports echo it. It authenticates nothing.
+
+
+class PrepareOrder(Wire, frozen=True, tag=1):
+    """Asks for one signed nonce for a ceremony of `purpose`. Answer: `NonceReport`."""
+
+    ceremony: Bytes16
+    purpose: Annotated[str, msgspec.Meta(pattern=r"^(setup|keygen|presign)$")]
+
+
+class SetupOrder(Wire, frozen=True, tag=2):
+    """SPEC 1, all n signers: PRSS seeds of epoch `epoch`. Answer: `SetupDone` or `CeremonyFailed`."""
+
+    ceremony: Bytes16
+    epoch: Epoch
+    nonces: tuple[SignedNonce, ...]
+
+
+class KeygenOrder(Wire, frozen=True, tag=3):
+    """SPEC 2, all n signers: one key for each request. Answer: `KeysAcknowledged`, then `KeysActivated`."""
+
+    ceremony: Bytes16
+    requests: Annotated[
+        tuple[ClientRequest, ...], msgspec.Meta(min_length=1, max_length=MAX_KEYS_PER_CEREMONY)
+    ]
+    nonces: tuple[SignedNonce, ...]
+
+
+class PresignOrder(Wire, frozen=True, tag=4):
+    """SPEC 3, the committee: `count` presignatures. Answer: `PresignDone` or `CeremonyFailed`."""
+
+    ceremony: Bytes16
+    committee: Committee
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)]
+    nonces: tuple[SignedNonce, ...]
+
+
+class SignOrder(Wire, frozen=True, tag=5):
+    """SPEC 4.1: a client's signing request. Answer: `Authorized`, `RequestRefused`, `GatePending` or
+    `UnknownPresignature`. Sent again with the same request it is the next attempt (three at most)."""
+
+    ceremony: Bytes16
+    key_id: KeyId
+    request: ClientRequest
+    committee: Committee
+    presignature: PresignatureName
+
+
+class OnlineOrder(Wire, frozen=True, tag=6):
+    """SPEC 4.2: the authorizations of all of the committee. Answer: `ShareReport` or `OnlineRefused`."""
+
+    ceremony: Bytes16
+    key_id: KeyId
+    authorizations: Annotated[
+        tuple[SignedAuthorization, ...], msgspec.Meta(min_length=3, max_length=16)
+    ]
+
+
+class AbandonOrder(Wire, frozen=True, tag=7):
+    """The attempt of `ceremony` failed elsewhere: forget its unused authorization. No answer."""
+
+    ceremony: Bytes16
+
+
+class ActivateOrder(Wire, frozen=True, tag=8):
+    """SPEC 2.4: a key's certificate, relayed by anyone. Answer: `KeysActivated` or `OrderRefused`."""
+
+    ceremony: Bytes16
+    key_id: KeyId
+    acknowledgements: Annotated[
+        tuple[SignedAcknowledgement, ...], msgspec.Meta(min_length=3, max_length=16)
+    ]
+
+
+class ForgetBatchOrder(Wire, frozen=True, tag=9):
+    """A member has lost batch `sid`: the others may free theirs (SPEC 3.5). Answer: a `Pools` report."""
+
+    ceremony: Bytes16
+    sid: Bytes32
+
+
+class PoolsOrder(Wire, frozen=True, tag=10):
+    """Asks which presignatures of this coordinator's batches are left. Answer: `Pools`."""
+
+    ceremony: Bytes16
+
+
+OrderBody = (
+    PrepareOrder
+    | SetupOrder
+    | KeygenOrder
+    | PresignOrder
+    | SignOrder
+    | OnlineOrder
+    | AbandonOrder
+    | ActivateOrder
+    | ForgetBatchOrder
+    | PoolsOrder
+)
+
+
+# --- Reports: enclave → coordinator ------------------------------------------------------------------------
+
+
+class NonceReport(Wire, frozen=True, tag=1):
+    """Answer to `PrepareOrder`."""
+
+    ceremony: Bytes16
+    nonce: SignedNonce
+
+
+class LinkReport(Wire, frozen=True, tag=2):
+    """The end-to-end channel with `peer` came up or went down (`reason` says why, `""` when up)."""
+
+    peer: Index
+    up: bool
+    reason: ShortText
+
+
+class SetupDone(Wire, frozen=True, tag=3):
+    """PRSS seeds of `epoch` are sealed and stored; older ones and their pools are gone."""
+
+    ceremony: Bytes16
+    epoch: Epoch
+
+
+class KeysAcknowledged(Wire, frozen=True, tag=4):
+    """SPEC 2.4: the share is stored as pending and this signer's acknowledgements are out (one a key)."""
+
+    ceremony: Bytes16
+    acknowledgements: tuple[SignedAcknowledgement, ...]
+
+
+class KeysActivated(Wire, frozen=True, tag=5):
+    """The certificates of these keys verified here and the keys can be used. Carries every certificate."""
+
+    ceremony: Bytes16
+    certificates: tuple[tuple[SignedAcknowledgement, ...], ...]
+
+
+class PresignDone(Wire, frozen=True, tag=6):
+    """Batch `sid` is in this enclave's pool, confirmed by the whole committee."""
+
+    ceremony: Bytes16
+    sid: Bytes32
+    committee: Committee
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)]
+
+
+class CeremonyFailed(Wire, frozen=True, tag=7):
+    """A ceremony ended here without a result. `kind` is `link`, `peer`, `caller`, `unavailable`, `refused` or
+    `timeout`; `culprits` only where SPEC names them; `suspects` is a link's peer or a silent member."""
+
+    ceremony: Bytes16
+    kind: Annotated[str, msgspec.Meta(pattern=r"^(link|peer|caller|unavailable|refused|timeout)$")]
+    step: ShortText
+    reason: ShortText
+    culprits: tuple[Index, ...]
+    suspects: tuple[Index, ...]
+
+
+class Authorized(Wire, frozen=True, tag=8):
+    """SPEC 4.1 done: policy and gate said yes."""
+
+    ceremony: Bytes16
+    authorization: SignedAuthorization
+
+
+class RequestRefused(Wire, frozen=True, tag=9):
+    """Policy, gate or the enclave's own rules said no. `rule` is a stable code such as `gate` or
+    `policy/blind`; no presignature was consumed."""
+
+    ceremony: Bytes16
+    rule: ShortText
+    reason: ShortText
+
+
+class GatePending(Wire, frozen=True, tag=10):
+    """The gate has not decided (202): asked again until `deadline_s` (Unix seconds)."""
+
+    ceremony: Bytes16
+    deadline_s: Count
+
+
+class UnknownPresignature(Wire, frozen=True, tag=11):
+    """This enclave does not hold `presignature`: name another. The approval stays."""
+
+    ceremony: Bytes16
+    presignature: PresignatureName
+
+
+class ShareReport(Wire, frozen=True, tag=12):
+    """SPEC 4.2: the member's share `s_j`, 32 bytes big-endian. The presignature is gone here."""
+
+    ceremony: Bytes16
+    index: Index
+    r_point: Point33
+    s: Bytes32
+
+
+class OnlineRefused(Wire, frozen=True, tag=13):
+    """SPEC 4.2 refused. `spent` says whether this enclave's copy of the presignature is gone."""
+
+    ceremony: Bytes16
+    reason: ShortText
+    spent: bool
+
+
+class OrderRefused(Wire, frozen=True, tag=14):
+    """Any other order that cannot be carried out, and why. Nothing has changed."""
+
+    ceremony: Bytes16
+    reason: ShortText
+
+
+class Pools(Wire, frozen=True, tag=15):
+    """All batches that this coordinator ordered and that are still held here."""
+
+    batches: Annotated[tuple[BatchState, ...], msgspec.Meta(max_length=256)]
+
+
+ReportBody = (
+    NonceReport
+    | LinkReport
+    | SetupDone
+    | KeysAcknowledged
+    | KeysActivated
+    | PresignDone
+    | CeremonyFailed
+    | Authorized
+    | RequestRefused
+    | GatePending
+    | UnknownPresignature
+    | ShareReport
+    | OnlineRefused
+    | OrderRefused
+    | Pools
+)
+
+
+# --- Signer → enclave ----------------------------------------------------------------------------------------
+
+
+class Attach(Wire, frozen=True, tag=1):
+    """First message. Hands over what the store holds for the whole network and where the audit chain ends.
+
+    `prss` is the sealed record of the PRSS seeds, None before the first setup. An empty chain has
+    `audit_seq = 0` and 32 zero bytes.
+    """
+
+    protocol: int
+    signer_version: ShortText
+    prss: Record | None
+    audit_seq: Count
+    audit_head: Bytes32
+
+
+class Presence(Wire, frozen=True, tag=2):
+    """Which signers `coordinator` can reach now. An empty tuple: the connection to it is down."""
+
+    coordinator: Name
+    online: Annotated[tuple[Index, ...], msgspec.Meta(max_length=16)]
+
+
+class PeerFrame(Wire, frozen=True, tag=3):
+    """An opaque frame that `coordinator` says came from `sender`."""
+
+    coordinator: Name
+    sender: Index
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_PEER_FRAME_BYTES)]
+
+
+class Order(Wire, frozen=True, tag=4):
+    """A coordinator's order; `key` is the stored record of `body.key_id` where the order has one."""
+
+    coordinator: Name
+    body: OrderBody
+    key: Record | None
+
+
+class GateReply(Wire, frozen=True, tag=5):
+    """What the operator's handler answered to `CallGate` `uid`, verbatim. Absent headers are empty strings."""
+
+    uid: ShortText
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)]
+    webhook_id: ShortText
+    webhook_timestamp: ShortText
+    webhook_signature: Annotated[str, msgspec.Meta(max_length=2048)]
+    retry_after_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)]
+    body: Annotated[bytes, msgspec.Meta(max_length=MAX_GATE_BODY_BYTES)]
+
+
+class GateUnreachable(Wire, frozen=True, tag=6):
+    """The call got no answer (connection, TLS, time-out, too large, redirect): `reason`, never an approval."""
+
+    uid: ShortText
+    reason: ShortText
+
+
+class Stored(Wire, frozen=True, tag=7):
+    """The records of `Store` `ticket` are on disk."""
+
+    ticket: Count
+
+
+class StatusQuery(Wire, frozen=True, tag=8):
+    """Answer: `Status`."""
+
+
+ToEnclave = Attach | Presence | PeerFrame | Order | GateReply | GateUnreachable | Stored | StatusQuery
+
+
+# --- Enclave → signer ----------------------------------------------------------------------------------------
+
+
+class Attached(Wire, frozen=True, tag=1):
+    """Answer to `Attach`: who this enclave is. `gate_mode`: `signed`, `status` or `none`."""
+
+    protocol: int
+    enclave_version: ShortText
+    network: Name
+    index: Index
+    name: Name
+    fingerprint: ShortText
+    roster_digest: Bytes32
+    policy_digest: Bytes32
+    gate_mode: Annotated[str, msgspec.Meta(pattern=r"^(signed|status|none)$")]
+    boot_nonce: Bytes32
+    prss_epoch: Epoch
+
+
+class ToPeer(Wire, frozen=True, tag=2):
+    """An opaque frame for `receiver`, through `coordinator`'s control or bulk connection."""
+
+    coordinator: Name
+    receiver: Index
+    bulk: bool
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_PEER_FRAME_BYTES)]
+
+
+class Report(Wire, frozen=True, tag=3):
+    """A report for `coordinator`. `audit` must be committed *before* the report leaves the signer."""
+
+    coordinator: Name
+    body: ReportBody
+    audit: tuple[AuditEntry, ...]
+
+
+class Store(Wire, frozen=True, tag=4):
+    """Commit these records (replacing older versions of the same kind and name), then answer `Stored`."""
+
+    ticket: Count
+    records: tuple[Record, ...]
+
+
+class CallGate(Wire, frozen=True, tag=5):
+    """One HTTP exchange with the operator's handler, exactly as given; no retry by the signer."""
+
+    uid: ShortText
+    webhook_id: ShortText
+    webhook_timestamp: ShortText
+    webhook_signature: Annotated[str, msgspec.Meta(max_length=2048)]
+    body: Annotated[bytes, msgspec.Meta(max_length=MAX_GATE_BODY_BYTES)]
+    timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)]
+
+
+class Audit(Wire, frozen=True, tag=6):
+    """Audit entries that go with no report."""
+
+    entries: tuple[AuditEntry, ...]
+
+
+class Status(Wire, frozen=True, tag=7):
+    """Counters and state, nothing secret. `counters` are monotonic since boot; `gauges` are present values."""
+
+    state: Annotated[str, msgspec.Meta(pattern=r"^(ready|waiting|hsm-away)$")]
+    reason: ShortText
+    counters: dict[str, int]
+    gauges: dict[str, int]
+
+
+FromEnclave = Attached | ToPeer | Report | Store | CallGate | Audit | Status
+
+
+# --- Codec ---------------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[object, msgspec.msgpack.Decoder[object]] = {}
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The canonical msgpack encoding of a wire struct."""
+    return _encoder.encode(message)
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """Parse `data` as exactly one canonical `kind` (a wire struct or a union of them).
+
+    Raises `Malformed`, and nothing else, on any input.
+    """
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)  # type: ignore[arg-type]
+    try:
+        message = decoder.decode(data)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise Malformed(f"not a valid {_kind_name(kind)}: {_shorten(error)}") from None
+    if _encoder.encode(message) != data:
+        raise Malformed(f"not the canonical encoding of a {_kind_name(kind)}")
+    return message  # type: ignore[return-value]
+
+
+def frame(message: msgspec.Struct) -> bytes:
+    """`message` as it travels on the socket. Raises `Malformed` where it exceeds `MAX_MESSAGE_BYTES`."""
+    data = encode(message)
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise Malformed(f"message of {len(data)} bytes exceeds {MAX_MESSAGE_BYTES}")
+    return len(data).to_bytes(LENGTH_BYTES, "big") + data
+
+
+def _kind_name(kind: object) -> str:
+    return kind.__name__ if isinstance(kind, type) else "message"
+
+
+def _shorten(error: BaseException) -> str:
+    return str(error)[:200]

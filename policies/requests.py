@@ -1,0 +1,78 @@
+"""The bodies of the requests that change state: what a client signs, an enclave parses and a policy decides on.
+
+One set of structs for the API's documentation, the coordinator's first look and the enclave's strict parse.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+KEYS_PATH = "/v1/keys"
+
+LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,95}$"
+KEY_ID_PATTERN = r"^key_[0-9a-f]{32}$"
+
+ExternalId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+Path = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=10)]
+HexBytes = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-f]{2})*$", max_length=2 + 2 * 48 * 1024)]
+
+
+class KeyCreation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """`POST /v1/keys`. `label` is immutable; policies match it. `signers` and `tolerate` must be the roster's."""
+
+    scheme: Annotated[str, msgspec.Meta(pattern=r"^ECDSA$")]
+    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$")]
+    signers: Annotated[int, msgspec.Meta(ge=3, le=16)]
+    tolerate: Annotated[int, msgspec.Meta(ge=1, le=7)]
+    label: Annotated[str, msgspec.Meta(pattern=LABEL_PATTERN)]
+    external_id: ExternalId
+
+
+class Hash(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", tag="Hash", tag_field="kind"
+):
+    """Blind signing of a bare 32-byte hash: nobody but the client knows what it stands for."""
+
+    hash: Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{64}$")]
+    external_id: ExternalId
+    derivation_path: Path = ()
+
+
+class EthereumTransaction(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    rename="camel",
+    tag="EthereumTransaction",
+    tag_field="kind",
+):
+    """An unsigned EIP-1559 transaction (type 2), `0x02 ‖ rlp([..9 fields..])`, hashed in the enclave."""
+
+    transaction: HexBytes
+    external_id: ExternalId
+    derivation_path: Path = ()
+
+
+class BitcoinBip143Preimage(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    rename="camel",
+    tag="BitcoinBip143Preimage",
+    tag_field="kind",
+):
+    """The BIP-143 signature-hash preimage of one input, parsed and double-hashed in the enclave."""
+
+    preimage: HexBytes
+    external_id: ExternalId
+    derivation_path: Path = ()
+
+
+SigningBody = Hash | EthereumTransaction | BitcoinBip143Preimage
+
+
+def signatures_path(key_id: str) -> str:
+    """The path a signing request is sent to, and that its JWS must name."""
+    return f"{KEYS_PATH}/{key_id}/signatures"
