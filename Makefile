@@ -1,0 +1,38 @@
+# Two commands on a fresh Debian or Ubuntu with make and root or sudo: `make demo` and `make test`.
+BIN := .venv/bin
+
+.PHONY: help bootstrap demo test check lint soak bench clean
+
+help:
+	@echo "make demo    three signers, a coordinator and gates on this machine: makes a key, signs, verifies"
+	@echo "make test    every check (the same as make check)"
+	@echo "make soak    the tests that take longer than a check may"
+	@echo "make bench   measures presigning and the online step"
+	@echo "make clean   removes the virtual environment and all caches"
+
+bootstrap:
+	@packaging/bootstrap
+
+demo: bootstrap
+	@$(BIN)/keymoot demo
+
+test check: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: bootstrap
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+soak: bootstrap
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+bench: bootstrap
+	@$(BIN)/keymoot bench presign --signers 3 --tolerate 1 --batch 10000
+	@$(BIN)/keymoot bench presign --signers 5 --tolerate 2 --batch 10000
+	@$(BIN)/keymoot bench online
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
