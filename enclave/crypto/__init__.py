@@ -1,0 +1,1 @@
+"""Mathematics without I/O: the curve, polynomials, pseudorandom sharing, proofs, child keys."""
