@@ -1,0 +1,1 @@
+"""The protocols of SPEC.md: straight-line rounds without I/O."""
