@@ -30,13 +30,13 @@ class SignatureState(StrEnum):
     REJECTED = "Rejected"
 
 
-class Certificate(ApiStruct):
-    """The `n` acknowledgements of a key, each hex of the canonical wire encoding of a `SignedAcknowledgement`."""
+class Certificate(ApiStruct, frozen=True):
+    """The `n` acknowledgements of a key, each the hex of an encoded `wire.SignedAcknowledgement`."""
 
     acknowledgements: tuple[str, ...]
 
 
-class Reason(ApiStruct):
+class Reason(ApiStruct, frozen=True):
     """Why something failed or was rejected. `signer` is the name of the signer that said so, if one did."""
 
     code: str
@@ -44,7 +44,7 @@ class Reason(ApiStruct):
     signer: str = ""
 
 
-class Key(ApiStruct):
+class Key(ApiStruct, frozen=True):
     """A key. Before `Active`, `id`, `public_key` and `certificate` are absent."""
 
     request_id: str
@@ -64,14 +64,14 @@ class Key(ApiStruct):
     reason: Reason | None = None
 
 
-class KeyList(ApiStruct):
+class KeyList(ApiStruct, frozen=True):
     """One page of keys, oldest first."""
 
     items: tuple[Key, ...]
     next_cursor: str | None = None
 
 
-class SignatureValue(ApiStruct):
+class SignatureValue(ApiStruct, frozen=True):
     """A low-s ECDSA signature. All hex strings have a 0x prefix; `rsv` is 65 bytes r‖s‖recid."""
 
     r: str
@@ -83,7 +83,7 @@ class SignatureValue(ApiStruct):
     hash: str
 
 
-class Signature(ApiStruct):
+class Signature(ApiStruct, frozen=True):
     """A signing request and where it stands."""
 
     id: str
@@ -97,7 +97,7 @@ class Signature(ApiStruct):
     reason: Reason | None = None
 
 
-class Problem(ApiStruct):
+class Problem(ApiStruct, frozen=True):
     """An error as RFC 9457 problem document (`application/problem+json`); `code` is stable."""
 
     type: str
