@@ -40,15 +40,19 @@ class LinkFault(KeymootError):
 
 
 class PeerFault(KeymootError):
-    """A signer (or, for PRSS disagreement, a subset of signers) broke the protocol in a body that verified.
+    """A signer broke the protocol in a body that verified.
 
     `culprits`: the party indices convicted; empty where the step cannot name one.
+    `subset`: for seeds that disagree, the group in which somebody cheated; nobody of it is convicted.
     `step`: the SPEC step whose check failed, such as `"3.4"`.
     """
 
-    def __init__(self, step: str, reason: str, culprits: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, step: str, reason: str, culprits: tuple[int, ...] = (), subset: tuple[int, ...] = ()
+    ) -> None:
         named = f" by signer {', '.join(map(str, culprits))}" if culprits else ""
         super().__init__(f"SPEC {step}: {reason}{named}")
         self.step = step
         self.reason = reason
         self.culprits = culprits
+        self.subset = subset
