@@ -1,0 +1,1 @@
+"""End-to-end channels between enclaves, through a coordinator that may do anything to the frames."""
