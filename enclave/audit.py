@@ -1,0 +1,77 @@
+"""The audit chain: every decision of this enclave, hash-chained, its head signed by the HSM identity key.
+
+The entries live in the signer's store; the chain's head lives here, so a store that forgets or alters entries no
+longer fits. Entries hold digests and public facts only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from enclave.errors import Bug
+from enclave.wire import AuditEntry
+from policies.transcript import Tag, digest
+
+KEPT_FOR_RESENDING = 1024
+
+_encoder = msgspec.json.Encoder(order="sorted")
+
+
+class AuditLog:
+    """Extends the chain. The signer's store says where it ended (`adopt`), once a boot."""
+
+    def __init__(self, network: str, index: int, wall_clock: Callable[[], float]) -> None:
+        self._network, self._index, self._clock = network, index, wall_clock
+        self.seq, self.head = 0, bytes(32)
+        self._adopted = False
+        self._recent: deque[AuditEntry] = deque(maxlen=KEPT_FOR_RESENDING)
+        self._signed_seq = 0
+
+    def adopt(self, seq: int, head: bytes) -> tuple[AuditEntry, ...]:
+        """Continue a stored chain; after the first time, the entries the store has missed since."""
+        if not self._adopted:
+            self._adopted = True
+            self.seq, self.head, self._signed_seq = seq, head, seq
+            return ()
+        return tuple(entry for entry in self._recent if entry.seq > seq)
+
+    def record(self, event: str, **facts: str | int | bool | list[int]) -> AuditEntry:
+        """The next entry. `facts` must be public: digests, names, ids, reasons."""
+        body = _encoder.encode({"event": event, "time": int(self._clock()), **facts})
+        return self._append(body, b"")
+
+    def head_to_sign(self) -> bytes | None:
+        """The digest the HSM should sign now, None if nothing was added since the last signature."""
+        if self.seq == self._signed_seq:
+            return None
+        return digest(
+            Tag.AUDIT_HEAD,
+            self._network.encode(),
+            self._index.to_bytes(2, "big"),
+            self.seq.to_bytes(8, "big"),
+            self.head,
+        )
+
+    def record_head(self, seq: int, head: bytes, signature: bytes) -> AuditEntry:
+        """An entry that holds the signature over the head as it was at `seq`."""
+        body = _encoder.encode({"event": "head", "time": int(self._clock()), "seq": seq, "head": head.hex()})
+        entry = self._append(body, signature)
+        self._signed_seq = entry.seq
+        return entry
+
+    def _append(self, body: bytes, signature: bytes) -> AuditEntry:
+        if not self._adopted:
+            raise Bug("an audit entry before the chain's end was known")
+        seq = self.seq + 1
+        entry = AuditEntry(seq, body, entry_hash(self.head, seq, body), signature)
+        self.seq, self.head = seq, entry.hash
+        self._recent.append(entry)
+        return entry
+
+
+def entry_hash(previous: bytes, seq: int, body: bytes) -> bytes:
+    """The hash that entry `seq` carries: over the one before it, its number and its body."""
+    return digest(Tag.AUDIT, previous, seq.to_bytes(8, "big"), body)

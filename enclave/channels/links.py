@@ -1,0 +1,204 @@
+"""The links of this enclave: one for each (coordinator, peer), brought up and replaced as peers come and go.
+
+Every frame of a handshake is hostile until its signature verifies, so an established link stays until the next one is
+complete, and handshakes are rationed: each costs an HSM signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from enclave.channels.frames import HANDSHAKE_FRAME
+from enclave.channels.handshake import (
+    INITIATOR,
+    RESPONDER,
+    Answer,
+    Finish,
+    Identity,
+    Initiator,
+    Link,
+    Open,
+    Responder,
+    signing_digest,
+)
+from enclave.errors import KeymootError, LinkFault
+from enclave.tasks import Promise, Task, Timers
+from enclave.wire import Wire, decode, encode
+
+HANDSHAKE_TIMEOUT_S = 10.0
+RETRY_FIRST_S, RETRY_MOST_S = 1.0, 30.0
+RATION_HANDSHAKES, RATION_WINDOW_S = 20, 10.0
+
+Key = tuple[str, int]
+
+
+class Knock(Wire, frozen=True, tag=4):
+    """The higher index has no link and asks the lower one to open one. Unauthenticated: a hint, rationed."""
+
+
+Message = Open | Answer | Finish | Knock
+
+
+@dataclass
+class _Attempt:
+    """A handshake under way with one peer through one coordinator."""
+
+    initiator: Initiator | None = None
+    responder: Responder | None = None
+    retry_s: float = RETRY_FIRST_S
+    started_at_s: float = 0.0
+    cancel_timer: Callable[[], None] = lambda: None
+
+
+class Links:
+    """All links and handshake attempts. Effects go through the callables given; nothing here does I/O."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        random: Callable[[int], bytes],
+        timers: Timers,
+        clock: Callable[[], float],
+        sign: Callable[[bytes], Promise[bytes]],
+        send: Callable[[str, int, bytes], None],
+        changed: Callable[[str, int, Link | None, str], None],
+    ) -> None:
+        """`sign`: the HSM's signature over a digest. `changed(coordinator, peer, link or None, reason)`."""
+        self._identity, self._random, self._timers, self._clock = identity, random, timers, clock
+        self._sign, self._send, self._changed = sign, send, changed
+        self._links: dict[Key, Link] = {}
+        self._attempts: dict[Key, _Attempt] = {}
+        self._online: dict[str, frozenset[int]] = {}
+        self._rations: dict[Key, list[float]] = {}
+
+    def get(self, coordinator: str, peer: int) -> Link | None:
+        """The established link, or None."""
+        return self._links.get((coordinator, peer))
+
+    def on_presence(self, coordinator: str, online: tuple[int, ...]) -> None:
+        """Peers that went away lose their link; with those that came, one is brought up."""
+        others = frozenset(j for j in online if j in self._identity.roster.indices) - {self._identity.me}
+        before = self._online.get(coordinator, frozenset())
+        self._online[coordinator] = others
+        for peer in sorted(before - others):
+            self._drop((coordinator, peer), "the coordinator no longer reaches it")
+        for peer in sorted(others - before):
+            self._begin((coordinator, peer), _Attempt())
+
+    def on_frame(self, coordinator: str, sender: int, data: bytes) -> None:
+        """A handshake frame (its kind byte included). Raises `LinkFault` or `Malformed`."""
+        key = (coordinator, sender)
+        if sender not in self._online.get(coordinator, frozenset()):
+            raise LinkFault(sender, "a handshake with a signer that is not online")
+        message: Message = decode(data[1:], Message)  # type: ignore[arg-type]
+        if isinstance(message, Open):
+            self._on_open(key, message)
+        elif isinstance(message, Answer):
+            self._on_answer(key, message)
+        elif isinstance(message, Finish):
+            self._on_finish(key, message)
+        elif self._identity.me < sender:
+            self._ration(key)
+            self._begin(key, _Attempt())
+
+    def drop_all(self, reason: str) -> None:
+        """The way to the network is gone."""
+        for key in {*self._links, *self._attempts}:
+            self._drop(key, reason)
+        self._online.clear()
+
+    # --- the three messages ---
+
+    def _begin(self, key: Key, attempt: _Attempt) -> None:
+        previous = self._attempts.get(key)
+        if previous is not None:
+            previous.cancel_timer()
+        self._attempts[key] = attempt
+        attempt.started_at_s = self._clock()
+        if self._identity.me < key[1]:
+            attempt.initiator = Initiator(self._identity, key[1], self._random)
+            self._transmit(key, Open(attempt.initiator.hello))
+        else:
+            self._transmit(key, Knock())
+        delay_s = max(HANDSHAKE_TIMEOUT_S, attempt.retry_s)
+        attempt.cancel_timer = self._timers.after(delay_s, lambda: self._retry(key, attempt))
+
+    def _retry(self, key: Key, attempt: _Attempt) -> None:
+        if self._attempts.get(key) is attempt and key[1] in self._online.get(key[0], frozenset()):
+            self._begin(key, _Attempt(retry_s=min(attempt.retry_s * 2, RETRY_MOST_S)))
+
+    def _on_open(self, key: Key, message: Open) -> None:
+        if self._identity.me < key[1]:
+            raise LinkFault(key[1], "the higher index does not open")
+        self._ration(key)
+        try:
+            responder = Responder(self._identity, key[1], message, self._random)
+        except LinkFault as fault:
+            self._changed(key[0], key[1], None, fault.reason)
+            raise
+        attempt = self._attempts.setdefault(key, _Attempt(started_at_s=self._clock()))
+        attempt.responder = responder
+
+        async def answer() -> None:
+            signature = await self._sign(signing_digest(RESPONDER, responder.transcript))
+            self._transmit(key, responder.answer(signature))
+
+        self._run(key, answer)
+
+    def _on_answer(self, key: Key, message: Answer) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None or attempt.initiator is None:
+            raise LinkFault(key[1], "an answer to no hello of ours")
+        initiator = attempt.initiator
+        link, transcript = initiator.accept(message)
+        attempt.initiator = None
+
+        async def finish() -> None:
+            signature = await self._sign(signing_digest(INITIATOR, transcript))
+            if self._attempts.get(key) is attempt:
+                self._transmit(key, initiator.finish(link, transcript, signature))
+                self._establish(key, link)
+
+        self._run(key, finish)
+
+    def _on_finish(self, key: Key, message: Finish) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is None or attempt.responder is None:
+            raise LinkFault(key[1], "a finish of no handshake of ours")
+        self._establish(key, attempt.responder.accept(message))
+
+    # --- links ---
+
+    def _establish(self, key: Key, link: Link) -> None:
+        attempt = self._attempts.pop(key, None)
+        if attempt is not None:
+            attempt.cancel_timer()
+        if key in self._links:
+            self._changed(key[0], key[1], None, "replaced by a new handshake")
+        self._links[key] = link
+        self._changed(key[0], key[1], link, "")
+
+    def _drop(self, key: Key, reason: str) -> None:
+        attempt = self._attempts.pop(key, None)
+        if attempt is not None:
+            attempt.cancel_timer()
+        if self._links.pop(key, None) is not None:
+            self._changed(key[0], key[1], None, reason)
+
+    def _run(self, key: Key, step: Callable[[], object]) -> None:
+        def ended(task: Task[None]) -> None:
+            if isinstance(task.outcome, KeymootError):
+                self._changed(key[0], key[1], None, str(task.outcome))
+
+        Task(step(), ended).start()  # type: ignore[arg-type]
+
+    def _transmit(self, key: Key, message: Message) -> None:
+        self._send(key[0], key[1], HANDSHAKE_FRAME + encode(message))
+
+    def _ration(self, key: Key) -> None:
+        now = self._clock()
+        recent = [at for at in self._rations.get(key, []) if now - at < RATION_WINDOW_S]
+        if len(recent) >= RATION_HANDSHAKES:
+            raise LinkFault(key[1], f"more than {RATION_HANDSHAKES} handshakes in {RATION_WINDOW_S:.0f} s")
+        self._rations[key] = [*recent, now]

@@ -1,0 +1,212 @@
+"""The presign worker: a process of its own inside the enclave's boundary, so that a batch never delays a signature.
+
+Forked before the PKCS#11 module is loaded, fed over a socketpair. It gets sub-seeds and ceremony keys, never seeds,
+key shares or the HSM. It runs SPEC 3.2 to 3.9 for several batches at once and returns whole batches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import time
+from typing import Annotated
+
+import msgspec
+
+from enclave.channels.frames import CeremonyChannel, PeerKeys
+from enclave.crypto.curve import AFFINE_POINT_BYTES, SCALAR_BYTES, Secp256k1
+from enclave.errors import CallerError, KeymootError, LinkFault, PeerFault
+from enclave.framing import Stream
+from enclave.protocol import presign
+from enclave.protocol.session import Session
+from enclave.tasks import Task
+from enclave.wire import (
+    MAX_BATCH,
+    MAX_PEER_FRAME_BYTES,
+    Bytes32,
+    Committee,
+    Index,
+    ShortText,
+    Wire,
+    decode,
+    encode,
+)
+
+MAX_WORKER_MESSAGE_BYTES = MAX_BATCH * (SCALAR_BYTES + AFFINE_POINT_BYTES) + MAX_PEER_FRAME_BYTES
+MAX_QUEUED_BYTES = 128 * 1024 * 1024
+_PR_SET_PDEATHSIG = 1
+
+SubSeed = tuple[tuple[int, ...], Bytes32]
+
+
+class Begin(Wire, frozen=True, tag=1):
+    """Main → worker: run a batch. Secret throughout."""
+
+    sid: Bytes32
+    me: Index
+    committee: Committee
+    tolerate: int
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)]
+    frame_secret: bytes
+    peers: tuple[PeerKeys, ...]
+    subset_seeds: tuple[SubSeed, ...]
+    pair_seeds: tuple[SubSeed, ...]
+
+    def __repr__(self) -> str:
+        return "Begin(…)"
+
+
+class Incoming(Wire, frozen=True, tag=2):
+    """Main → worker: a ceremony frame for batch `sid`."""
+
+    sid: Bytes32
+    sender: Index
+    frame: bytes
+
+
+class End(Wire, frozen=True, tag=3):
+    """Main → worker: give the batch up (deadline, link gone)."""
+
+    sid: Bytes32
+    reason: ShortText
+
+
+class Outgoing(Wire, frozen=True, tag=1):
+    """Worker → main: a frame for a peer."""
+
+    sid: Bytes32
+    receiver: Index
+    frame: bytes
+
+
+class Finished(Wire, frozen=True, tag=2):
+    """Worker → main: a whole batch (secret), and the worker's CPU time of this boot so far."""
+
+    sid: Bytes32
+    inverse_shares: bytes
+    points: bytes
+    cpu_us: int
+
+    def __repr__(self) -> str:
+        return "Finished(…)"
+
+
+class Failed(Wire, frozen=True, tag=3):
+    """Worker → main: no batch. `kind`: `link`, `peer` or `caller`; `missing`: members awaited."""
+
+    sid: Bytes32
+    kind: ShortText
+    step: ShortText
+    reason: ShortText
+    culprits: tuple[Index, ...]
+    suspects: tuple[Index, ...]
+
+
+ToWorker = Begin | Incoming | End
+FromWorker = Outgoing | Finished | Failed
+
+
+class _Run:
+    """One batch under way."""
+
+    def __init__(self, begin: Begin, curve: Secp256k1, emit: Stream) -> None:
+        self._sid, self._stream = begin.sid, emit
+        self._channel = CeremonyChannel(
+            begin.sid, begin.me, begin.frame_secret, begin.peers, private_rounds=frozenset()
+        )
+        self._session = Session(begin.sid, begin.me, begin.committee, presign.ROUNDS, self._transmit)
+        sub_seeds = presign.SubSeeds(dict(begin.subset_seeds), dict(begin.pair_seeds))
+        routine = presign.presign(self._session, curve, begin.tolerate, begin.count, sub_seeds)
+        self.task: Task[presign.Batch] = Task(routine, self._ended)
+
+    def receive(self, message: Incoming) -> None:
+        try:
+            round_number, content = self._channel.open(message.sender, message.frame)
+        except LinkFault as fault:
+            self.task.cancel(fault)
+        else:
+            self._session.receive(message.sender, round_number, content)
+
+    def missing(self) -> tuple[int, ...]:
+        return self._session.missing()
+
+    def _transmit(self, round_number: int, receivers: tuple[int, ...], private: bool, content: bytes) -> None:
+        for receiver, frame in self._channel.seal(round_number, receivers, private, content):
+            self._stream.write(encode(Outgoing(self._sid, receiver, frame)))
+
+    def _ended(self, task: Task[presign.Batch]) -> None:
+        outcome = task.outcome
+        if isinstance(outcome, presign.Batch):
+            cpu_us = time.process_time_ns() // 1000
+            done = Finished(self._sid, outcome.inverse_shares, outcome.points, cpu_us)
+            self._stream.write(encode(done))
+        elif isinstance(outcome, KeymootError):
+            self._stream.write(encode(describe_failure(self._sid, outcome, self.missing())))
+
+
+def describe_failure(sid: bytes, error: KeymootError, missing: tuple[int, ...]) -> Failed:
+    """How a ceremony's error is told: its kind, whom it convicts and whom it merely waits for."""
+    if isinstance(error, PeerFault):
+        return Failed(sid, "peer", error.step, error.reason, error.culprits, error.subset)
+    if isinstance(error, LinkFault):
+        return Failed(sid, "link", "", error.reason, (), (error.peer,) if error.peer else ())
+    if isinstance(error, CallerError):
+        return Failed(sid, "caller", "", str(error), (), ())
+    return Failed(sid, "timeout", "", str(error)[:500], (), missing)
+
+
+def fork_worker() -> socket.socket:
+    """Fork the worker; returns the enclave's end of the socketpair. Call before the PKCS#11 module is loaded."""
+    ours, theirs = socket.socketpair()
+    parent = os.getpid()
+    if os.fork() == 0:
+        ours.close()
+        code = 1
+        try:
+            _die_with(parent)
+            serve(theirs)
+            code = 0
+        finally:
+            os._exit(code)
+    theirs.close()
+    return ours
+
+
+def serve(sock: socket.socket) -> None:
+    """The worker's loop: until the enclave closes its end."""
+    curve = Secp256k1(os.urandom(32))
+    stream = Stream(sock, MAX_QUEUED_BYTES, MAX_WORKER_MESSAGE_BYTES)
+    sock.setblocking(True)
+    runs: dict[bytes, _Run] = {}
+    while True:
+        try:
+            for data in stream.read():
+                _handle(decode(data, ToWorker), runs, curve, stream)  # type: ignore[arg-type]
+        except EOFError:
+            return
+
+
+def _handle(message: ToWorker, runs: dict[bytes, _Run], curve: Secp256k1, stream: Stream) -> None:
+    if isinstance(message, Begin):
+        run = runs[message.sid] = _Run(message, curve, stream)
+        run.task.start()
+    else:
+        found = runs.get(message.sid)
+        if found is None:
+            return
+        if isinstance(message, Incoming):
+            found.receive(message)
+        else:
+            found.task.cancel(KeymootError(message.reason))
+    for sid in [sid for sid, run in runs.items() if run.task.ended]:
+        del runs[sid]
+
+
+def _die_with(parent: int) -> None:
+    """End with the enclave, however it ends, and leave its signals to it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.getppid() != parent:
+        os._exit(1)
