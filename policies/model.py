@@ -1,0 +1,225 @@
+"""What a policy file says, and what `decide` sees of a request. See README.md for the file's format."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from policies.globs import check_label_glob, check_path_glob
+from policies.transcript import Tag, digest
+
+CLIENT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+MAX_CLIENTS = 256
+MAX_RULES = 256
+MAX_PATTERNS = 256
+
+ED25519_KEY_BYTES = 32
+P256_POINT_BYTES = 65
+_P256_P = 2**256 - 2**224 + 2**192 + 2**96 - 1
+_P256_B = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+
+Name = Annotated[str, msgspec.Meta(pattern=CLIENT_ID_PATTERN)]
+Patterns = Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_PATTERNS)]
+
+
+class Algorithm(StrEnum):
+    """How a client signs. A JWS names Ed25519 `Ed25519` or, as it used to be called, `EdDSA`."""
+
+    ED25519 = "Ed25519"
+    ES256 = "ES256"
+
+
+class Action(StrEnum):
+    """What a client can ask for."""
+
+    CREATE_KEY = "create-key"
+    SIGN = "sign"
+
+
+class Kind(StrEnum):
+    """What can be signed: the `kind` of a signing body (`policies.requests`)."""
+
+    HASH = "Hash"
+    ETHEREUM_TRANSACTION = "EthereumTransaction"
+    BITCOIN_BIP143_PREIMAGE = "BitcoinBip143Preimage"
+
+
+ALWAYS_BLIND = frozenset({Kind.HASH})
+
+
+class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may ask. `id` is the `kid` of its requests.
+
+    `public_key`: the 32-byte Ed25519 key, or for ES256 the 65-byte uncompressed P-256 point (`04 ‖ x ‖ y`), as
+    base64url without padding or as plain base64.
+    """
+
+    id: Name
+    alg: Algorithm
+    public_key: Annotated[str, msgspec.Meta(max_length=128)]
+
+    def __post_init__(self) -> None:
+        if self.alg is Algorithm.ED25519:
+            if len(self.key_bytes) != ED25519_KEY_BYTES:
+                raise ValueError(f"client {self.id}: public_key is not a 32-byte Ed25519 key")
+        elif not _is_p256_point(self.key_bytes):
+            raise ValueError(f"client {self.id}: public_key is not a 65-byte uncompressed P-256 point")
+
+    @property
+    def key_bytes(self) -> bytes:
+        """The raw 32-byte Ed25519 key or the 65-byte P-256 point."""
+        try:
+            return _decode_key(self.public_key)
+        except ValueError as error:
+            raise ValueError(f"client {self.id}: public_key is {error}") from None
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One permission: a request that fits *all* of its fields is permitted; a missing field permits nothing.
+
+    `labels` and `derivation_paths` are patterns (`policies.globs`). `derivation_paths` left out means the key
+    itself (`m`). `blind` permits to sign what the enclave cannot read.
+    """
+
+    name: Name
+    clients: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=MAX_CLIENTS)]
+    actions: Annotated[tuple[Action, ...], msgspec.Meta(min_length=1, max_length=len(Action))]
+    labels: Annotated[Patterns, msgspec.Meta(min_length=1)]
+    kinds: Annotated[tuple[Kind, ...], msgspec.Meta(max_length=len(Kind))] = ()
+    blind: bool = False
+    derivation_paths: Patterns = ("m",)
+
+    def __post_init__(self) -> None:
+        for pattern in self.labels:
+            check_label_glob(pattern)
+        for pattern in self.derivation_paths:
+            check_path_glob(pattern)
+        if Action.SIGN in self.actions and not self.kinds:
+            raise ValueError(f"rule {self.name} permits `sign` but no `kinds`: it would permit nothing")
+        if Action.SIGN not in self.actions and (self.kinds or self.blind):
+            raise ValueError(f"rule {self.name} has `kinds` or `blind` but does not permit `sign`")
+        if not self.blind and ALWAYS_BLIND.intersection(self.kinds):
+            raise ValueError(
+                f"rule {self.name} lists the kind Hash, which is always blind: add `blind: true` or drop Hash"
+            )
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A signer's own policy. What no rule permits is refused, so no rules refuse everything."""
+
+    version: Annotated[int, msgspec.Meta(ge=1, le=1)]
+    clients: Annotated[tuple[Client, ...], msgspec.Meta(max_length=MAX_CLIENTS)]
+    rules: Annotated[tuple[Rule, ...], msgspec.Meta(max_length=MAX_RULES)]
+
+    def __post_init__(self) -> None:
+        _refuse_repeats("two clients have the id", (client.id for client in self.clients))
+        _refuse_repeats("two clients have the same key", (client.key_bytes.hex() for client in self.clients))
+        _refuse_repeats("two rules have the name", (rule.name for rule in self.rules))
+        known = {client.id for client in self.clients}
+        for rule in self.rules:
+            for client_id in rule.clients:
+                if client_id not in known:
+                    raise ValueError(f"rule {rule.name} names the client `{client_id}`, which is not listed")
+
+    def client(self, client_id: str) -> Client | None:
+        """The client with this id, or None."""
+        return next((client for client in self.clients if client.id == client_id), None)
+
+    def digest(self) -> bytes:
+        """32 bytes that pin every field of the policy (not the file's comments or layout)."""
+        return digest(Tag.POLICY, msgspec.msgpack.encode(msgspec.to_builtins(self, order="sorted")))
+
+
+class AccessEntry(msgspec.Struct, frozen=True):
+    """One entry of an EIP-2930 access list: a 20-byte address and 32-byte storage keys."""
+
+    address: bytes
+    storage_keys: tuple[bytes, ...]
+
+
+class EthereumDecoded(msgspec.Struct, frozen=True):
+    """An unsigned EIP-1559 transaction. Amounts in wei; `to` is 20 bytes, or empty to create a contract."""
+
+    chain_id: int
+    nonce: int
+    max_priority_fee_per_gas: int
+    max_fee_per_gas: int
+    gas_limit: int
+    to: bytes
+    value: int
+    data: bytes
+    access_list: tuple[AccessEntry, ...]
+
+
+class BitcoinDecoded(msgspec.Struct, frozen=True):
+    """A BIP-143 preimage: one input's amount (satoshi) and script, and *hashes* of all that it pays to.
+
+    `outpoint_txid` is in the order of the wire (explorers show it reversed).
+    """
+
+    version: int
+    hash_prevouts: bytes
+    hash_sequence: bytes
+    outpoint_txid: bytes
+    outpoint_index: int
+    script_code: bytes
+    amount: int
+    sequence: int
+    hash_outputs: bytes
+    locktime: int
+    sighash_type: int
+
+
+Decoded = EthereumDecoded | BitcoinDecoded
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What `decide` sees: a request whose client signature has been verified and whose payload was parsed.
+
+    `label` is the key's label: from the body for `create-key`, from the stored key for `sign`. `kind` and
+    `decoded` are None where there is nothing to sign or to read.
+    """
+
+    client_id: str
+    action: Action
+    label: str
+    kind: Kind | None = None
+    blind: bool = False
+    derivation_path: tuple[int, ...] = ()
+    decoded: Decoded | None = None
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """What rates and windows will count. Nothing yet."""
+
+
+def _decode_key(text: str) -> bytes:
+    """Canonical base64url without padding, or canonical base64. Raises `ValueError`."""
+    plain = text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4)
+    if not _BASE64.fullmatch(plain):
+        raise ValueError("not base64")
+    data = base64.b64decode(plain, validate=True)
+    if text not in (base64.urlsafe_b64encode(data).rstrip(b"=").decode(), base64.b64encode(data).decode()):
+        raise ValueError("not canonical base64")
+    return data
+
+
+def _is_p256_point(point: bytes) -> bool:
+    if len(point) != P256_POINT_BYTES or point[0] != 4:
+        return False
+    x, y = int.from_bytes(point[1:33], "big"), int.from_bytes(point[33:], "big")
+    return max(x, y) < _P256_P and (y * y - (x * x * x - 3 * x + _P256_B)) % _P256_P == 0
+
+
+def _refuse_repeats(what: str, names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{what} `{name}`")
+        seen.add(name)
