@@ -20,7 +20,7 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-from enclave.errors import Malformed
+from enclave.errors import Malformed as Malformed  # the appliance imports it from here
 from policies.roster import Index, Name
 from policies.transcript import Tag, digest
 

@@ -1,0 +1,199 @@
+"""The link to one coordinator: two outbound mutual-TLS 1.3 WebSockets, control and bulk.
+
+They live and die together. While the link is down, what the enclave sends to this coordinator is dropped: the
+enclave is told (empty `Presence`), and the ceremonies of this coordinator fail there, by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import time
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import NoReturn
+
+import aiohttp
+import structlog
+
+from appliance import relay
+from appliance.signer.config import CoordinatorSettings
+from appliance.signer.errors import LinkDown, LinkOverflow
+from appliance.signer.flow import Backoff, Outbox, until_first_ends
+from appliance.tls import client_context
+from enclave import wire
+from policies.errors import CallerError
+
+CONNECT_TIMEOUT_S = 10.0
+FIRST_RETRY_S = 0.25
+LONGEST_RETRY_S = 15.0
+MAX_WAITING_MESSAGES = 4096
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+CHECK_COORDINATOR = "see whether the coordinator runs and its certificate is of the pinned CA"
+
+log = structlog.get_logger()
+
+
+class CoordinatorLink:
+    """Keeps both connections to one coordinator up. `deliver` gets each message, `lost` each loss."""
+
+    def __init__(
+        self,
+        settings: CoordinatorSettings,
+        announce: relay.Announce,
+        deliver: Callable[[relay.Down], None],
+        lost: Callable[[], None],
+        source: random.Random,
+    ) -> None:
+        self.name = settings.name
+        self._settings = settings
+        self._announce = announce
+        self._deliver = deliver
+        self._lost = lost
+        self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source)
+        self._session: _Session | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether both connections are open and announced."""
+        return self._session is not None
+
+    def send(self, message: relay.Up, *, bulk: bool) -> bool:
+        """Queue a message; False where it was dropped. An overflow takes the link down."""
+        return self._session is not None and self._session.send(message, bulk=bulk)
+
+    async def run(self) -> NoReturn:
+        """Connect, and connect again whenever the link ends. Nothing that the coordinator does ends this."""
+        while True:
+            try:
+                await self._connected()
+            except (LinkDown, LinkOverflow, CallerError) as error:
+                log.warning(
+                    "coordinator-link-down",
+                    coordinator=self.name,
+                    kind=type(error).__name__,
+                    reason=str(error)[:512],
+                )
+            if self._session is not None:
+                self._session = None
+                self._lost()
+            await asyncio.sleep(self._backoff.next_s())
+
+    async def _connected(self) -> None:
+        """One life of the link. Raises `LinkDown`, `LinkOverflow` or `Malformed` when it ends.
+
+        The TLS files are read anew, so that renewed certificates are used from the next connection on.
+        """
+        tls = client_context(self._settings.ca, self._settings.certificate, self._settings.key)
+        async with _http_session(tls) as http:
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    control = await self._open(http, relay.CONTROL_PATH)
+                    bulk = await self._open(http, relay.BULK_PATH)
+            except (aiohttp.ClientError, OSError, ValueError) as error:
+                raise LinkDown(f"coordinator {self.name}: {_describe(error)}", CHECK_COORDINATOR) from error
+            self._session = _Session(self.name, control, bulk)
+            log.info("coordinator-link-up", coordinator=self.name)
+            started_s = time.monotonic()
+            try:
+                await self._session.run(self._deliver)
+            finally:
+                if time.monotonic() - started_s > LONGEST_RETRY_S:
+                    self._backoff.reset()
+
+    async def _open(self, http: aiohttp.ClientSession, path: str) -> aiohttp.ClientWebSocketResponse:
+        connection = await http.ws_connect(
+            self._settings.url.rstrip("/") + path,
+            heartbeat=relay.HEARTBEAT_S,
+            max_msg_size=relay.MAX_WEBSOCKET_BYTES,
+            timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+        )
+        await connection.send_bytes(wire.encode(self._announce))
+        return connection
+
+
+class _Session:
+    """Two open, announced connections."""
+
+    def __init__(
+        self, name: str, control: aiohttp.ClientWebSocketResponse, bulk: aiohttp.ClientWebSocketResponse
+    ) -> None:
+        self._name = name
+        self._control, self._bulk = control, bulk
+        self._control_outbox = Outbox(f"coordinator {name}", MAX_WAITING_MESSAGES, MAX_WAITING_BYTES)
+        self._bulk_outbox = Outbox(f"coordinator {name} (bulk)", MAX_WAITING_MESSAGES, MAX_WAITING_BYTES)
+        self._overflow: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def send(self, message: relay.Up, *, bulk: bool) -> bool:
+        """Queue a message; on overflow the session ends and the message is dropped."""
+        if self._overflow.done():
+            return False
+        try:
+            (self._bulk_outbox if bulk else self._control_outbox).put("the enclave", wire.encode(message))
+        except LinkOverflow as error:
+            self._overflow.set_exception(error)
+            return False
+        return True
+
+    async def run(self, deliver: Callable[[relay.Down], None]) -> None:
+        """Serve both connections until one of them ends; raises why."""
+        try:
+            await until_first_ends(
+                self._read(self._control, deliver),
+                self._read(self._bulk, deliver),
+                self._control_outbox.drain(partial(self._write, self._control)),
+                self._bulk_outbox.drain(partial(self._write, self._bulk)),
+                self._watch_overflow(),
+            )
+        finally:
+            self._overflow.cancel()
+            await asyncio.gather(self._control.close(), self._bulk.close(), return_exceptions=True)
+
+    async def _watch_overflow(self) -> None:
+        await self._overflow
+
+    async def _write(self, connection: aiohttp.ClientWebSocketResponse, data: bytes) -> None:
+        try:
+            await connection.send_bytes(data)
+        except (aiohttp.ClientError, OSError) as error:
+            raise LinkDown(f"coordinator {self._name}: {_describe(error)}", CHECK_COORDINATOR) from error
+
+    async def _read(
+        self, connection: aiohttp.ClientWebSocketResponse, deliver: Callable[[relay.Down], None]
+    ) -> NoReturn:
+        while True:
+            message = await connection.receive()
+            if message.type is aiohttp.WSMsgType.BINARY:
+                down: relay.Down = wire.decode(message.data, relay.Down)  # type: ignore[arg-type]
+                deliver(down)
+            elif message.type is aiohttp.WSMsgType.TEXT:
+                raise wire.Malformed(f"coordinator {self._name} sent a text message")
+            else:
+                raise LinkDown(
+                    f"coordinator {self._name} closed ({message.type.name.lower()})", CHECK_COORDINATOR
+                )
+
+
+def _http_session(tls: ssl.SSLContext) -> aiohttp.ClientSession:
+    """A session that follows no redirect, uses no proxy of the environment and keeps no cookie."""
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(_refuse_redirect)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=tls),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        trace_configs=[trace],
+    )
+
+
+async def _refuse_redirect(
+    session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceRequestRedirectParams
+) -> None:
+    del session, context
+    raise LinkDown(f"{params.url.host} answered with a redirect", CHECK_COORDINATOR)
+
+
+def _describe(error: BaseException) -> str:
+    return (str(error) or type(error).__name__)[:300]

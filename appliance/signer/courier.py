@@ -1,0 +1,203 @@
+"""The routing between enclave, coordinators, gate and store while one connection to the enclave lasts.
+
+Order of effects: a report leaves only after its audit entries are on disk, `Stored` is said only after the
+records are. Everything that waits for the disk leaves in the order in which the enclave said it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NoReturn, Protocol
+
+import structlog
+
+from appliance import relay
+from appliance.signer.coordinator_link import CoordinatorLink
+from appliance.signer.enclave_link import EnclaveLink
+from appliance.signer.flow import until_first_ends
+from appliance.signer.gate_caller import GateCaller, unreachable
+from enclave import wire
+
+MAX_COMMITS_WAITING = 1024
+MAX_GATE_CALLS_WAITING = 256
+GATE_CALLS_AT_ONCE = 16
+OWN_QUOTA = "signer"
+
+log = structlog.get_logger()
+
+
+class Store(Protocol):
+    """What the courier needs of `appliance.store`: sealed records and the audit chain, in call order."""
+
+    def record(self, kind: str, name: str) -> wire.Record | None:
+        """The newest record of that kind and name."""
+
+    async def put_records(
+        self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()
+    ) -> None:
+        """Returns when the records are on disk."""
+
+    async def append_audit(self, entries: Sequence[wire.AuditEntry]) -> None:
+        """Returns when the entries are on disk."""
+
+
+@dataclass(frozen=True)
+class _Departure:
+    """What may happen only once `commit` is done; None where nothing had to be committed."""
+
+    commit: asyncio.Task[None] | None
+    then: Callable[[], object]
+
+
+class Courier:
+    """Carries messages for one attached enclave. `run` ends when the enclave goes; links end with it."""
+
+    def __init__(self, enclave: EnclaveLink, store: Store, gate: GateCaller | None) -> None:
+        self._enclave = enclave
+        self._store = store
+        self._gate = gate
+        self._links: dict[str, CoordinatorLink] = {}
+        self._departures: deque[_Departure] = deque()
+        self._departed = asyncio.Condition()
+        self._gate_calls: asyncio.Queue[tuple[wire.CallGate, float]] = asyncio.Queue(MAX_GATE_CALLS_WAITING)
+
+    async def run(self, links: Sequence[CoordinatorLink]) -> None:
+        """Serve until the enclave or the store fails; raises why. Commits under way are awaited before.
+
+        Raises `LinkDown`, `LinkOverflow` or `Malformed` for the enclave; errors of the store as they come.
+        """
+        self._links = {link.name: link for link in links}
+        for name in self._links:
+            self.lost(name)
+        try:
+            await until_first_ends(
+                self._enclave.write(),
+                self._read_enclave(),
+                self._depart_in_order(),
+                *(link.run() for link in links),
+                *(self._call_gate() for _ in range(GATE_CALLS_AT_ONCE)),
+            )
+        finally:
+            await self._settle()
+
+    # --- coordinator → enclave --------------------------------------------------------------------------
+
+    def from_coordinator(self, name: str, message: relay.Down) -> None:
+        """Pass a coordinator's message on, an order with the sealed record of its key.
+
+        Raises `LinkOverflow` or `Malformed` (too large): both are the fault of that coordinator's link.
+        """
+        match message:
+            case relay.Online(indices):
+                self._enclave.send(name, wire.Presence(name, indices))
+            case relay.Deliver(sender, data):
+                self._enclave.send(name, wire.PeerFrame(name, sender, data))
+            case relay.OrderDown(body):
+                self._enclave.send(name, wire.Order(name, body, self._key_record(body)))
+
+    def lost(self, name: str) -> None:
+        """Tell the enclave that the link to coordinator `name` is down."""
+        self._enclave.send(OWN_QUOTA, wire.Presence(name, ()))
+
+    def _key_record(self, body: wire.OrderBody) -> wire.Record | None:
+        if isinstance(body, wire.SignOrder | wire.OnlineOrder | wire.ActivateOrder):
+            return self._store.record("key", body.key_id)
+        return None
+
+    # --- enclave → everybody ----------------------------------------------------------------------------
+
+    async def _read_enclave(self) -> NoReturn:
+        while True:
+            message = await self._enclave.receive()
+            match message:
+                case wire.ToPeer(coordinator, receiver, bulk, data):
+                    self._to_coordinator(coordinator, relay.Forward(receiver, data), bulk=bulk)
+                case wire.Report(coordinator, body, audit):
+                    await self._after_commit(
+                        self._store.append_audit(audit) if audit else None,
+                        partial(self._to_coordinator, coordinator, relay.ReportUp(body), bulk=False),
+                    )
+                case wire.Store(ticket, records):
+                    await self._after_commit(
+                        self._store.put_records(records),
+                        partial(self._enclave.send, OWN_QUOTA, wire.Stored(ticket)),
+                    )
+                case wire.Audit(entries):
+                    await self._after_commit(self._store.append_audit(entries), lambda: None)
+                case wire.CallGate():
+                    self._queue_gate_call(message)
+                case wire.Status(state, reason):
+                    log.info("enclave-status", state=state, reason=reason)
+                case wire.Attached():
+                    raise wire.Malformed("the enclave attached twice on one connection")
+
+    def _to_coordinator(self, name: str, message: relay.Up, *, bulk: bool) -> None:
+        """Send, or drop where the link is down or not configured: the enclave was told (`Presence`)."""
+        link = self._links.get(name)
+        if link is None or not link.send(message, bulk=bulk):
+            log.info("message-dropped", coordinator=name, message=type(message).__name__)
+
+    # --- effects that wait for the disk -----------------------------------------------------------------
+
+    async def _after_commit(
+        self, commit: Coroutine[object, object, None] | None, then: Callable[[], object]
+    ) -> None:
+        """Start `commit` now, in the enclave's order; do `then` when it and all before it are on disk."""
+        async with self._departed:
+            await self._departed.wait_for(lambda: len(self._departures) < MAX_COMMITS_WAITING)
+            task = None if commit is None else asyncio.create_task(commit)
+            self._departures.append(_Departure(task, then))
+            self._departed.notify_all()
+
+    async def _depart_in_order(self) -> NoReturn:
+        while True:
+            async with self._departed:
+                await self._departed.wait_for(lambda: len(self._departures) > 0)
+            first = self._departures[0]
+            if first.commit is not None:
+                await asyncio.wait([first.commit])  # unlike `await`, cancelling this leaves the commit alone
+                first.commit.result()
+            first.then()
+            async with self._departed:
+                self._departures.popleft()
+                self._departed.notify_all()
+
+    async def _settle(self) -> None:
+        """Wait for the commits under way, so that the next `Attach` states what is on disk. Raises the first
+        failure of the store. What was to leave after them does not leave: its receiver is gone."""
+        commits = [departure.commit for departure in self._departures if departure.commit is not None]
+        if commits:
+            await asyncio.wait(commits)
+        for commit in commits:
+            commit.result()
+
+    # --- gate -------------------------------------------------------------------------------------------
+
+    def _queue_gate_call(self, call: wire.CallGate) -> None:
+        deadline_s = asyncio.get_running_loop().time() + call.timeout_ms / 1000
+        try:
+            self._gate_calls.put_nowait((call, deadline_s))
+        except asyncio.QueueFull:
+            refusal = unreachable(call, f"more than {MAX_GATE_CALLS_WAITING} gate calls are waiting")
+            self._enclave.send(OWN_QUOTA, refusal)
+
+    async def _call_gate(self) -> NoReturn:
+        """One of the workers that carry gate calls; time spent waiting for a worker counts."""
+        while True:
+            call, deadline_s = await self._gate_calls.get()
+            timeout_s = deadline_s - asyncio.get_running_loop().time()
+            if self._gate is None:
+                answer: wire.GateReply | wire.GateUnreachable = unreachable(
+                    call, "signer.yaml names no gate: set gate.url and gate.ca"
+                )
+            elif timeout_s <= 0:
+                answer = unreachable(call, "all gate connections were busy until the time-out")
+            else:
+                answer = await self._gate.call(call, timeout_s)
+            if isinstance(answer, wire.GateUnreachable):
+                log.warning("gate-unreachable", uid=call.uid, reason=answer.reason)
+            self._enclave.send(OWN_QUOTA, answer)

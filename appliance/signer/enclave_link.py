@@ -1,0 +1,107 @@
+"""One connection to the enclave: its Unix socket, `Attach` and `Attached`, then messages both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+from typing import NoReturn
+
+from appliance.signer.errors import LinkDown
+from appliance.signer.flow import Outbox
+from enclave import wire
+
+ATTACH_TIMEOUT_S = 30.0
+MAX_WAITING_MESSAGES = 4096
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+START_ENCLAVE = "start keymoot enclave, or see its log"
+
+
+class EnclaveLink:
+    """An attached connection. `send` queues, `write` empties the queue, `receive` reads one message."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, attached: wire.Attached
+    ) -> None:
+        self.attached = attached
+        self._reader = reader
+        self._writer = writer
+        self._outbox = Outbox("the enclave", MAX_WAITING_MESSAGES, MAX_WAITING_BYTES)
+
+    @classmethod
+    async def connect(cls, path: pathlib.Path, attach: wire.Attach, network: str) -> EnclaveLink:
+        """Connect and attach. Raises `LinkDown` where nobody is there or who is there serves another network,
+        `Malformed` where the answer is not `Attached`."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(path)
+        except OSError as error:
+            raise LinkDown(f"enclave socket {path}: {error.strerror}", START_ENCLAVE) from error
+        try:
+            async with asyncio.timeout(ATTACH_TIMEOUT_S):
+                writer.write(wire.frame(attach))
+                await writer.drain()
+                attached = await _read(reader)
+            return cls(reader, writer, _checked(attached, network))
+        except TimeoutError:
+            writer.close()
+            raise LinkDown("enclave does not answer", START_ENCLAVE) from None
+        except OSError as error:
+            writer.close()
+            raise LinkDown(f"enclave closed: {error}", START_ENCLAVE) from error
+        except BaseException:
+            writer.close()
+            raise
+
+    def send(self, source: str, message: wire.ToEnclave) -> None:
+        """Queue a message on the quota of `source`. Raises `LinkOverflow`; `Malformed` if too large."""
+        self._outbox.put(source, wire.frame(message))
+
+    async def write(self) -> NoReturn:
+        """Write what `send` queued. Raises `LinkDown` when the enclave is gone."""
+        await self._outbox.drain(self._write)
+
+    async def receive(self) -> wire.FromEnclave:
+        """The next message. Raises `LinkDown` at the end, `Malformed` for anything but one valid message."""
+        return await _read(self._reader)
+
+    async def close(self) -> None:
+        """Close the socket."""
+        self._writer.close()
+        try:
+            await self._writer.wait_closed()
+        except OSError:
+            return  # it was broken already, which is why it is being closed
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            self._writer.write(data)
+            await self._writer.drain()
+        except OSError as error:
+            raise LinkDown(f"enclave closed: {error}", START_ENCLAVE) from error
+
+
+def _checked(message: wire.FromEnclave, network: str) -> wire.Attached:
+    if not isinstance(message, wire.Attached):
+        raise wire.Malformed(f"the enclave's first message is {type(message).__name__}, not Attached")
+    if message.protocol != wire.PROTOCOL_VERSION:
+        raise LinkDown(
+            f"enclave speaks protocol {message.protocol}, this signer {wire.PROTOCOL_VERSION}",
+            "install the same version of both",
+        )
+    if message.network != network:
+        raise LinkDown(
+            f"enclave belongs to network {message.network}, this signer to {network}",
+            "point enclave_socket at the enclave of this network",
+        )
+    return message
+
+
+async def _read(reader: asyncio.StreamReader) -> wire.FromEnclave:
+    try:
+        length = int.from_bytes(await reader.readexactly(wire.LENGTH_BYTES), "big")
+        if not 0 < length <= wire.MAX_MESSAGE_BYTES:
+            raise wire.Malformed(f"the enclave announced a message of {length} bytes")
+        data = await reader.readexactly(length)
+    except (asyncio.IncompleteReadError, OSError) as error:
+        raise LinkDown("enclave closed the connection", START_ENCLAVE) from error
+    message: wire.FromEnclave = wire.decode(data, wire.FromEnclave)  # type: ignore[arg-type]
+    return message

@@ -1,0 +1,131 @@
+"""Carries one HTTP exchange with the operator's validation gate for each `CallGate`, and judges nothing.
+
+What comes back is the handler's answer, verbatim, or `GateUnreachable`. No error becomes anything else, and
+nothing is tried twice: retries are the enclave's, within its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import aiohttp
+from multidict import CIMultiDictProxy
+
+from appliance.signer.config import GateSettings
+from appliance.tls import client_context
+from enclave import wire
+from policies.errors import KeymootError
+
+MAX_RETRY_AFTER_S = 86_400
+MAX_REASON_CHARS = 512
+MAX_CONNECTIONS = 16
+HEADER_LIMITS = {"webhook-id": 512, "webhook-timestamp": 512, "webhook-signature": 2048}
+
+
+class NoAnswer(KeymootError):
+    """The exchange gave nothing that may be shown to the enclave as an answer."""
+
+
+class GateCaller:
+    """A connection pool to one handler. Use `open` inside the event loop and `close` at the end."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self._url = url
+        self._session = session
+
+    @classmethod
+    def open(cls, settings: GateSettings) -> GateCaller:
+        """A caller for the handler in `settings`. Raises `CallerError` for unusable TLS files."""
+        tls = client_context(settings.ca, settings.certificate, settings.key, ssl.TLSVersion.TLSv1_2)
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=tls, limit=MAX_CONNECTIONS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+        )
+        return cls(settings.url, session)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def call(self, call: wire.CallGate, timeout_s: float) -> wire.GateReply | wire.GateUnreachable:
+        """One POST, answered within `timeout_s`, connecting included."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._exchange(call)
+        except TimeoutError:
+            return unreachable(call, f"no answer within {call.timeout_ms} ms")
+        except NoAnswer as error:
+            return unreachable(call, str(error))
+        except aiohttp.ClientConnectorCertificateError as error:
+            return unreachable(call, f"its certificate is not trusted: {error.certificate_error}")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return unreachable(call, f"{type(error).__name__}: {error}")
+
+    async def _exchange(self, call: wire.CallGate) -> wire.GateReply:
+        headers = {
+            "content-type": "application/json",
+            "accept-encoding": "identity",
+            "user-agent": "keymoot",
+            "webhook-id": call.webhook_id,
+            "webhook-timestamp": call.webhook_timestamp,
+            "webhook-signature": call.webhook_signature,
+        }
+        async with self._session.post(
+            self._url, data=call.body, headers=headers, allow_redirects=False, timeout=aiohttp.ClientTimeout()
+        ) as response:
+            if 300 <= response.status < 400:
+                raise NoAnswer(f"it answered with a redirect ({response.status})")
+            if not 200 <= response.status <= 599:
+                raise NoAnswer(f"it answered with status {response.status}")
+            body = await _read_bounded(response)
+            return wire.GateReply(
+                uid=call.uid,
+                status=response.status,
+                webhook_id=_header(response.headers, "webhook-id"),
+                webhook_timestamp=_header(response.headers, "webhook-timestamp"),
+                webhook_signature=_header(response.headers, "webhook-signature"),
+                retry_after_s=_retry_after_s(response.headers),
+                body=body,
+            )
+
+
+def unreachable(call: wire.CallGate, reason: str) -> wire.GateUnreachable:
+    """The answer to `call` where there is none from the handler."""
+    plain = reason.encode("ascii", "backslashreplace").decode()  # a reason may quote bytes of the handler
+    return wire.GateUnreachable(uid=call.uid, reason=plain[:MAX_REASON_CHARS])
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+    """The body, of at most `MAX_GATE_BODY_BYTES`; the rest of a longer one is never read."""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in response.content.iter_any():
+        size += len(piece)
+        if size > wire.MAX_GATE_BODY_BYTES:
+            response.close()
+            raise NoAnswer(f"its answer is larger than {wire.MAX_GATE_BODY_BYTES} bytes")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _header(headers: CIMultiDictProxy[str], name: str) -> str:
+    """The header's value, empty where it is absent. A repeated, oversized or non-ASCII one is no answer."""
+    values = headers.getall(name, [])
+    if len(values) > 1:
+        raise NoAnswer(f"its answer repeats the header {name}")
+    if values and len(values[0]) > HEADER_LIMITS[name]:
+        raise NoAnswer(f"its answer has a header {name} of more than {HEADER_LIMITS[name]} characters")
+    if values and not values[0].isascii():
+        raise NoAnswer(f"its answer has a header {name} that is not ASCII")
+    return values[0] if values else ""
+
+
+def _retry_after_s(headers: CIMultiDictProxy[str]) -> int:
+    """`Retry-After` in seconds; 0 where it is absent, a date or nonsense: the enclave has a default."""
+    value = headers.get("retry-after", "")
+    if not (value.isascii() and value.isdigit() and len(value) <= 9):
+        return 0
+    return min(int(value), MAX_RETRY_AFTER_S)

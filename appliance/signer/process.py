@@ -1,0 +1,101 @@
+"""The signer process: `keymoot signer run`. Composition root of everything in this package."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import pathlib
+import random
+import signal
+from functools import partial
+
+import structlog
+
+from appliance import relay
+from appliance.signer.config import SignerConfig, load_config
+from appliance.signer.coordinator_link import CoordinatorLink
+from appliance.signer.courier import Courier
+from appliance.signer.enclave_link import EnclaveLink
+from appliance.signer.errors import LinkDown, LinkOverflow
+from appliance.signer.flow import Backoff
+from appliance.signer.gate_caller import GateCaller
+from appliance.store import SignerStore
+from appliance.telemetry import configure_logging
+from enclave import wire
+
+FIRST_RETRY_S = 0.1
+LONGEST_RETRY_S = 5.0
+
+log = structlog.get_logger()
+
+
+def run(config_path: pathlib.Path) -> None:
+    """Run until SIGTERM or SIGINT. Raises `CallerError` for a bad configuration, errors of the store."""
+    config = load_config(config_path)
+    configure_logging("signer")
+    asyncio.run(_run_until_signal(config))
+
+
+async def serve(config: SignerConfig, source: random.Random) -> None:
+    """Serve one enclave, reconnecting, until cancelled. `source` gives the jitter of reconnects."""
+    store = SignerStore.open(config.state)
+    gate = None if config.gate is None else GateCaller.open(config.gate)
+    backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source)
+    log.info("signer-started", network=config.network, coordinators=[c.name for c in config.coordinators])
+    try:
+        while True:
+            try:
+                await _serve_enclave(config, store, gate, source, backoff)
+            except (LinkDown, LinkOverflow, wire.Malformed) as error:
+                log.warning("enclave-link-down", kind=type(error).__name__, reason=str(error)[:512])
+            await asyncio.sleep(backoff.next_s())
+    finally:
+        if gate is not None:
+            await gate.close()
+        await store.close()
+        log.info("signer-stopped")
+
+
+async def _serve_enclave(
+    config: SignerConfig, store: SignerStore, gate: GateCaller | None, source: random.Random, backoff: Backoff
+) -> None:
+    """Attach to the enclave and carry its messages while it is there; raises why it ended."""
+    version = importlib.metadata.version("keymoot")
+    audit_seq, audit_head = store.audit_head()
+    attach = wire.Attach(
+        protocol=wire.PROTOCOL_VERSION,
+        signer_version=version,
+        prss=store.record("prss", "prss"),
+        audit_seq=audit_seq,
+        audit_head=audit_head,
+    )
+    enclave = await EnclaveLink.connect(config.enclave_socket, attach, config.network)
+    backoff.reset()
+    log.info("enclave-attached", name=enclave.attached.name, gate_mode=enclave.attached.gate_mode)
+    try:
+        courier = Courier(enclave, store, gate)
+        announce = relay.Announce(version, enclave.attached)
+        await courier.run(
+            [
+                CoordinatorLink(
+                    settings,
+                    announce,
+                    partial(courier.from_coordinator, settings.name),
+                    partial(courier.lost, settings.name),
+                    source,
+                )
+                for settings in config.coordinators
+            ]
+        )
+    finally:
+        await enclave.close()
+
+
+async def _run_until_signal(config: SignerConfig) -> None:
+    serving = asyncio.create_task(serve(config, random.SystemRandom()))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, serving.cancel)
+    await asyncio.wait([serving])
+    if not serving.cancelled():
+        serving.result()
