@@ -11,7 +11,7 @@ class KeymootError(Exception):
 
 
 class CallerError(KeymootError):
-    """The caller (an operator, a client, a configuration file) asked for something malformed or impossible."""
+    """The caller (an operator, a client, a file) asked for something malformed or impossible."""
 
 
 class Refused(KeymootError):

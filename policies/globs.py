@@ -1,8 +1,8 @@
 """Patterns of policies: for labels, where `*` stays within one segment and `**` does not, and for paths.
 
 A label pattern: `treasury/*` matches `treasury/hot`, not `treasury/hot/1`; `treasury/**` matches both.
-A path pattern: `m` is the key itself; `m/0/5` one child; `m/0/*` any child of `m/0`; `m/0/**` all that is below
-`m/0`, not `m/0` itself (`**` stands only at the end).
+A path pattern: `m` is the key itself; `m/0/5` one child; `m/0/*` any child of `m/0`; `m/0/**` all
+below `m/0`, not `m/0` itself (`**` stands only at the end).
 """
 
 from __future__ import annotations

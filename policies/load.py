@@ -1,9 +1,9 @@
 """The one way a YAML file becomes a typed value: strict, and every error names file, line and column.
 
 YAML is read by events, in the safe core schema: plain `null`, `~`, `true`, `false`, decimal integers and
-fractions mean what they say, and everything else (`yes`, dates, `0x10`, `012`, `.inf`) stays a string. Refused:
-duplicate keys, keys that are not strings, anchors, aliases, merge keys, tags, directives, a second document,
-deep nesting, large files. Then msgspec converts strictly, which refuses unknown fields.
+fractions mean what they say, and everything else (`yes`, dates, `0x10`, `012`, `.inf`) stays a string.
+Refused: duplicate keys, keys that are not strings, anchors, aliases, merge keys, tags, directives, a second
+document, deep nesting, large files. Then msgspec converts strictly, which refuses unknown fields.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ ALWAYS_BLIND = frozenset({Kind.HASH})
 class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who may ask. `id` is the `kid` of its requests.
 
-    `public_key`: the 32-byte Ed25519 key, or for ES256 the 65-byte uncompressed P-256 point (`04 ‖ x ‖ y`), as
-    base64url without padding or as plain base64.
+    `public_key`: the 32-byte Ed25519 key, or for ES256 the 65-byte uncompressed P-256 point (`04 ‖ x ‖ y`),
+    as base64url without padding or as plain base64.
     """
 
     id: Name

@@ -1,4 +1,4 @@
-"""The bodies of the requests that change state: what a client signs, an enclave parses and a policy decides on.
+"""The bodies of requests that change state: what a client signs, an enclave parses and a policy decides on.
 
 One set of structs for the API's documentation, the coordinator's first look and the enclave's strict parse.
 """
@@ -20,7 +20,7 @@ HexBytes = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-f]{2})*$", max_length
 
 
 class KeyCreation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """`POST /v1/keys`. `label` is immutable; policies match it. `signers` and `tolerate` must be the roster's."""
+    """`POST /v1/keys`. `label` is immutable. `signers` and `tolerate` must be the roster's."""
 
     scheme: Annotated[str, msgspec.Meta(pattern=r"^ECDSA$")]
     curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$")]

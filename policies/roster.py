@@ -47,7 +47,7 @@ class RosterSigner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A network's signers with indices exactly `1..n`, distinct names and keys, and `tolerate` (the paper's t)."""
+    """A network's signers: indices exactly `1..n`, distinct names and keys; `tolerate` is the paper's t."""
 
     version: Annotated[int, msgspec.Meta(ge=1, le=1)]
     network: Name
@@ -92,7 +92,7 @@ class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return (
             len(committee) == self.committee_size
             and list(committee) == sorted(set(committee))
-            and 1 <= committee[0]
+            and committee[0] >= 1
             and committee[-1] <= self.n
         )
 
