@@ -1,0 +1,76 @@
+"""The `hsm` section of the enclave's configuration, and PIN references."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from enclave.hsm.errors import HsmMisconfigured
+
+MAX_PIN_BYTES = 256
+WORLD_ACCESS = 0o007
+
+KeyLabel = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,47}$")]
+PinReference = Annotated[str, msgspec.Meta(pattern=r"^(file:.+|credential:[A-Za-z0-9][A-Za-z0-9._-]*)$")]
+
+
+class HsmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which PKCS#11 module and token to use, and the labels of the keys on it.
+
+    `pin` is a reference, never the PIN: `file:PATH`, or `credential:NAME` for a systemd credential.
+    `retired_key_labels` are former sealing keys that older records need; nothing new is sealed with them.
+    """
+
+    lib: Annotated[str, msgspec.Meta(min_length=1)]
+    token_label: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+    pin: PinReference
+    sealing_key_label: KeyLabel = "keymoot-seal-1"
+    identity_key_label: KeyLabel = "keymoot-identity"
+    retired_key_labels: Annotated[tuple[KeyLabel, ...], msgspec.Meta(max_length=16)] = ()
+
+    def resolved(self, directory: Path) -> HsmConfig:
+        """The same, with a relative PIN path taken from `directory` (that of the configuration file)."""
+        kind, _, path = self.pin.partition(":")
+        if kind != "file":
+            return self
+        return msgspec.structs.replace(self, pin=f"file:{directory / path}")
+
+
+def read_pin(reference: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The PIN behind `reference`, without a trailing newline.
+
+    Raises `HsmMisconfigured`, which names the file but never its content.
+    """
+    path = _pin_path(reference, environment)
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_mode & WORLD_ACCESS:
+                raise HsmMisconfigured(f"everybody may read the PIN file {path}: run chmod o-rwx on it")
+            content = file.read(MAX_PIN_BYTES + 2)
+    except OSError as error:
+        raise HsmMisconfigured(f"cannot read the PIN from {path}: {error.strerror}") from None
+    pin = content.removesuffix(b"\n").removesuffix(b"\r")
+    if not 1 <= len(pin) <= MAX_PIN_BYTES:
+        raise HsmMisconfigured(f"the PIN file {path} must hold 1 to {MAX_PIN_BYTES} bytes and nothing else")
+    try:
+        return pin.decode()
+    except UnicodeDecodeError:
+        raise HsmMisconfigured(f"the PIN file {path} is not UTF-8 text") from None
+
+
+def _pin_path(reference: str, environment: Mapping[str, str]) -> Path:
+    kind, _, name = reference.partition(":")
+    if kind == "file" and name:
+        return Path(name)
+    if kind != "credential" or not name or "/" in name:
+        raise HsmMisconfigured("hsm.pin must be file:PATH or credential:NAME")
+    directory = environment.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        raise HsmMisconfigured(
+            f"hsm.pin is credential:{name}, but systemd passed no credentials: add LoadCredential={name}:PATH"
+        )
+    return Path(directory) / name
