@@ -64,11 +64,10 @@ class _Batch:
 
 
 class PresignaturePool:
-    """All batches of this boot. A dropped `sid` is never taken in again."""
+    """All batches of this boot. No `sid` comes twice: it holds a spent nonce of ours (SPEC 3.1)."""
 
     def __init__(self) -> None:
         self._batches: dict[bytes, _Batch] = {}
-        self._seen: set[bytes] = set()
 
     def __len__(self) -> int:
         return sum(batch.left for batch in self._batches.values())
@@ -79,10 +78,9 @@ class PresignaturePool:
             raise Refused("pool", f"the pool is full ({len(self)} of {MAX_PRESIGNATURES})")
 
     def insert(self, sid: bytes, key: BatchKey, inverse_shares: bytes, points: bytes) -> None:
-        """Take in a batch confirmed by its whole committee. Raises `Refused` for a `sid` seen before."""
-        if sid in self._seen:
-            raise Refused("presign", "this sid was used before")
-        self._seen.add(sid)
+        """Take in a batch confirmed by its whole committee. Raises `Refused` for a `sid` that is here."""
+        if sid in self._batches:
+            raise Refused("presign", "this sid is in the pool")
         self._batches[sid] = _Batch(key, inverse_shares, points)
 
     def holds(self, name: PresignatureName, committee: tuple[int, ...], prss_epoch: int) -> bool:

@@ -238,9 +238,7 @@ class OnlineOrder(Wire, frozen=True, tag=6):
 
     ceremony: Bytes16
     key_id: KeyId
-    authorizations: Annotated[
-        tuple[SignedAuthorization, ...], msgspec.Meta(min_length=3, max_length=16)
-    ]
+    authorizations: Annotated[tuple[SignedAuthorization, ...], msgspec.Meta(min_length=3, max_length=16)]
 
 
 class AbandonOrder(Wire, frozen=True, tag=7):
@@ -254,9 +252,7 @@ class ActivateOrder(Wire, frozen=True, tag=8):
 
     ceremony: Bytes16
     key_id: KeyId
-    acknowledgements: Annotated[
-        tuple[SignedAcknowledgement, ...], msgspec.Meta(min_length=3, max_length=16)
-    ]
+    acknowledgements: Annotated[tuple[SignedAcknowledgement, ...], msgspec.Meta(min_length=3, max_length=16)]
 
 
 class ForgetBatchOrder(Wire, frozen=True, tag=9):

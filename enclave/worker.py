@@ -17,7 +17,7 @@ import msgspec
 
 from enclave.channels.frames import CeremonyChannel, PeerKeys
 from enclave.crypto.curve import AFFINE_POINT_BYTES, SCALAR_BYTES, Secp256k1
-from enclave.errors import CallerError, KeymootError, LinkFault, PeerFault
+from enclave.errors import CallerError, KeymootError, LinkFault, PeerFault, Refused, Unavailable
 from enclave.framing import Stream
 from enclave.protocol import presign
 from enclave.protocol.session import Session
@@ -154,6 +154,10 @@ def describe_failure(sid: bytes, error: KeymootError, missing: tuple[int, ...]) 
         return Failed(sid, "link", "", error.reason, (), (error.peer,) if error.peer else ())
     if isinstance(error, CallerError):
         return Failed(sid, "caller", "", str(error), (), ())
+    if isinstance(error, Refused):
+        return Failed(sid, "refused", "", str(error)[:500], (), ())
+    if isinstance(error, Unavailable):
+        return Failed(sid, "unavailable", "", str(error)[:500], (), ())
     return Failed(sid, "timeout", "", str(error)[:500], (), missing)
 
 

@@ -76,7 +76,9 @@ def verify_digest(frame_key: bytes, message_digest: bytes, signature: bytes) -> 
     return True
 
 
-def body_digest(context: bytes, round_number: int, sender: int, receiver: int | None, content: bytes) -> bytes:
+def body_digest(
+    context: bytes, round_number: int, sender: int, receiver: int | None, content: bytes
+) -> bytes:
     """SPEC 0.3: what a sender signs of a body; `receiver` is None for a broadcast."""
     return digest(
         Tag.SIGNED_BODY,
@@ -109,7 +111,9 @@ class CeremonyChannel:
         self._sent = dict.fromkeys(self._peers, 0)
         self._received = dict.fromkeys(self._peers, 0)
 
-    def seal(self, round_number: int, receivers: tuple[int, ...], private: bool, content: bytes) -> list[tuple[int, bytes]]:
+    def seal(
+        self, round_number: int, receivers: tuple[int, ...], private: bool, content: bytes
+    ) -> list[tuple[int, bytes]]:
         """Frames of one body, one for each receiver, signed once."""
         receiver = receivers[0] if private else None
         signature = sign_digest(
@@ -150,9 +154,7 @@ class CeremonyChannel:
     def _seal_one(self, round_number: int, receiver: int, plaintext: bytes) -> bytes:
         counter = self._sent[receiver]
         self._sent[receiver] = counter + 1
-        header = _HEADER.pack(
-            CEREMONY_FRAME, VERSION, self.context, round_number, self.me, receiver, counter
-        )
+        header = _HEADER.pack(CEREMONY_FRAME, VERSION, self.context, round_number, self.me, receiver, counter)
         return header + self._send[receiver].encrypt(_nonce(counter), plaintext, header)
 
 

@@ -47,9 +47,7 @@ def lagrange(points: tuple[int, ...], at: int = 0) -> IntegerCoefficients:
                 value *= Fraction(at - i, j - i)
         fractions[j] = value
     denominator = lcm(*(value.denominator for value in fractions.values()))
-    return IntegerCoefficients(
-        {j: int(value * denominator) for j, value in fractions.items()}, denominator
-    )
+    return IntegerCoefficients({j: int(value * denominator) for j, value in fractions.items()}, denominator)
 
 
 @lru_cache(maxsize=1024)

@@ -146,9 +146,7 @@ async def keygen(
         raise PeerFault("2.4", "members saw different commitments or openings")
 
     # SPEC 2.5, 2.6
-    keys = [
-        compute_key(session, curve, plan, number, openings, shares) for number in range(len(plan.labels))
-    ]
+    keys = [compute_key(session, curve, plan, number, openings, shares) for number in range(len(plan.labels))]
     session.broadcast(Acknowledged(await store_pending(keys)))
     acknowledged = await session.gather(Acknowledged)
     return verify_certificates(session, keys, acknowledged, verify_acknowledgement)
@@ -165,7 +163,9 @@ def verify_opening(
     for number, key in enumerate(opening.keys):
         # A longer vector would raise the threshold of the key.
         if len(key.commitments) != plan.t + 1:
-            raise PeerFault("2.3", f"{len(key.commitments)} commitments where t + 1 = {plan.t + 1}", (sender,))
+            raise PeerFault(
+                "2.3", f"{len(key.commitments)} commitments where t + 1 = {plan.t + 1}", (sender,)
+            )
         try:
             for point in key.commitments:
                 curve.check_point(point)
@@ -265,9 +265,7 @@ def _open_key(
 
 
 def _evaluate_all(curve: Curve, polynomials_mine: list[list[int]], j: int) -> tuple[bytes, ...]:
-    return tuple(
-        polynomials.evaluate(f, j, curve.q).to_bytes(SCALAR_BYTES, "big") for f in polynomials_mine
-    )
+    return tuple(polynomials.evaluate(f, j, curve.q).to_bytes(SCALAR_BYTES, "big") for f in polynomials_mine)
 
 
 def _commitment(context: bytes, sender: int, opening: Opening) -> bytes:

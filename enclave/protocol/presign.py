@@ -103,17 +103,19 @@ class _Material:
     beta: int
 
 
-async def presign(
-    session: Session, curve: Secp256k1, t: int, m: int, sub_seeds: SubSeeds
-) -> Batch:
+async def presign(session: Session, curve: Secp256k1, t: int, m: int, sub_seeds: SubSeeds) -> Batch:
     """Run SPEC 3.2 to 3.9 for committee `session.members`; the session's context is `sid`."""
     q, C, me = curve.q, session.members, session.me
     own = expand(C, t, me, m, sub_seeds)
 
     # SPEC 3.3
     a, k = _reduce(own.a, q), _reduce(own.k, q)
-    e_w = [(x * y + mask + zero) % q for x, y, mask, zero in zip(k, a, own.masks[0], own.zeros[0], strict=True)]
-    e_mu = [(own.rho * y + mask + zero) % q for y, mask, zero in zip(a, own.masks[1], own.zeros[1], strict=True)]
+    e_w = [
+        (x * y + mask + zero) % q for x, y, mask, zero in zip(k, a, own.masks[0], own.zeros[0], strict=True)
+    ]
+    e_mu = [
+        (own.rho * y + mask + zero) % q for y, mask, zero in zip(a, own.masks[1], own.zeros[1], strict=True)
+    ]
     session.broadcast(Products(_commitments(C, t, me, sub_seeds), _pack(e_w), _pack(e_mu)))
     products = await session.gather(Products)
     verify_commitments(C, t, products)
@@ -121,13 +123,17 @@ async def presign(
     mu = _product_shares(C, {j: _unpack(j, products[j].e_mu, m, q, "3.3") for j in C}, own.masks[1], q)
 
     # SPEC 3.4
-    e_tau = [(x * y + mask + zero) % q for x, y, mask, zero in zip(mu, k, own.masks[2], own.zeros[2], strict=True)]
+    e_tau = [
+        (x * y + mask + zero) % q for x, y, mask, zero in zip(mu, k, own.masks[2], own.zeros[2], strict=True)
+    ]
     session.broadcast(CheckProducts(_pack(e_tau)))
     checks = await session.gather(CheckProducts)
     tau = _product_shares(C, {j: _unpack(j, checks[j].e_tau, m, q, "3.4") for j in C}, own.masks[2], q)
 
     # SPEC 3.5: opened only now, when everybody's errors are fixed.
-    session.broadcast(Challenges(own.rho.to_bytes(SCALAR_BYTES, "big"), own.beta.to_bytes(SCALAR_BYTES, "big")))
+    session.broadcast(
+        Challenges(own.rho.to_bytes(SCALAR_BYTES, "big"), own.beta.to_bytes(SCALAR_BYTES, "big"))
+    )
     challenges = await session.gather(Challenges)
     rho = _open({j: _scalar(j, c.rho, q, "3.5") for j, c in challenges.items()}, t, q, "3.5", "ρ")
     beta = _open({j: _scalar(j, c.beta, q, "3.5") for j, c in challenges.items()}, t, q, "3.5", "β")
@@ -170,7 +176,9 @@ def expand(C: tuple[int, ...], t: int, me: int, m: int, sub_seeds: SubSeeds) -> 
     subset_streams = [
         prss.elements(prss.keystream(_stream_key(seed), 5 * m + 2)) for seed in sub_seeds.subsets.values()
     ]
-    pair_streams = [prss.elements(prss.keystream(_stream_key(seed), 3 * m)) for seed in sub_seeds.pairs.values()]
+    pair_streams = [
+        prss.elements(prss.keystream(_stream_key(seed), 3 * m)) for seed in sub_seeds.pairs.values()
+    ]
 
     def rand_column(number: int) -> Column:
         return prss.weighted_sums(rand, [stream[number * m : (number + 1) * m] for stream in subset_streams])

@@ -6,7 +6,7 @@ verified incoming bodies come in through `receive`, with the sender the channel 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Protocol, TypeVar
 
 from enclave.errors import Malformed, PeerFault
@@ -29,7 +29,9 @@ M = TypeVar("M", bound=RoundMessage)
 class Transmit(Protocol):
     """Takes a body to the channel: `receivers` get the same `content`; `private` binds the one receiver."""
 
-    def __call__(self, round_number: int, receivers: tuple[int, ...], private: bool, content: bytes) -> None: ...
+    def __call__(
+        self, round_number: int, receivers: tuple[int, ...], private: bool, content: bytes
+    ) -> None: ...
 
 
 class Session:

@@ -29,13 +29,13 @@ def seeded_random(seed: str) -> Callable[[int], bytes]:
 class Network:
     """Runs one coroutine a member and delivers bodies in order; `tamper(sender, receiver, round, content)`."""
 
-    def __init__(self, members: tuple[int, ...], context: bytes, rounds: tuple[type[RoundMessage], ...]) -> None:
+    def __init__(
+        self, members: tuple[int, ...], context: bytes, rounds: tuple[type[RoundMessage], ...]
+    ) -> None:
         self.members = members
         self.queue: deque[tuple[int, int, int, bytes]] = deque()
         self.transcript = hashlib.sha256()
-        self.sessions = {
-            j: Session(context, j, members, rounds, self._transmit(j)) for j in members
-        }
+        self.sessions = {j: Session(context, j, members, rounds, self._transmit(j)) for j in members}
 
     def _transmit(self, sender: int) -> Callable[[int, tuple[int, ...], bool, bytes], None]:
         def transmit(round_number: int, receivers: tuple[int, ...], private: bool, content: bytes) -> None:

@@ -1,0 +1,87 @@
+"""The enclave's command line, run by a fresh interpreter: `python -I -m enclave run|provision|seal-gate-secret`."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import ctypes
+import resource
+import sys
+from pathlib import Path
+
+import msgspec
+
+from enclave.assembly import run_enclave
+from enclave.config import load_config, load_enclave_file
+from enclave.errors import CallerError, KeymootError, Unavailable
+from enclave.gate_secrets import seal_gate_secrets
+from enclave.hsm import open_hsm, provision
+from enclave.serve import WorkerGone
+from policies.roster import identity_fingerprint
+
+EXIT_OK, EXIT_FAILED, EXIT_CALLER, EXIT_UNAVAILABLE = 0, 1, 2, 3
+MAX_SECRETS_BYTES = 16 * 1024
+_PR_SET_DUMPABLE = 4
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, run, and turn our errors into one line and an exit code: 2 the caller's, 3 something is away."""
+    parser = argparse.ArgumentParser(prog="python -m enclave", description=__doc__)
+    parser.add_argument("command", choices=["run", "provision", "seal-gate-secret"])
+    parser.add_argument("--config", required=True, type=Path, help="enclave.yaml")
+    options = parser.parse_args(arguments)
+    _keep_memory_private()
+    commands = {"run": _run, "provision": _provision, "seal-gate-secret": _seal_gate_secret}
+    try:
+        commands[options.command](options.config)
+    except Unavailable as error:
+        return _fail(str(error), EXIT_UNAVAILABLE)
+    except CallerError as error:
+        return _fail(str(error), EXIT_CALLER)
+    except (KeymootError, WorkerGone) as error:
+        return _fail(f"{type(error).__name__}: {error}", EXIT_FAILED)
+    return EXIT_OK
+
+
+def _run(path: Path) -> None:
+    run_enclave(load_config(path))
+
+
+def _provision(path: Path) -> None:
+    """Make or find the HSM's keys and print the public identity as one JSON object."""
+    _, hsm = load_enclave_file(path)
+    made = provision(hsm)
+    shown = {
+        "identity_key": base64.b64encode(made.identity_point).decode(),
+        "fingerprint": identity_fingerprint(made.identity_point),
+        "profile": made.profile,
+    }
+    sys.stdout.write(msgspec.json.encode(shown).decode() + "\n")
+
+
+def _seal_gate_secret(path: Path) -> None:
+    """Read the secrets from standard input and write the sealed file that the configuration names."""
+    config = load_config(path)
+    secrets = sys.stdin.buffer.read(MAX_SECRETS_BYTES + 1)
+    if len(secrets) > MAX_SECRETS_BYTES:
+        raise CallerError(f"the gate's secrets exceed {MAX_SECRETS_BYTES} bytes")
+    hsm = open_hsm(config.hsm, config.file.network, config.index)
+    try:
+        seal_gate_secrets(hsm, config.file.network, config.index, config.gate_secrets, secrets)
+    finally:
+        hsm.close()
+
+
+def _keep_memory_private() -> None:
+    """No core dumps, no ptrace by the same user."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"keymoot enclave: {message}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

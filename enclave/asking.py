@@ -1,0 +1,133 @@
+"""Asking the operator's gate: one conversation for one request, until it says yes, no, or the deadline passes.
+
+The signer does single HTTP exchanges; attempts, polls of a pending answer, and every judgement are here. Whatever is
+not a verified yes is a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from enclave.errors import Refused
+from enclave.gate import (
+    GateAllowed,
+    GateKeys,
+    RequestInfo,
+    SignerInfo,
+    build_call,
+    is_retriable,
+    verify_reply,
+)
+from enclave.tasks import Promise, Timers
+from enclave.wire import CallGate, GateReply, GateUnreachable
+
+TRY_TIMEOUT_S = 10.0
+RETRY_FIRST_S, RETRY_MOST_S = 0.25, 5.0
+POLL_LEAST_S, POLL_MOST_S = 1.0, 60.0
+MAX_CONVERSATIONS = 1024
+
+
+class Gate:
+    """All conversations under way. `keys` is None in mode `none`, which the configuration must name."""
+
+    def __init__(
+        self,
+        keys: GateKeys | None,
+        timers: Timers,
+        wall_clock: Callable[[], float],
+        random: Callable[[int], bytes],
+        emit: Callable[[CallGate], None],
+    ) -> None:
+        self._keys, self._timers, self._clock, self._random, self._emit = (
+            keys,
+            timers,
+            wall_clock,
+            random,
+            emit,
+        )
+        self._awaited: dict[str, Promise[GateReply | GateUnreachable]] = {}
+        self._conversations = 0
+        self.counters: dict[str, int] = {}
+
+    async def ask(
+        self, info: SignerInfo, request: RequestInfo, deadline_s: int, pending: Callable[[int], None]
+    ) -> GateAllowed:
+        """A verified yes, or `Refused`. `pending(deadline_s)` is called when the gate says that it needs time."""
+        if self._keys is None:
+            raise Refused("gate", "this enclave has no gate secrets: run `keymoot gate secret`")
+        if self._conversations >= MAX_CONVERSATIONS:
+            raise Refused("gate", f"{MAX_CONVERSATIONS} gate calls are under way")
+        self._conversations += 1
+        try:
+            return await self._converse(self._keys, info, request, deadline_s, pending)
+        except Refused:
+            self._count("gate_refused")
+            raise
+        finally:
+            self._conversations -= 1
+
+    def on_answer(self, answer: GateReply | GateUnreachable) -> None:
+        """What the signer brought back. One that nobody awaits is dropped."""
+        promise = self._awaited.pop(answer.uid, None)
+        if promise is None:
+            self._count("gate_unawaited")
+        else:
+            promise.resolve(answer)
+
+    async def _converse(
+        self,
+        keys: GateKeys,
+        info: SignerInfo,
+        request: RequestInfo,
+        deadline_s: int,
+        pending: Callable[[int], None],
+    ) -> GateAllowed:
+        uid = self._random(16).hex()
+        attempt, backoff_s, reason = 0, RETRY_FIRST_S, "no answer"
+        while self._clock() < deadline_s:
+            attempt += 1
+            call = build_call(
+                info,
+                request,
+                uid=uid,
+                attempt=attempt,
+                deadline_s=deadline_s,
+                now_s=int(self._clock()),
+                keys=keys,
+            )
+            answer = await self._exchange(uid, call.message(self._try_timeout_ms(deadline_s)))
+            if isinstance(answer, GateUnreachable):
+                reason, wait_s = answer.reason, backoff_s
+                self._count("gate_unreachable")
+            elif is_retriable(answer.status):
+                reason, wait_s = f"HTTP {answer.status}", max(backoff_s, float(answer.retry_after_s))
+                self._count("gate_retried")
+            else:
+                verdict = verify_reply(answer, call=call, keys=keys, now_s=int(self._clock()))
+                if isinstance(verdict, GateAllowed):
+                    self._count("gate_allowed")
+                    return verdict
+                pending(deadline_s)
+                reason = "undecided"
+                wait_s = min(max(float(verdict.retry_after_s), POLL_LEAST_S), POLL_MOST_S)
+            backoff_s = min(backoff_s * 2, RETRY_MOST_S)
+            await self._timers.sleep(min(wait_s, max(0.0, deadline_s - self._clock())))
+        raise Refused("gate", f"no yes from the gate before the deadline ({reason})")
+
+    async def _exchange(self, uid: str, message: CallGate) -> GateReply | GateUnreachable:
+        promise: Promise[GateReply | GateUnreachable] = Promise()
+        self._awaited[uid] = promise
+        late = GateUnreachable(uid, "no answer from the signer process in time")
+        cancel = self._timers.after(message.timeout_ms / 1000 + 1.0, lambda: self.on_answer(late))
+        self._emit(message)
+        try:
+            return await promise
+        finally:
+            cancel()
+            self._awaited.pop(uid, None)
+
+    def _try_timeout_ms(self, deadline_s: int) -> int:
+        return max(1, int(min(TRY_TIMEOUT_S, deadline_s - self._clock()) * 1000))
+
+    def _count(self, name: str) -> None:
+        self.counters[name] = self.counters.get(name, 0) + 1

@@ -1,0 +1,105 @@
+"""What this enclave remembers of each client request: its attempts and its one outstanding authorization (SPEC 4.1).
+
+In memory only. A request from before this boot is refused by its `iat`, so nothing needs to survive a restart. Bounded:
+a request is forgotten when neither its JWS nor an authorization of it can be valid any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from enclave.errors import Refused
+from enclave.shares import KeyFacts
+from enclave.wire import Authorization, SignOrder
+
+MAX_ATTEMPTS = 3
+MAX_REQUESTS = 20_000
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A request that policy and gate have said yes to, for one committee, with all that its terms need."""
+
+    client_id: str
+    key: KeyFacts
+    path: tuple[int, ...]
+    h: bytes
+    committee: tuple[int, ...]
+    until_s: int
+
+
+@dataclass
+class RequestState:
+    """One client request.
+
+    `order` is the newest attempt's, answered when the decision is there; `asking`: policy or gate are at it;
+    `approval` is their yes; `authorization` is outstanding: signed, unused; `closed`: never again.
+    """
+
+    digest: bytes
+    keep_until_s: float
+    attempts: int = 0
+    closed: bool = False
+    asking: bool = False
+    order: SignOrder | None = None
+    approval: Approval | None = None
+    authorization: Authorization | None = None
+
+    def count_attempt(self, authorization: Authorization) -> None:
+        """Let `authorization` be outstanding; an older one can't be used any more. Raises `Refused` beyond three."""
+        if self.attempts >= MAX_ATTEMPTS:
+            raise Refused("request/attempts", f"this request was attempted {MAX_ATTEMPTS} times")
+        self.attempts += 1
+        self.authorization = authorization
+
+
+class RequestBook:
+    """All requests that can still be valid, by digest."""
+
+    def __init__(self, wall_clock: Callable[[], float]) -> None:
+        self._clock = wall_clock
+        self._requests: dict[bytes, RequestState] = {}
+        self._by_ceremony: dict[bytes, RequestState] = {}
+        self._next_sweep_s = 0.0
+
+    def get(self, digest: bytes) -> RequestState | None:
+        """The request's state, if it was opened."""
+        return self._requests.get(digest)
+
+    def open(self, digest: bytes, keep_until_s: float) -> RequestState:
+        """The request's state, new or known. Raises `Refused` where the book is full or the request is closed."""
+        self._sweep()
+        state = self._requests.get(digest)
+        if state is None:
+            if len(self._requests) >= MAX_REQUESTS:
+                raise Refused("busy", f"{MAX_REQUESTS} requests are remembered; try again in some minutes")
+            state = self._requests[digest] = RequestState(digest, keep_until_s)
+        if state.closed:
+            raise Refused("request/replayed", "this request was carried out before")
+        return state
+
+    def abandon(self, ceremony: bytes) -> None:
+        """Withdraw the unused authorization of an attempt."""
+        state = self._by_ceremony.pop(ceremony, None)
+        if state is not None:
+            state.authorization = None
+
+    def attempt(self, state: RequestState, order: SignOrder) -> None:
+        """`order` is now the newest attempt of the request."""
+        if state.order is not None:
+            self._by_ceremony.pop(state.order.ceremony, None)
+        state.order = order
+        self._by_ceremony[order.ceremony] = state
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        if now >= self._next_sweep_s or len(self._requests) >= MAX_REQUESTS:
+            self._next_sweep_s = now + 10.0
+            for digest in [d for d, state in self._requests.items() if state.keep_until_s < now]:
+                state = self._requests.pop(digest)
+                if state.order is not None:
+                    self._by_ceremony.pop(state.order.ceremony, None)

@@ -1,0 +1,75 @@
+"""The enclave's configuration: root-owned files that it reads itself. Unknown fields are errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from enclave.hsm.config import HsmConfig
+from policies.errors import CallerError
+from policies.load import load_yaml
+from policies.model import Policy
+from policies.roster import Name, Roster
+
+GateMode = Literal["signed", "status", "none"]
+
+
+class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`mode` says how this signer is asked for its consent. `secrets`: the sealed file of mode `signed`."""
+
+    mode: GateMode
+    secrets: str = "gate-secrets.sealed"  # a file's name
+    deadline_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 60
+
+
+class EnclaveFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`enclave.yaml` as written. Relative paths are taken from its directory."""
+
+    network: Name
+    signer: Name
+    roster: str
+    policy: str
+    socket: str
+    hsm: HsmConfig
+    gate: GateConfig
+    signer_uid: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+@dataclass(frozen=True)
+class EnclaveConfig:
+    """The configuration with its files loaded and paths resolved. `index`: this signer's party index."""
+
+    file: EnclaveFile
+    roster: Roster
+    policy: Policy
+    index: int
+    hsm: HsmConfig
+    socket: Path
+    gate_secrets: Path
+
+
+def load_enclave_file(path: Path) -> tuple[EnclaveFile, HsmConfig]:
+    """`enclave.yaml` alone, enough to provision: the roster does not exist before that."""
+    file = load_yaml(path, EnclaveFile)
+    return file, file.hsm.resolved(path.parent)
+
+
+def load_config(path: Path) -> EnclaveConfig:
+    """Everything the enclave runs with. Raises `CallerError` with file, line and column, or what does not fit."""
+    file, hsm = load_enclave_file(path)
+    directory = path.parent
+    roster = load_yaml(directory / file.roster, Roster)
+    policy = load_yaml(directory / file.policy, Policy)
+    if roster.network != file.network:
+        raise CallerError(f"{path}: network {file.network}, but the roster is of network {roster.network}")
+    index = next((signer.index for signer in roster.signers if signer.name == file.signer), None)
+    if index is None:
+        raise CallerError(f"{path}: no signer {file.signer} in the roster of {roster.network}")
+    if file.gate.mode == "status":
+        raise CallerError(f"{path}: gate mode 'status' is not available yet: use 'signed'")
+    return EnclaveConfig(
+        file, roster, policy, index, hsm, directory / file.socket, directory / file.gate.secrets
+    )

@@ -1,0 +1,74 @@
+"""Who may have a key created: the request and policy checks in front of key generation (SPEC 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from enclave.attempts import RequestBook
+from enclave.authorise import SigningRules
+from enclave.effects import Effects
+from enclave.errors import Refused
+from enclave.orders import CeremonyOrders
+from enclave.requests import parse_key_creation, verify_request
+from enclave.wire import ClientRequest, KeygenOrder, RequestRefused
+from policies.decide import Refuse, decide
+from policies.model import Action, Counters, Request
+from policies.requests import KEYS_PATH
+
+
+class KeyCreation:
+    """Starts key generation for requests that verify here and that this signer's policy allows."""
+
+    def __init__(
+        self,
+        rules: SigningRules,
+        book: RequestBook,
+        orders: CeremonyOrders,
+        effects: Effects,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._rules, self._book, self._orders, self._effects = rules, book, orders, effects
+        self._clock = wall_clock
+
+    def start(self, coordinator: str, order: KeygenOrder) -> None:
+        """Begin the ceremony, or report `RequestRefused`. A request whose key was stored is never carried out again.
+
+        Raises `Refused` or `Unavailable` where the ceremony can't start.
+        """
+        try:
+            labels = [self._check(request) for request in order.requests]
+            states = [
+                self._book.open(request.digest(self._rules.roster.network), self._clock() + 600)
+                for request in order.requests
+            ]
+        except Refused as refusal:
+            self._effects.report(
+                coordinator, RequestRefused(order.ceremony, refusal.rule, refusal.reason[:500])
+            )
+            return
+
+        def kept() -> None:
+            for state in states:
+                state.closed = True
+
+        self._orders.start_keygen(coordinator, order, labels, kept)
+
+    def _check(self, request: ClientRequest) -> str:
+        """The label the key will have."""
+        rules, now_s = self._rules, int(self._clock())
+        verified = verify_request(
+            request, policy=rules.policy, network=rules.roster.network, now_s=now_s, boot_s=rules.boot_s
+        )
+        if request.path != KEYS_PATH:
+            raise Refused("request/path", f"keys are created at {KEYS_PATH}")
+        body = parse_key_creation(verified)
+        if (body.signers, body.tolerate) != (rules.roster.n, rules.roster.tolerate):
+            raise Refused(
+                "request/scheme",
+                f"this network has {rules.roster.n} signers and tolerates {rules.roster.tolerate}",
+            )
+        asked = Request(client_id=verified.client_id, action=Action.CREATE_KEY, label=body.label)
+        decision = decide(rules.policy, asked, Counters(), now_s)
+        if isinstance(decision, Refuse):
+            raise Refused(decision.rule, decision.reason)
+        return body.label

@@ -1,0 +1,226 @@
+"""The enclave's surface: which message is handled where, in which phase. What is not listed is refused.
+
+Before `Attach` only `Attach` and `StatusQuery` are handled; afterwards everything. An error on the way of an order
+becomes a report to its coordinator; an error of a frame is counted, since nothing about a frame is verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from enclave.authorise import Authoriser
+from enclave.channels.frames import CEREMONY_FRAME, HANDSHAKE_FRAME
+from enclave.channels.handshake import Link
+from enclave.creation import KeyCreation
+from enclave.effects import Effects
+from enclave.errors import CallerError, KeymootError, LinkFault, Refused, Unavailable
+from enclave.orders import CeremonyOrders, Surroundings
+from enclave.tasks import Task, Timers
+from enclave.wire import (
+    PROTOCOL_VERSION,
+    AbandonOrder,
+    ActivateOrder,
+    Attach,
+    Attached,
+    ForgetBatchOrder,
+    GateReply,
+    GateUnreachable,
+    KeygenOrder,
+    LinkReport,
+    NonceReport,
+    OnlineOrder,
+    Order,
+    OrderRefused,
+    PeerFrame,
+    Pools,
+    PoolsOrder,
+    PrepareOrder,
+    Presence,
+    PresignOrder,
+    SetupOrder,
+    SignOrder,
+    Status,
+    StatusQuery,
+    Stored,
+    ToEnclave,
+)
+
+MAX_COORDINATORS = 16
+ATTACH_RETRY_S = 1.0
+
+
+class Dispatch:
+    """Routes what the signer says to where it is handled."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        orders: CeremonyOrders,
+        creation: KeyCreation,
+        authoriser: Authoriser,
+        effects: Effects,
+        timers: Timers,
+        describe: Callable[[], Attached],
+        status: Callable[[], Status],
+    ) -> None:
+        self._around, self._orders, self._creation = around, orders, creation
+        self._authoriser, self._effects, self._timers = authoriser, effects, timers
+        self._describe, self._status = describe, status
+        self._attached = False
+        self._coordinators: set[str] = set()
+        self.counters: dict[str, int] = {}
+        self._routes: dict[type[Any], Callable[[Any], None]] = {
+            Attach: self._on_attach,
+            StatusQuery: self._on_status,
+            Presence: self._on_presence,
+            PeerFrame: self._on_frame,
+            Order: self._on_order,
+            GateReply: authoriser.gate.on_answer,
+            GateUnreachable: authoriser.gate.on_answer,
+            Stored: lambda message: effects.on_stored(message.ticket),
+        }
+        self._order_routes: dict[type[Any], Callable[[Order, Any], Coroutine[Any, Any, None]]] = {
+            PrepareOrder: self._prepare,
+            SetupOrder: self._setup,
+            KeygenOrder: self._keygen,
+            PresignOrder: self._presign,
+            SignOrder: self._sign,
+            OnlineOrder: self._online,
+            AbandonOrder: self._abandon,
+            ActivateOrder: self._activate,
+            ForgetBatchOrder: self._forget_batch,
+            PoolsOrder: self._pools,
+        }
+
+    def handle(self, message: ToEnclave) -> None:
+        """One message from the signer. Raises `CallerError` for one that is not due; nothing else escapes."""
+        if not self._attached and not isinstance(message, Attach | StatusQuery):
+            raise CallerError(f"{type(message).__name__} before Attach")
+        self._routes[type(message)](message)
+
+    def on_detached(self) -> None:
+        """The signer is gone, and with it the way to everybody. The pool stays."""
+        self._attached = False
+        self._effects.detach()
+        self._around.links.drop_all("the signer process went away")
+        self._coordinators.clear()
+
+    # --- attachment ---
+
+    def _on_attach(self, message: Attach) -> None:
+        if message.protocol != PROTOCOL_VERSION:
+            raise CallerError(f"signer speaks protocol {message.protocol}, this enclave {PROTOCOL_VERSION}")
+        if self._attached:
+            raise CallerError("attached already")
+        self._attached = True
+        missed = self._around.audit.adopt(message.audit_seq, message.audit_head)
+        self._effects.audit(*missed)
+        self._run(self._load(message))
+
+    async def _load(self, message: Attach) -> None:
+        """Unseal the PRSS seeds, waiting for the HSM as long as it takes; then say who we are."""
+        around = self._around
+        while around.prss.epoch == 0 and message.prss is not None:
+            try:
+                around.prss.install(await around.vault.open_seeds(message.prss))
+            except Unavailable:
+                await self._timers.sleep(ATTACH_RETRY_S)
+            except (CallerError, Refused) as error:
+                # Regenerable: the next setup replaces them.
+                self._effects.audit(around.audit.record("prss-unreadable", reason=str(error)[:300]))
+                break
+        self._effects.emit(self._describe())
+
+    def _on_status(self, message: StatusQuery) -> None:
+        self._effects.emit(self._status())
+
+    # --- the network ---
+
+    def _on_presence(self, message: Presence) -> None:
+        self._coordinators.add(message.coordinator)
+        if len(self._coordinators) > MAX_COORDINATORS:
+            raise CallerError(f"more than {MAX_COORDINATORS} coordinators")
+        self._around.links.on_presence(message.coordinator, message.online)
+
+    def _on_frame(self, message: PeerFrame) -> None:
+        try:
+            if message.data[:1] == HANDSHAKE_FRAME:
+                self._around.links.on_frame(message.coordinator, message.sender, message.data)
+            elif message.data[:1] == CEREMONY_FRAME:
+                self._around.ceremonies.on_frame(message.coordinator, message.sender, message.data)
+            else:
+                raise LinkFault(message.sender, "a frame of no known kind")
+        except (LinkFault, CallerError, Refused, Unavailable) as fault:
+            self._count("frames_refused")
+            self._count(f"frames_refused_{type(fault).__name__}")
+
+    def on_link(self, coordinator: str, peer: int, link: Link | None, reason: str) -> None:
+        """A link came up, went down, or could not be made."""
+        around = self._around
+        if link is None:
+            around.ceremonies.on_link_lost(coordinator, peer, reason)
+        else:
+            # SPEC 3: a peer that has rebooted has lost its part of every common batch.
+            boot = link.peer.boot_nonce
+            around.pool.drop(lambda sid, key: key.boots.get(peer, boot) != boot)
+        self._effects.report(coordinator, LinkReport(peer, link is not None, reason[:500]))
+
+    # --- orders ---
+
+    def _on_order(self, order: Order) -> None:
+        self._run(self._carry_out(order))
+
+    async def _carry_out(self, order: Order) -> None:
+        try:
+            await self._order_routes[type(order.body)](order, order.body)
+        except (Refused, CallerError, Unavailable) as error:
+            self._count("orders_refused")
+            self._effects.report(order.coordinator, OrderRefused(order.body.ceremony, str(error)[:500]))
+
+    async def _prepare(self, order: Order, body: PrepareOrder) -> None:
+        nonce = self._around.nonces.issue(body.purpose)
+        self._effects.report(order.coordinator, NonceReport(body.ceremony, nonce))
+
+    async def _setup(self, order: Order, body: SetupOrder) -> None:
+        self._orders.start_setup(order.coordinator, body)
+
+    async def _keygen(self, order: Order, body: KeygenOrder) -> None:
+        self._creation.start(order.coordinator, body)
+
+    async def _presign(self, order: Order, body: PresignOrder) -> None:
+        self._orders.start_presign(order.coordinator, body)
+
+    async def _sign(self, order: Order, body: SignOrder) -> None:
+        await self._authoriser.authorise(order.coordinator, body, order.key)
+
+    async def _online(self, order: Order, body: OnlineOrder) -> None:
+        await self._authoriser.sign(order.coordinator, body, order.key)
+
+    async def _abandon(self, order: Order, body: AbandonOrder) -> None:
+        self._authoriser.book.abandon(body.ceremony)
+        self._around.ceremonies.abandon(order.coordinator, body.ceremony)
+
+    async def _activate(self, order: Order, body: ActivateOrder) -> None:
+        record = await self._around.vault.open_key(order.key, body.key_id)
+        await self._orders.activate(order.coordinator, body.ceremony, record, body.acknowledgements)
+
+    async def _forget_batch(self, order: Order, body: ForgetBatchOrder) -> None:
+        self._around.pool.drop(lambda sid, key: sid == body.sid and key.coordinator == order.coordinator)
+        await self._pools(order, PoolsOrder(body.ceremony))
+
+    async def _pools(self, order: Order, body: PoolsOrder) -> None:
+        batches = tuple(self._around.pool.states(order.coordinator))
+        self._effects.report(order.coordinator, Pools(batches))
+
+    # --- tasks ---
+
+    def _run(self, routine: Coroutine[Any, Any, None]) -> None:
+        def ended(task: Task[None]) -> None:
+            if isinstance(task.outcome, KeymootError):
+                self._count("tasks_failed")
+
+        Task(routine, ended).start()
+
+    def _count(self, name: str) -> None:
+        self.counters[name] = self.counters.get(name, 0) + 1

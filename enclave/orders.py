@@ -1,0 +1,355 @@
+"""The ceremony orders: setup (SPEC 1), key generation (SPEC 2) and presigning (SPEC 3), from order to report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from enclave.audit import AuditLog
+from enclave.ceremonies import Ceremonies, CeremonyRun, LocalRun, Ticket, failed_report
+from enclave.channels.frames import PeerKeys, ceremony_keys
+from enclave.channels.handshake import Link, verify_identity
+from enclave.channels.links import Links
+from enclave.crypto.curve import SECP256K1
+from enclave.errors import KeymootError, LinkFault, Refused, Unavailable
+from enclave.members import NonceBook, OwnSession, ceremony_context, verify_nonces
+from enclave.pool import BatchKey, PresignaturePool
+from enclave.protocol import keygen, setup
+from enclave.protocol.session import RoundMessage
+from enclave.prss_state import PrssState
+from enclave.shares import KeyRecord, Vault
+from enclave.tasks import Promise
+from enclave.wire import (
+    Acknowledgement,
+    AuditEntry,
+    CeremonyFailed,
+    KeygenOrder,
+    KeysAcknowledged,
+    KeysActivated,
+    PresignDone,
+    PresignOrder,
+    ReportBody,
+    SetupDone,
+    SetupOrder,
+    SignedAcknowledgement,
+    SignedNonce,
+    encode,
+)
+from enclave.worker import Begin, End, Failed, Finished, FromWorker, Incoming, Outgoing
+from policies.roster import Roster
+
+FIRST_KEY_EPOCH = 1
+MAX_BATCHES_UNDER_WAY = 4
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What carrying out orders needs of the rest of the enclave. Effects are callables."""
+
+    roster: Roster
+    session: OwnSession
+    nonces: NonceBook
+    links: Links
+    ceremonies: Ceremonies
+    vault: Vault
+    pool: PresignaturePool
+    prss: PrssState
+    audit: AuditLog
+    random: Callable[[int], bytes]
+    sign_identity: Callable[[bytes], Promise[bytes]]
+    send: Callable[[str, int, bool, bytes], None]
+    report: Callable[[str, ReportBody, tuple[AuditEntry, ...]], None]
+    to_worker: Callable[[bytes], None]
+
+
+class CeremonyOrders:
+    """Starts ceremonies. Every `start_…` raises `Refused` or `Unavailable` before anything has changed."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._batches: dict[bytes, WorkerRun] = {}
+
+    # --- SPEC 1 ---
+
+    def start_setup(self, coordinator: str, order: SetupOrder) -> None:
+        """PRSS seeds of a new epoch, all `n` signers."""
+        around = self._around
+        if order.epoch <= around.prss.epoch:
+            raise Refused("epoch", f"PRSS epoch {order.epoch} is not after {around.prss.epoch}")
+        run = self._local_run(
+            coordinator, order.ceremony, "setup", [order.epoch.to_bytes(4, "big")], order.nonces, setup.ROUNDS
+        )
+
+        async def routine() -> None:
+            t = around.roster.tolerate
+            await setup.setup(run.session, t, order.epoch, around.random, self._install_seeds)
+            entry = around.audit.record("setup", prss_epoch=order.epoch)
+            around.report(coordinator, SetupDone(order.ceremony, order.epoch), (entry,))
+
+        run.start(routine())
+
+    async def _install_seeds(self, seeds: setup.Seeds) -> None:
+        # SPEC 1.6: pools of older epochs go before the new one is acknowledged.
+        around = self._around
+        around.pool.drop(lambda sid, key: True)
+        for run in list(self._batches.values()):
+            run.stop(KeymootError("a new PRSS epoch"))
+        await around.vault.keep_seeds(seeds)
+        around.prss.install(seeds)
+
+    # --- SPEC 2 ---
+
+    def start_keygen(
+        self, coordinator: str, order: KeygenOrder, labels: Sequence[str], kept: Callable[[], None]
+    ) -> None:
+        """One key for each label; the requests behind them are verified. `kept` is called once shares are stored."""
+        around = self._around
+        digests = [request.digest(around.roster.network) for request in order.requests]
+        parameters = [FIRST_KEY_EPOCH.to_bytes(4, "big"), *digests]
+        run = self._local_run(coordinator, order.ceremony, "keygen", parameters, order.nonces, keygen.ROUNDS)
+        roster = around.roster
+        plan = keygen.KeyPlan(
+            roster.network, roster.digest(), roster.tolerate, FIRST_KEY_EPOCH, tuple(labels)
+        )
+
+        async def routine() -> None:
+            new: list[keygen.NewKey] = []
+
+            async def store_pending(keys: Sequence[keygen.NewKey]) -> tuple[SignedAcknowledgement, ...]:
+                new.extend(keys)
+                signed = await self._store_pending(keys)
+                kept()
+                entries = tuple(
+                    around.audit.record("key-pending", key_id=key.acknowledgement.key_id) for key in keys
+                )
+                around.report(coordinator, KeysAcknowledged(order.ceremony, signed), entries)
+                return signed
+
+            certificates = await keygen.keygen(
+                run.session, SECP256K1, plan, around.random, store_pending, self._acknowledgement_verifies
+            )
+            await around.vault.keep_keys([_record(key, active=True) for key in new])
+            self._report_activated(coordinator, order.ceremony, certificates)
+
+        run.start(routine())
+
+    async def _store_pending(self, keys: Sequence[keygen.NewKey]) -> tuple[SignedAcknowledgement, ...]:
+        # SPEC 2.6: stored first, acknowledged second.
+        await self._around.vault.keep_keys([_record(key, active=False) for key in keys])
+        return tuple(
+            [
+                SignedAcknowledgement(
+                    key.acknowledgement, await self._around.sign_identity(key.acknowledgement.digest())
+                )
+                for key in keys
+            ]
+        )
+
+    async def activate(
+        self,
+        coordinator: str,
+        ceremony: bytes,
+        record: KeyRecord,
+        certificate: tuple[SignedAcknowledgement, ...],
+    ) -> None:
+        """SPEC 2.7: activate a pending key by its relayed certificate. Raises `Refused`."""
+        self.verify_certificate(record, certificate)
+        if not record.active:
+            acknowledgement = record.acknowledgement
+            await self._around.vault.keep_keys([KeyRecord(acknowledgement, True, record.share)])
+        self._report_activated(coordinator, ceremony, (certificate,))
+
+    def verify_certificate(self, record: KeyRecord, certificate: tuple[SignedAcknowledgement, ...]) -> None:
+        """SPEC 2.7: all n signers acknowledged the very key of `record`. Raises `Refused`."""
+        own = encode(_without_index(record.acknowledgement))
+        if tuple(signed.acknowledgement.index for signed in certificate) != self._around.roster.indices:
+            raise Refused("certificate", "one acknowledgement of each signer, in order")
+        for signed in certificate:
+            if encode(_without_index(signed.acknowledgement)) != own:
+                raise Refused("certificate", "acknowledgements of different keys")
+            if not self._acknowledgement_verifies(signed):
+                raise Refused(
+                    "certificate", f"signer {signed.acknowledgement.index} did not sign its acknowledgement"
+                )
+
+    def _report_activated(
+        self, coordinator: str, ceremony: bytes, certificates: tuple[keygen.Certificate, ...]
+    ) -> None:
+        entries = tuple(
+            self._around.audit.record(
+                "key-active",
+                key_id=certificate[0].acknowledgement.key_id,
+                label=certificate[0].acknowledgement.label,
+                public_key=certificate[0].acknowledgement.public_key.hex(),
+            )
+            for certificate in certificates
+        )
+        self._around.report(coordinator, KeysActivated(ceremony, certificates), entries)
+
+    def _acknowledgement_verifies(self, signed: SignedAcknowledgement) -> bool:
+        point = self._around.roster.signer(signed.acknowledgement.index).identity_point
+        return verify_identity(point, signed.acknowledgement.digest(), signed.signature)
+
+    # --- SPEC 3 ---
+
+    def start_presign(self, coordinator: str, order: PresignOrder) -> None:
+        """A batch of presignatures, computed in the worker."""
+        around = self._around
+        if not around.roster.is_committee(order.committee) or around.session.index not in order.committee:
+            raise Refused("committee", "not a committee of 2t + 1 signers with this one among them")
+        if len(self._batches) >= MAX_BATCHES_UNDER_WAY:
+            raise Refused("busy", f"{MAX_BATCHES_UNDER_WAY} batches are under way")
+        around.pool.check_room(order.count)
+        if around.prss.epoch == 0:
+            raise Unavailable("no PRSS seeds yet", "all signers must be online once, for the setup")
+        # SPEC 3.1
+        parameters = [around.prss.epoch.to_bytes(4, "big"), order.count.to_bytes(4, "big")]
+        ticket, keys, links = self._open_ceremony(
+            coordinator, order.ceremony, "presign", order.committee, parameters, order.nonces
+        )
+        boots = {j: link.peer.boot_nonce for j, link in links.items()}
+        batch_key = BatchKey(coordinator, order.committee, around.prss.epoch, boots)
+        run = WorkerRun(self, ticket, batch_key)
+        around.ceremonies.add(run)
+        self._batches[ticket.context] = run
+        subset_seeds, pair_seeds = around.prss.sub_seeds(order.committee, ticket.context)
+        begin = Begin(
+            sid=ticket.context,
+            me=around.session.index,
+            committee=order.committee,
+            tolerate=around.roster.tolerate,
+            count=order.count,
+            frame_secret=around.session.frame_secret,
+            peers=tuple(keys),
+            subset_seeds=subset_seeds,
+            pair_seeds=pair_seeds,
+        )
+        around.to_worker(encode(begin))
+
+    def on_worker(self, message: FromWorker) -> None:
+        """A message of the presign worker."""
+        run = self._batches.get(message.sid)
+        if run is None:
+            return
+        if isinstance(message, Outgoing):
+            self._around.send(run.ticket.coordinator, message.receiver, True, message.frame)
+            return
+        del self._batches[message.sid]
+        if isinstance(message, Finished):
+            self._insert(run, message)
+        else:
+            self._around.ceremonies.fail(run.ticket, _worker_report(run.ticket, message))
+
+    def _insert(self, run: WorkerRun, finished: Finished) -> None:
+        # SPEC 3.9: a batch of another epoch, or with a member that has rebooted since, is worthless.
+        around, ticket, key = self._around, run.ticket, run.batch_key
+        try:
+            if key.prss_epoch != around.prss.epoch:
+                raise Refused("epoch", "a new PRSS epoch came while the batch was made")
+            around.pool.insert(finished.sid, key, finished.inverse_shares, finished.points)
+        except Refused as refusal:
+            around.ceremonies.fail(ticket, failed_report(ticket, refusal, ()))
+            return
+        around.ceremonies.end(ticket, "done")
+        count = len(finished.inverse_shares) // 32
+        entry = around.audit.record("presign", sid=finished.sid.hex(), count=count)
+        around.report(
+            ticket.coordinator, PresignDone(ticket.ceremony, finished.sid, key.committee, count), (entry,)
+        )
+
+    def give_up_batch(self, run: WorkerRun, error: KeymootError) -> None:
+        """Stop a batch in the worker. After a time-out its answer says whom it was waiting for."""
+        if run.ticket.context not in self._batches:
+            return
+        self._around.to_worker(encode(End(run.ticket.context, str(error)[:500])))
+        if isinstance(error, LinkFault):
+            del self._batches[run.ticket.context]
+            self._around.ceremonies.fail(run.ticket, failed_report(run.ticket, error, ()))
+
+    def forward(self, sid: bytes, sender: int, frame: bytes) -> None:
+        """Hand a frame of a batch to the worker."""
+        self._around.to_worker(encode(Incoming(sid, sender, frame)))
+
+    # --- common to all ceremonies ---
+
+    def _local_run(
+        self,
+        coordinator: str,
+        ceremony: bytes,
+        kind: str,
+        parameters: Sequence[bytes],
+        nonces: Sequence[SignedNonce],
+        rounds: tuple[type[RoundMessage], ...],
+    ) -> LocalRun:
+        around = self._around
+        members = around.roster.indices
+        ticket, keys, _ = self._open_ceremony(coordinator, ceremony, kind, members, parameters, nonces)
+        run = LocalRun(
+            around.ceremonies,
+            ticket,
+            around.session.index,
+            around.session.frame_secret,
+            keys,
+            rounds,
+            lambda receiver, frame: around.send(coordinator, receiver, False, frame),
+        )
+        around.ceremonies.add(run)
+        return run
+
+    def _open_ceremony(
+        self,
+        coordinator: str,
+        ceremony: bytes,
+        kind: str,
+        members: tuple[int, ...],
+        parameters: Sequence[bytes],
+        nonces: Sequence[SignedNonce],
+    ) -> tuple[Ticket, list[PeerKeys], dict[int, Link]]:
+        """SPEC 0.2, 0.4: verify the nonces, spend ours, derive the context and every peer's keys."""
+        around, me = self._around, self._around.session
+        around.ceremonies.check_room()
+        links: dict[int, Link] = {}
+        for j in members:
+            if j != me.index:
+                link = around.links.get(coordinator, j)
+                if link is None:
+                    raise Unavailable(f"no link with signer {j} through {coordinator}", "try again shortly")
+                links[j] = link
+        verify_nonces(nonces, members, kind, me.index, {j: link.peer for j, link in links.items()})
+        around.nonces.spend(nonces[members.index(me.index)], kind)
+        sessions = {j: link.peer.digest() for j, link in links.items()} | {me.index: me.digest()}
+        context = ceremony_context(kind, around.roster.digest(), parameters, nonces, sessions)
+        keys = [
+            ceremony_keys(link.key, context, me.index, j, link.peer.frame_key) for j, link in links.items()
+        ]
+        return Ticket(coordinator, ceremony, kind, context, members), keys, links
+
+
+class WorkerRun(CeremonyRun):
+    """A batch under way in the worker."""
+
+    def __init__(self, orders: CeremonyOrders, ticket: Ticket, batch_key: BatchKey) -> None:
+        super().__init__(ticket)
+        self._orders, self.batch_key = orders, batch_key
+
+    def receive(self, sender: int, frame: bytes) -> None:
+        self._orders.forward(self.ticket.context, sender, frame)
+
+    def stop(self, error: KeymootError) -> None:
+        self._orders.give_up_batch(self, error)
+
+
+def _worker_report(ticket: Ticket, failed: Failed) -> CeremonyFailed:
+    return CeremonyFailed(
+        ticket.ceremony, failed.kind, failed.step, failed.reason, failed.culprits, failed.suspects
+    )
+
+
+def _record(key: keygen.NewKey, active: bool) -> KeyRecord:
+    return KeyRecord(key.acknowledgement, active, key.share.to_bytes(32, "big"))
+
+
+def _without_index(acknowledgement: Acknowledgement) -> Acknowledgement:
+    return msgspec.structs.replace(acknowledgement, index=1)

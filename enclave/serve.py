@@ -1,0 +1,201 @@
+"""The enclave's loop: one blocking selector over the signer's socket, the presign worker, the HSM thread and timers."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from enclave.dispatch import Dispatch
+from enclave.effects import Effects
+from enclave.errors import CallerError, Malformed
+from enclave.framing import Stream
+from enclave.log import Log
+from enclave.orders import CeremonyOrders
+from enclave.tasks import Timers
+from enclave.wire import FromEnclave, ToEnclave, decode, encode
+from enclave.worker import FromWorker
+
+MAX_QUEUED_TO_SIGNER_BYTES = 64 * 1024 * 1024
+LONGEST_WAIT_S = 1.0
+_UCRED = struct.Struct("3i")
+
+Selector = selectors.DefaultSelector
+
+
+class WorkerGone(Exception):
+    """The presign worker ended. Terminal: it can only be forked before the PKCS#11 module is loaded."""
+
+
+class Server:
+    """Owns the sockets. One signer at a time, known by its user id."""
+
+    def __init__(
+        self,
+        path: Path,
+        signer_uid: int,
+        dispatch: Dispatch,
+        orders: CeremonyOrders,
+        effects: Effects,
+        worker: Stream,
+        timers: Timers,
+        hsm: tuple[int, Callable[[], None]],
+        log: Log,
+    ) -> None:
+        """`hsm`: a descriptor that is readable when the HSM thread has results, and what takes them in."""
+        self._path, self._signer_uid = path, signer_uid
+        self._dispatch, self._orders, self._effects = dispatch, orders, effects
+        self._worker, self._timers, self._log = worker, timers, log
+        self._hsm_fd, self._drain_hsm = hsm
+        self._selector = Selector()
+        self._signer: Stream | None = None
+        self._stopping = False
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Serve until SIGTERM or SIGINT. Raises `WorkerGone`."""
+        with _listening(self._path) as listener, _wakeup(self._stop) as wakeup_fd:
+            register = self._selector.register
+            register(listener, selectors.EVENT_READ, lambda events: self._accept(listener))
+            register(wakeup_fd, selectors.EVENT_READ, lambda events: os.read(wakeup_fd, 4096))
+            register(self._worker.socket, selectors.EVENT_READ, self._serve_worker)
+            register(self._hsm_fd, selectors.EVENT_READ, lambda events: self._drain_hsm())
+            ready()
+            while not self._stopping:
+                self._turn()
+            if self._signer is not None:
+                self._disconnect("stopping")
+
+    def emit(self, message: FromEnclave) -> None:
+        """Send to the attached signer. One that does not read is cut off."""
+        if self._signer is not None:
+            try:
+                self._signer.write(encode(message))
+            except EOFError as error:
+                # Not from here: the caller may be in the middle of handling what this signer said.
+                reason = str(error)
+                self._timers.after(0.0, lambda: self._disconnect(reason))
+
+    def to_worker(self, message: bytes) -> None:
+        """Send to the presign worker."""
+        try:
+            self._worker.write(message)
+        except EOFError as error:
+            raise WorkerGone(str(error)) from None
+
+    def _turn(self) -> None:
+        self._watch_writes()
+        due_s = self._timers.next_in_s()
+        timeout_s = LONGEST_WAIT_S if due_s is None else min(due_s, LONGEST_WAIT_S)
+        for key, events in self._selector.select(timeout_s):
+            key.data(events)
+        self._timers.fire()
+
+    def _watch_writes(self) -> None:
+        streams = [(self._worker, self._serve_worker)]
+        if self._signer is not None:
+            streams.append((self._signer, self._serve_signer))
+        for stream, handler in streams:
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if stream.wants_to_write else 0)
+            if self._selector.get_key(stream.socket).events != wanted:
+                self._selector.modify(stream.socket, wanted, handler)
+
+    # --- the signer ---
+
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        uid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+        if uid != self._signer_uid:
+            self._log.warning("connection refused", reason=f"user id {uid} is not the signer's", uid=uid)
+            connection.close()
+        elif self._signer is not None:
+            self._log.warning("connection refused", reason="a signer is attached already")
+            connection.close()
+        else:
+            self._signer = Stream(connection, MAX_QUEUED_TO_SIGNER_BYTES)
+            self._selector.register(connection, selectors.EVENT_READ, self._serve_signer)
+            self._effects.attach(self.emit)
+
+    def _serve_signer(self, events: int) -> None:
+        stream = self._signer
+        if stream is None:
+            return
+        try:
+            if events & selectors.EVENT_WRITE:
+                stream.flush()
+            if events & selectors.EVENT_READ:
+                for data in stream.read():
+                    if self._signer is not stream:
+                        return
+                    self._dispatch.handle(decode(data, ToEnclave))  # type: ignore[arg-type]
+        except (EOFError, Malformed, CallerError) as error:
+            self._disconnect(str(error))
+
+    def _disconnect(self, reason: str) -> None:
+        if self._signer is None:
+            return
+        stream, self._signer = self._signer, None
+        self._selector.unregister(stream.socket)
+        stream.close()
+        self._dispatch.on_detached()
+        self._log.info("signer detached", reason=reason)
+
+    # --- the worker ---
+
+    def _serve_worker(self, events: int) -> None:
+        try:
+            if events & selectors.EVENT_WRITE:
+                self._worker.flush()
+            if events & selectors.EVENT_READ:
+                for data in self._worker.read():
+                    self._orders.on_worker(decode(data, FromWorker))  # type: ignore[arg-type]
+        except EOFError as error:
+            raise WorkerGone(str(error)) from None
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """The listening Unix socket at `path`, mode 0660; a stale one is replaced."""
+    if path.is_socket():
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX)
+    old_mask = os.umask(0o117)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        raise CallerError(f"cannot listen on {path}: {error.strerror}; is its directory there?") from None
+    finally:
+        os.umask(old_mask)
+    listener.listen(8)
+    listener.setblocking(False)
+    try:
+        yield listener
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _wakeup(stop: Callable[[], None]) -> Iterator[int]:
+    """A descriptor that becomes readable when SIGTERM or SIGINT arrives; `stop` is called then."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous_fd = signal.set_wakeup_fd(writer)
+    previous = {
+        number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(previous_fd)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)

@@ -1,0 +1,130 @@
+"""Sealed records: what is in a key record and in the PRSS record, and how both get to the store and back.
+
+A record's version orders its states, so that an older one never replaces a newer: a key's pending record of epoch `e`
+is version `2e`, its active one `2e + 1`; the PRSS record's version is its epoch. Network, signer, kind, name, epoch
+and version are bound into the seal.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from enclave.errors import Refused
+from enclave.hsm.hsm import Hsm
+from enclave.hsm.records import RecordContext
+from enclave.protocol.setup import Seeds
+from enclave.secret import Secret
+from enclave.tasks import Promise
+from enclave.wire import Acknowledgement, Bytes32, Record, Wire, decode, encode
+
+T = TypeVar("T")
+
+PRSS_NAME = "prss"
+CACHED_KEY_FACTS = 4096
+
+HsmCall = Callable[[Callable[[Hsm], T]], Promise[T]]
+
+
+class KeyRecord(Wire, frozen=True):
+    """The plaintext of a key record: this signer's acknowledgement of the key and its share `x_j`. Secret."""
+
+    acknowledgement: Acknowledgement
+    active: bool
+    share: Bytes32
+
+    def __repr__(self) -> str:
+        return f"KeyRecord({self.acknowledgement.key_id}, …)"
+
+    @property
+    def version(self) -> int:
+        """Orders the states of one key's record."""
+        return 2 * self.acknowledgement.key_epoch + self.active
+
+
+@dataclass(frozen=True)
+class KeyFacts:
+    """What is public about a key this signer holds a share of; authenticated by the seal."""
+
+    acknowledgement: Acknowledgement
+    active: bool
+
+
+class Vault:
+    """Seals through the HSM, stores through the signer. Keeps public facts of keys, never a plaintext share."""
+
+    def __init__(
+        self,
+        network: str,
+        signer: int,
+        hsm: Callable[[Callable[[Hsm], object]], Promise[object]],
+        store: Callable[[tuple[Record, ...]], Awaitable[None]],
+    ) -> None:
+        self._network, self._signer = network, signer
+        self._hsm: Callable[[Callable[[Hsm], object]], Promise[object]] = hsm
+        self._store = store
+        self._facts: OrderedDict[tuple[str, int], KeyFacts] = OrderedDict()
+
+    async def keep_keys(self, records: Sequence[KeyRecord]) -> None:
+        """Seal and store; returns once they are on disk."""
+        sealed = []
+        for record in records:
+            name, version = record.acknowledgement.key_id, record.version
+            sealed.append(
+                Record("key", name, version, await self._seal("key", name, version, encode(record)))
+            )
+        await self._store(tuple(sealed))
+
+    async def open_key(self, record: Record | None, key_id: str) -> KeyRecord:
+        """The key's record, share included. Raises `Refused` where it is another's; `Unavailable` without HSM."""
+        if record is None or record.kind != "key" or record.name != key_id:
+            raise Refused("key", f"this signer's store has no record of {key_id}")
+        with await self._unseal(record, record.version // 2) as plaintext:
+            opened = decode(plaintext.reveal(), KeyRecord)
+        if opened.acknowledgement.key_id != key_id or opened.version != record.version:
+            raise Refused("key", f"the record of {key_id} holds another key")
+        self._remember(opened)
+        return opened
+
+    async def key_facts(self, record: Record | None, key_id: str) -> KeyFacts:
+        """The key's public facts, from memory where possible: then without the HSM."""
+        version = record.version if record is not None else -1
+        known = self._facts.get((key_id, version))
+        if known is None:
+            await self.open_key(record, key_id)
+            known = self._facts[key_id, version]
+        return known
+
+    async def keep_seeds(self, seeds: Seeds) -> None:
+        """Seal and store the PRSS seeds of an epoch, in place of the one before."""
+        sealed = await self._seal("prss", PRSS_NAME, seeds.epoch, encode(seeds))
+        await self._store((Record("prss", PRSS_NAME, seeds.epoch, sealed),))
+
+    async def open_seeds(self, record: Record) -> Seeds:
+        """The PRSS seeds of a stored record."""
+        with await self._unseal(record, record.version) as plaintext:
+            seeds = decode(plaintext.reveal(), Seeds)
+        if record.kind != "prss" or seeds.epoch != record.version:
+            raise Refused("prss", "the PRSS record is of another epoch")
+        return seeds
+
+    def _remember(self, record: KeyRecord) -> None:
+        place = (record.acknowledgement.key_id, record.version)
+        self._facts[place] = KeyFacts(record.acknowledgement, record.active)
+        if len(self._facts) > CACHED_KEY_FACTS:
+            self._facts.popitem(last=False)
+
+    async def _seal(self, kind: str, name: str, version: int, plaintext: bytes) -> bytes:
+        epoch = version if kind == "prss" else version // 2
+        context = RecordContext(self._network, self._signer, kind, name, epoch, version)
+        sealed = await self._hsm(lambda hsm: hsm.seal(context, plaintext))
+        assert isinstance(sealed, bytes)
+        return sealed
+
+    async def _unseal(self, record: Record, epoch: int) -> Secret:
+        context = RecordContext(self._network, self._signer, record.kind, record.name, epoch, record.version)
+        plaintext = await self._hsm(lambda hsm: hsm.unseal(context, record.sealed))
+        assert isinstance(plaintext, Secret)
+        return plaintext
