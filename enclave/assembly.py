@@ -184,9 +184,7 @@ class EnclaveProcess:
     def _gate_keys(self) -> GateKeys | None:
         config = self._config
         if config.file.gate.mode == "none":
-            self._log.warning(
-                "no gate", reason="gate.mode is none: this signer agrees to whatever its policy allows"
-            )
+            self._log.warning("no gate", reason="gate.mode is none: this signer agrees to whatever its policy allows")
             return None
         keys = self._hsm_now(
             lambda hsm: open_gate_secrets(hsm, config.roster.network, config.index, config.gate_secrets)
@@ -246,7 +244,8 @@ class EnclaveProcess:
         )
 
     def _status(self) -> Status:
-        state, reason = self._thread.state
+        hsm_state, reason = self._thread.state
+        state: str = hsm_state
         if state == "ready" and self._prss.epoch == 0:
             state, reason = "waiting", "no PRSS seeds yet: all signers must be online once"
         counters: dict[str, int] = {}

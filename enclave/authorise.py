@@ -128,15 +128,9 @@ class Authoriser:
 
     def _is_approved(self, state: RequestState, order: SignOrder) -> bool:
         approval = state.approval
-        return (
-            approval is not None
-            and approval.committee == order.committee
-            and approval.until_s > self._clock()
-        )
+        return approval is not None and approval.committee == order.committee and approval.until_s > self._clock()
 
-    async def _approve(
-        self, coordinator: str, state: RequestState, order: SignOrder, record: Record | None
-    ) -> None:
+    async def _approve(self, coordinator: str, state: RequestState, order: SignOrder, record: Record | None) -> None:
         state.asking = True
         try:
             state.approval = await self._decide(coordinator, order, self._verify(order.request), record)
@@ -249,7 +243,7 @@ class Authoriser:
 
     # --- SPEC 4.2 to 4.5 ---
 
-    async def sign(self, coordinator: str, order: OnlineOrder, record: Record | None) -> None:
+    async def give_share(self, coordinator: str, order: OnlineOrder, record: Record | None) -> None:
         """Answer all members' authorizations: `ShareReport` or `OnlineRefused`."""
         started_ns = time.perf_counter_ns()
         spent = False
@@ -278,9 +272,7 @@ class Authoriser:
         self._effects.report(coordinator, report, (entry,))
         self._count("online_us_total", (time.perf_counter_ns() - started_ns) // 1000)
 
-    def _check_authorizations(
-        self, coordinator: str, order: OnlineOrder
-    ) -> tuple[Authorization, RequestState]:
+    def _check_authorizations(self, coordinator: str, order: OnlineOrder) -> tuple[Authorization, RequestState]:
         """SPEC 4.2. Returns our own outstanding authorization. Raises `Refused`; nothing has changed then."""
         me, now_s = self._session, self._clock()
         terms = order.authorizations[0].authorization.terms
@@ -304,9 +296,7 @@ class Authoriser:
                 self._check_peer(coordinator, signed, expected_terms, now_s)
         return own, state
 
-    def _check_peer(
-        self, coordinator: str, signed: SignedAuthorization, expected_terms: bytes, now_s: float
-    ) -> None:
+    def _check_peer(self, coordinator: str, signed: SignedAuthorization, expected_terms: bytes, now_s: float) -> None:
         theirs = signed.authorization
         peer = self._peer(coordinator, theirs.index)
         if peer is None or peer.boot_nonce != theirs.boot_nonce:

@@ -68,9 +68,7 @@ class Ceremonies:
         ticket = run.ticket
         if ticket.context in self._runs:
             raise Refused("replay", "a ceremony with this context is under way")
-        cancel = self._timers.after(
-            DEADLINE_S, lambda: run.stop(KeymootError(f"no end within {DEADLINE_S:.0f} s"))
-        )
+        cancel = self._timers.after(DEADLINE_S, lambda: run.stop(KeymootError(f"no end within {DEADLINE_S:.0f} s")))
         self._runs[ticket.context] = (run, cancel)
         self._count(f"ceremonies_started_{ticket.kind}")
 
@@ -158,9 +156,7 @@ class LocalRun(CeremonyRun):
 
     def _ended(self, task: Task[None]) -> None:
         if isinstance(task.outcome, KeymootError):
-            self._ceremonies.fail(
-                self.ticket, failed_report(self.ticket, task.outcome, self.session.missing())
-            )
+            self._ceremonies.fail(self.ticket, failed_report(self.ticket, task.outcome, self.session.missing()))
         else:
             self._ceremonies.end(self.ticket, "done")
 

@@ -70,6 +70,4 @@ def load_config(path: Path) -> EnclaveConfig:
         raise CallerError(f"{path}: no signer {file.signer} in the roster of {roster.network}")
     if file.gate.mode == "status":
         raise CallerError(f"{path}: gate mode 'status' is not available yet: use 'signed'")
-    return EnclaveConfig(
-        file, roster, policy, index, hsm, directory / file.socket, directory / file.gate.secrets
-    )
+    return EnclaveConfig(file, roster, policy, index, hsm, directory / file.socket, directory / file.gate.secrets)

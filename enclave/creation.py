@@ -42,9 +42,7 @@ class KeyCreation:
                 for request in order.requests
             ]
         except Refused as refusal:
-            self._effects.report(
-                coordinator, RequestRefused(order.ceremony, refusal.rule, refusal.reason[:500])
-            )
+            self._effects.report(coordinator, RequestRefused(order.ceremony, refusal.rule, refusal.reason[:500]))
             return
 
         def kept() -> None:

@@ -132,7 +132,7 @@ class Dispatch:
                 break
         self._effects.emit(self._describe())
 
-    def _on_status(self, message: StatusQuery) -> None:
+    def _on_status(self, _: StatusQuery) -> None:
         self._effects.emit(self._status())
 
     # --- the network ---
@@ -163,7 +163,7 @@ class Dispatch:
         else:
             # SPEC 3: a peer that has rebooted has lost its part of every common batch.
             boot = link.peer.boot_nonce
-            around.pool.drop(lambda sid, key: key.boots.get(peer, boot) != boot)
+            around.pool.drop(lambda _, key: key.boots.get(peer, boot) != boot)
         self._effects.report(coordinator, LinkReport(peer, link is not None, reason[:500]))
 
     # --- orders ---
@@ -195,7 +195,7 @@ class Dispatch:
         await self._authoriser.authorise(order.coordinator, body, order.key)
 
     async def _online(self, order: Order, body: OnlineOrder) -> None:
-        await self._authoriser.sign(order.coordinator, body, order.key)
+        await self._authoriser.give_share(order.coordinator, body, order.key)
 
     async def _abandon(self, order: Order, body: AbandonOrder) -> None:
         self._authoriser.book.abandon(body.ceremony)
@@ -209,7 +209,7 @@ class Dispatch:
         self._around.pool.drop(lambda sid, key: sid == body.sid and key.coordinator == order.coordinator)
         await self._pools(order, PoolsOrder(body.ceremony))
 
-    async def _pools(self, order: Order, body: PoolsOrder) -> None:
+    async def _pools(self, order: Order, _: PoolsOrder) -> None:
         batches = tuple(self._around.pool.states(order.coordinator))
         self._effects.report(order.coordinator, Pools(batches))
 

@@ -47,9 +47,7 @@ class PeerFault(KeymootError):
     `step`: the SPEC step whose check failed, such as `"3.4"`.
     """
 
-    def __init__(
-        self, step: str, reason: str, culprits: tuple[int, ...] = (), subset: tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, step: str, reason: str, culprits: tuple[int, ...] = (), subset: tuple[int, ...] = ()) -> None:
         named = f" by signer {', '.join(map(str, culprits))}" if culprits else ""
         super().__init__(f"SPEC {step}: {reason}{named}")
         self.step = step

@@ -93,7 +93,7 @@ class CeremonyOrders:
     async def _install_seeds(self, seeds: setup.Seeds) -> None:
         # SPEC 1.6: pools of older epochs go before the new one is acknowledged.
         around = self._around
-        around.pool.drop(lambda sid, key: True)
+        around.pool.drop(lambda *_: True)
         for run in list(self._batches.values()):
             run.stop(KeymootError("a new PRSS epoch"))
         await around.vault.keep_seeds(seeds)
@@ -110,9 +110,7 @@ class CeremonyOrders:
         parameters = [FIRST_KEY_EPOCH.to_bytes(4, "big"), *digests]
         run = self._local_run(coordinator, order.ceremony, "keygen", parameters, order.nonces, keygen.ROUNDS)
         roster = around.roster
-        plan = keygen.KeyPlan(
-            roster.network, roster.digest(), roster.tolerate, FIRST_KEY_EPOCH, tuple(labels)
-        )
+        plan = keygen.KeyPlan(roster.network, roster.digest(), roster.tolerate, FIRST_KEY_EPOCH, tuple(labels))
 
         async def routine() -> None:
             new: list[keygen.NewKey] = []
@@ -121,9 +119,7 @@ class CeremonyOrders:
                 new.extend(keys)
                 signed = await self._store_pending(keys)
                 kept()
-                entries = tuple(
-                    around.audit.record("key-pending", key_id=key.acknowledgement.key_id) for key in keys
-                )
+                entries = tuple(around.audit.record("key-pending", key_id=key.acknowledgement.key_id) for key in keys)
                 around.report(coordinator, KeysAcknowledged(order.ceremony, signed), entries)
                 return signed
 
@@ -170,9 +166,7 @@ class CeremonyOrders:
             if encode(_without_index(signed.acknowledgement)) != own:
                 raise Refused("certificate", "acknowledgements of different keys")
             if not self._acknowledgement_verifies(signed):
-                raise Refused(
-                    "certificate", f"signer {signed.acknowledgement.index} did not sign its acknowledgement"
-                )
+                raise Refused("certificate", f"signer {signed.acknowledgement.index} did not sign its acknowledgement")
 
     def _report_activated(
         self, coordinator: str, ceremony: bytes, certificates: tuple[keygen.Certificate, ...]
@@ -255,9 +249,7 @@ class CeremonyOrders:
         around.ceremonies.end(ticket, "done")
         count = len(finished.inverse_shares) // 32
         entry = around.audit.record("presign", sid=finished.sid.hex(), count=count)
-        around.report(
-            ticket.coordinator, PresignDone(ticket.ceremony, finished.sid, key.committee, count), (entry,)
-        )
+        around.report(ticket.coordinator, PresignDone(ticket.ceremony, finished.sid, key.committee, count), (entry,))
 
     def give_up_batch(self, run: WorkerRun, error: KeymootError) -> None:
         """Stop a batch in the worker. After a time-out its answer says whom it was waiting for."""
@@ -321,9 +313,7 @@ class CeremonyOrders:
         around.nonces.spend(nonces[members.index(me.index)], kind)
         sessions = {j: link.peer.digest() for j, link in links.items()} | {me.index: me.digest()}
         context = ceremony_context(kind, around.roster.digest(), parameters, nonces, sessions)
-        keys = [
-            ceremony_keys(link.key, context, me.index, j, link.peer.frame_key) for j, link in links.items()
-        ]
+        keys = [ceremony_keys(link.key, context, me.index, j, link.peer.frame_key) for j, link in links.items()]
         return Ticket(coordinator, ceremony, kind, context, members), keys, links
 
 
@@ -342,9 +332,7 @@ class WorkerRun(CeremonyRun):
 
 
 def _worker_report(ticket: Ticket, failed: Failed) -> CeremonyFailed:
-    return CeremonyFailed(
-        ticket.ceremony, failed.kind, failed.step, failed.reason, failed.culprits, failed.suspects
-    )
+    return CeremonyFailed(ticket.ceremony, failed.kind, failed.step, failed.reason, failed.culprits, failed.suspects)
 
 
 def _record(key: keygen.NewKey, active: bool) -> KeyRecord:

@@ -33,9 +33,7 @@ class PrssState:
         seeds = self._current()
         return (
             tuple(
-                (A, derive_sub_seed(seeds.of("subset", A), sid))
-                for A in subsets(committee, self._t)
-                if self._me in A
+                (A, derive_sub_seed(seeds.of("subset", A), sid)) for A in subsets(committee, self._t) if self._me in A
             ),
             tuple(
                 (pair, derive_sub_seed(seeds.of("presign-pair", pair), sid))
@@ -47,11 +45,7 @@ class PrssState:
     def online_seeds(self, committee: tuple[int, ...]) -> Mapping[int, bytes]:
         """SPEC 4.5: `o_{me,i}` for every other member `i` of the committee."""
         seeds = self._current()
-        return {
-            i: seeds.of("online-pair", (min(i, self._me), max(i, self._me)))
-            for i in committee
-            if i != self._me
-        }
+        return {i: seeds.of("online-pair", (min(i, self._me), max(i, self._me))) for i in committee if i != self._me}
 
     def _current(self) -> Seeds:
         if self._seeds is None:

@@ -72,9 +72,7 @@ class Vault:
         sealed = []
         for record in records:
             name, version = record.acknowledgement.key_id, record.version
-            sealed.append(
-                Record("key", name, version, await self._seal("key", name, version, encode(record)))
-            )
+            sealed.append(Record("key", name, version, await self._seal("key", name, version, encode(record))))
         await self._store(tuple(sealed))
 
     async def open_key(self, record: Record | None, key_id: str) -> KeyRecord:

@@ -41,9 +41,7 @@ Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 ShortText = Annotated[str, msgspec.Meta(max_length=512)]
 Committee = Annotated[tuple[Index, ...], msgspec.Meta(min_length=3, max_length=16)]
-DerivationPath = Annotated[
-    tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=10)
-]
+DerivationPath = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=10)]
 KeyId = Annotated[str, msgspec.Meta(pattern=r"^key_[0-9a-f]{32}$")]
 Label = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,95}$")]
 SealedBytes = Annotated[bytes, msgspec.Meta(max_length=64 * 1024)]
@@ -53,7 +51,7 @@ class Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     """Base of everything that is encoded with `encode` and decoded with `decode`."""
 
 
-# --- Pieces that several messages carry -------------------------------------------------------------------
+# --- Pieces that several messages carry ---
 
 
 class Record(Wire, frozen=True):
@@ -184,7 +182,7 @@ class BatchState(Wire, frozen=True):
     remaining: Annotated[bytes, msgspec.Meta(max_length=MAX_BATCH // 8)]
 
 
-# --- Orders: coordinator → enclave -------------------------------------------------------------------------
+# --- Orders: coordinator → enclave ---
 # `ceremony` is the coordinator's own name for what it runs; reports echo it. It authenticates nothing.
 
 
@@ -207,9 +205,7 @@ class KeygenOrder(Wire, frozen=True, tag=3):
     """SPEC 2, all n signers: one key for each request. Answer: `KeysAcknowledged`, then `KeysActivated`."""
 
     ceremony: Bytes16
-    requests: Annotated[
-        tuple[ClientRequest, ...], msgspec.Meta(min_length=1, max_length=MAX_KEYS_PER_CEREMONY)
-    ]
+    requests: Annotated[tuple[ClientRequest, ...], msgspec.Meta(min_length=1, max_length=MAX_KEYS_PER_CEREMONY)]
     nonces: tuple[SignedNonce, ...]
 
 
@@ -282,7 +278,7 @@ OrderBody = (
 )
 
 
-# --- Reports: enclave → coordinator ------------------------------------------------------------------------
+# --- Reports: enclave → coordinator ---
 
 
 class NonceReport(Wire, frozen=True, tag=1):
@@ -421,7 +417,7 @@ ReportBody = (
 )
 
 
-# --- Signer → enclave ----------------------------------------------------------------------------------------
+# --- Signer → enclave ---
 
 
 class Attach(Wire, frozen=True, tag=1):
@@ -493,7 +489,7 @@ class StatusQuery(Wire, frozen=True, tag=8):
 ToEnclave = Attach | Presence | PeerFrame | Order | GateReply | GateUnreachable | Stored | StatusQuery
 
 
-# --- Enclave → signer ----------------------------------------------------------------------------------------
+# --- Enclave → signer ---
 
 
 class Attached(Wire, frozen=True, tag=1):
@@ -565,7 +561,7 @@ class Status(Wire, frozen=True, tag=7):
 FromEnclave = Attached | ToPeer | Report | Store | CallGate | Audit | Status
 
 
-# --- Codec ---------------------------------------------------------------------------------------------------
+# --- Codec ---
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()

@@ -27,12 +27,12 @@ from enclave.wire import (
     MAX_PEER_FRAME_BYTES,
     Bytes32,
     Committee,
-    Index,
     ShortText,
     Wire,
     decode,
     encode,
 )
+from policies.roster import Index
 
 MAX_WORKER_MESSAGE_BYTES = MAX_BATCH * (SCALAR_BYTES + AFFINE_POINT_BYTES) + MAX_PEER_FRAME_BYTES
 MAX_QUEUED_BYTES = 128 * 1024 * 1024

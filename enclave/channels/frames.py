@@ -76,9 +76,7 @@ def verify_digest(frame_key: bytes, message_digest: bytes, signature: bytes) -> 
     return True
 
 
-def body_digest(
-    context: bytes, round_number: int, sender: int, receiver: int | None, content: bytes
-) -> bytes:
+def body_digest(context: bytes, round_number: int, sender: int, receiver: int | None, content: bytes) -> bytes:
     """SPEC 0.3: what a sender signs of a body; `receiver` is None for a broadcast."""
     return digest(
         Tag.SIGNED_BODY,
@@ -116,9 +114,7 @@ class CeremonyChannel:
     ) -> list[tuple[int, bytes]]:
         """Frames of one body, one for each receiver, signed once."""
         receiver = receivers[0] if private else None
-        signature = sign_digest(
-            self._frame_secret, body_digest(self.context, round_number, self.me, receiver, content)
-        )
+        signature = sign_digest(self._frame_secret, body_digest(self.context, round_number, self.me, receiver, content))
         plaintext = signature + content
         return [(j, self._seal_one(round_number, j, plaintext)) for j in receivers]
 

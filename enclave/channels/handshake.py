@@ -65,9 +65,7 @@ class Answer(Wire, frozen=True, tag=2):
     """Second message, responder to initiator."""
 
     hello: Hello
-    ciphertext: Annotated[
-        bytes, msgspec.Meta(min_length=KEM_CIPHERTEXT_BYTES, max_length=KEM_CIPHERTEXT_BYTES)
-    ]
+    ciphertext: Annotated[bytes, msgspec.Meta(min_length=KEM_CIPHERTEXT_BYTES, max_length=KEM_CIPHERTEXT_BYTES)]
     signature: Signature64
     confirmation: Bytes32
 
@@ -137,9 +135,7 @@ class Initiator:
         self._identity, self._peer = identity, peer
         self._x25519 = X25519PrivateKey.generate()
         self._kem = MLKEM768PrivateKey.generate()
-        self.hello = _hello(
-            identity, peer, random(32), self._x25519, self._kem.public_key().public_bytes_raw()
-        )
+        self.hello = _hello(identity, peer, random(32), self._x25519, self._kem.public_key().public_bytes_raw())
 
     def accept(self, answer: Answer) -> tuple[Link, bytes]:
         """The link and the transcript to sign as initiator. Raises `LinkFault`."""
@@ -165,9 +161,7 @@ class Responder:
         x25519 = X25519PrivateKey.generate()
         self._hello = _hello(identity, peer, random(32), x25519, b"")
         try:
-            kem_secret, self._ciphertext = MLKEM768PublicKey.from_public_bytes(
-                opening.hello.kem_key
-            ).encapsulate()
+            kem_secret, self._ciphertext = MLKEM768PublicKey.from_public_bytes(opening.hello.kem_key).encapsulate()
         except ValueError:
             raise LinkFault(peer, "not an ML-KEM-768 encapsulation key") from None
         self.transcript = _transcript(opening.hello, self._hello, self._ciphertext)
@@ -192,9 +186,7 @@ def verify_identity(point: bytes, message_digest: bytes, signature: bytes) -> bo
     try:
         public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
         r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
-        public.verify(
-            utils.encode_dss_signature(r, s), message_digest, ec.ECDSA(utils.Prehashed(hashes.SHA256()))
-        )
+        public.verify(utils.encode_dss_signature(r, s), message_digest, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
     except (ValueError, InvalidSignature):
         return False
     return True
@@ -227,18 +219,14 @@ def _check_hello(identity: Identity, peer: int, hello: Hello, kem_key_bytes: int
         raise LinkFault(peer, f"a hello from {hello.sender} to {hello.receiver}")
     if len(hello.kem_key) != kem_key_bytes:
         raise LinkFault(peer, "a hello of the wrong role")
-    return PeerSession(
-        peer, hello.boot_nonce, hello.frame_key, hello.prss_epoch, hello.state_version, hello.audit_head
-    )
+    return PeerSession(peer, hello.boot_nonce, hello.frame_key, hello.prss_epoch, hello.state_version, hello.audit_head)
 
 
 def _transcript(initiator: Hello, responder: Hello, ciphertext: bytes) -> bytes:
     return digest(Tag.HANDSHAKE, encode(initiator), encode(responder), ciphertext)
 
 
-def _link_key(
-    peer: int, mine: X25519PrivateKey, theirs: bytes, kem_secret: bytes, transcript: bytes
-) -> bytes:
+def _link_key(peer: int, mine: X25519PrivateKey, theirs: bytes, kem_secret: bytes, transcript: bytes) -> bytes:
     try:
         # Refuses an all-zero result (a point of small order).
         dh_secret = mine.exchange(X25519PublicKey.from_public_bytes(theirs))

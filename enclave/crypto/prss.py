@@ -40,10 +40,7 @@ def elements(stream: bytes) -> list[int]:
     """The stream cut into 256-bit integers, *not* reduced. For orders within 2^128 of 2^256 (secp256k1) a value
     reduced mod q is within statistical distance 2^-127 of uniform; P-256 would need 48 bytes an element."""
     convert = int.from_bytes
-    return [
-        convert(stream[start : start + ELEMENT_BYTES], "big")
-        for start in range(0, len(stream), ELEMENT_BYTES)
-    ]
+    return [convert(stream[start : start + ELEMENT_BYTES], "big") for start in range(0, len(stream), ELEMENT_BYTES)]
 
 
 @dataclass(frozen=True)

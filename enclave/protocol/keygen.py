@@ -69,9 +69,7 @@ class Agreement(RoundMessage, frozen=True):
 class Acknowledged(RoundMessage, frozen=True):
     """2.6: the sender's signed acknowledgement of every key."""
 
-    acknowledgements: Annotated[
-        tuple[SignedAcknowledgement, ...], msgspec.Meta(max_length=MAX_KEYS_PER_CEREMONY)
-    ]
+    acknowledgements: Annotated[tuple[SignedAcknowledgement, ...], msgspec.Meta(max_length=MAX_KEYS_PER_CEREMONY)]
 
 
 ROUNDS = (Commitment, Opening, Shares, Agreement, Acknowledged)
@@ -113,9 +111,7 @@ async def keygen(
     the shares stay whatever happens here.
     """
     # SPEC 2.1
-    polynomials_mine = [
-        [schnorr.random_scalar(curve, random) for _ in range(plan.t + 1)] for _ in plan.labels
-    ]
+    polynomials_mine = [[schnorr.random_scalar(curve, random) for _ in range(plan.t + 1)] for _ in plan.labels]
     opening = Opening(
         random(NONCE_BYTES),
         tuple(_open_key(session, curve, f, number, random) for number, f in enumerate(polynomials_mine)),
@@ -163,9 +159,7 @@ def verify_opening(
     for number, key in enumerate(opening.keys):
         # A longer vector would raise the threshold of the key.
         if len(key.commitments) != plan.t + 1:
-            raise PeerFault(
-                "2.3", f"{len(key.commitments)} commitments where t + 1 = {plan.t + 1}", (sender,)
-            )
+            raise PeerFault("2.3", f"{len(key.commitments)} commitments where t + 1 = {plan.t + 1}", (sender,))
         try:
             for point in key.commitments:
                 curve.check_point(point)
@@ -242,8 +236,7 @@ def verify_certificates(
             if signed.acknowledgement != expected or not verify(signed):
                 raise PeerFault("2.7", "an acknowledgement of another key, or badly signed", (j,))
     return tuple(
-        tuple(acknowledged[j].acknowledgements[number] for j in session.members)
-        for number in range(len(keys))
+        tuple(acknowledged[j].acknowledgements[number] for j in session.members) for number in range(len(keys))
     )
 
 
@@ -254,9 +247,7 @@ def evaluate_in_exponent(curve: Curve, commitments: Sequence[bytes], x: int) -> 
     return curve.add(terms)
 
 
-def _open_key(
-    session: Session, curve: Curve, f: list[int], number: int, random: Callable[[int], bytes]
-) -> KeyOpening:
+def _open_key(session: Session, curve: Curve, f: list[int], number: int, random: Callable[[int], bytes]) -> KeyOpening:
     return KeyOpening(
         tuple(curve.generate(coefficient) for coefficient in f),
         schnorr.prove(curve, f[0], _proof_context(session.context, session.me, number), random),

@@ -6,7 +6,7 @@ values are reduced once, at its end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -110,30 +110,22 @@ async def presign(session: Session, curve: Secp256k1, t: int, m: int, sub_seeds:
 
     # SPEC 3.3
     a, k = _reduce(own.a, q), _reduce(own.k, q)
-    e_w = [
-        (x * y + mask + zero) % q for x, y, mask, zero in zip(k, a, own.masks[0], own.zeros[0], strict=True)
-    ]
-    e_mu = [
-        (own.rho * y + mask + zero) % q for y, mask, zero in zip(a, own.masks[1], own.zeros[1], strict=True)
-    ]
-    session.broadcast(Products(_commitments(C, t, me, sub_seeds), _pack(e_w), _pack(e_mu)))
+    e_w = [(x * y + mask + zero) % q for x, y, mask, zero in zip(k, a, own.masks[0], own.zeros[0], strict=True)]
+    e_mu = [(own.rho * y + mask + zero) % q for y, mask, zero in zip(a, own.masks[1], own.zeros[1], strict=True)]
+    session.broadcast(Products(_commitments(sub_seeds), _pack(e_w), _pack(e_mu)))
     products = await session.gather(Products)
     verify_commitments(C, t, products)
     w = _product_shares(C, {j: _unpack(j, products[j].e_w, m, q, "3.3") for j in C}, own.masks[0], q)
     mu = _product_shares(C, {j: _unpack(j, products[j].e_mu, m, q, "3.3") for j in C}, own.masks[1], q)
 
     # SPEC 3.4
-    e_tau = [
-        (x * y + mask + zero) % q for x, y, mask, zero in zip(mu, k, own.masks[2], own.zeros[2], strict=True)
-    ]
+    e_tau = [(x * y + mask + zero) % q for x, y, mask, zero in zip(mu, k, own.masks[2], own.zeros[2], strict=True)]
     session.broadcast(CheckProducts(_pack(e_tau)))
     checks = await session.gather(CheckProducts)
     tau = _product_shares(C, {j: _unpack(j, checks[j].e_tau, m, q, "3.4") for j in C}, own.masks[2], q)
 
     # SPEC 3.5: opened only now, when everybody's errors are fixed.
-    session.broadcast(
-        Challenges(own.rho.to_bytes(SCALAR_BYTES, "big"), own.beta.to_bytes(SCALAR_BYTES, "big"))
-    )
+    session.broadcast(Challenges(own.rho.to_bytes(SCALAR_BYTES, "big"), own.beta.to_bytes(SCALAR_BYTES, "big")))
     challenges = await session.gather(Challenges)
     rho = _open({j: _scalar(j, c.rho, q, "3.5") for j, c in challenges.items()}, t, q, "3.5", "ρ")
     beta = _open({j: _scalar(j, c.beta, q, "3.5") for j, c in challenges.items()}, t, q, "3.5", "β")
@@ -176,9 +168,7 @@ def expand(C: tuple[int, ...], t: int, me: int, m: int, sub_seeds: SubSeeds) -> 
     subset_streams = [
         prss.elements(prss.keystream(_stream_key(seed), 5 * m + 2)) for seed in sub_seeds.subsets.values()
     ]
-    pair_streams = [
-        prss.elements(prss.keystream(_stream_key(seed), 3 * m)) for seed in sub_seeds.pairs.values()
-    ]
+    pair_streams = [prss.elements(prss.keystream(_stream_key(seed), 3 * m)) for seed in sub_seeds.pairs.values()]
 
     def rand_column(number: int) -> Column:
         return prss.weighted_sums(rand, [stream[number * m : (number + 1) * m] for stream in subset_streams])
@@ -238,9 +228,7 @@ def verify_products(C: tuple[int, ...], t: int, m: int, openings: dict[int, Open
     return w
 
 
-def verify_points(
-    curve: Secp256k1, C: tuple[int, ...], t: int, m: int, openings: dict[int, Openings]
-) -> bytes:
+def verify_points(curve: Secp256k1, C: tuple[int, ...], t: int, m: int, openings: dict[int, Openings]) -> bytes:
     """SPEC 3.7, 3.8 for `R_l`: every point on degree t, none the identity; returns `m` points of 64 bytes."""
     rows = {}
     for j, message in openings.items():
@@ -254,14 +242,12 @@ def verify_points(
         if bulk.relation_fails(curve, rows, relation) is not None:
             raise PeerFault("3.7", "R is not on degree t")
     try:
-        return bulk.combine_rows(
-            curve, {j: rows[j] for j in C[: t + 1]}, polynomials.lagrange(C[: t + 1]).numerators
-        )
+        return bulk.combine_rows(curve, {j: rows[j] for j in C[: t + 1]}, polynomials.lagrange(C[: t + 1]).numerators)
     except InvalidPoint as error:
         raise PeerFault("3.7", str(error)) from None
 
 
-def _commitments(C: tuple[int, ...], t: int, me: int, sub_seeds: SubSeeds) -> tuple[bytes, ...]:
+def _commitments(sub_seeds: SubSeeds) -> tuple[bytes, ...]:
     seeds = [*sub_seeds.subsets.values(), *sub_seeds.pairs.values()]
     return tuple(digest(Tag.SUB_SEED_COMMITMENT, seed) for seed in seeds)
 
@@ -280,11 +266,9 @@ def _product_shares(C: tuple[int, ...], e: dict[int, Column], mask: Column, q: i
     return [(total * inverse - value) % q for total, value in zip(sums, mask, strict=True)]
 
 
-def _weighted(coefficients: polynomials.Mapping[int, int], columns: dict[int, Column]) -> Column:
+def _weighted(coefficients: Mapping[int, int], columns: dict[int, Column]) -> Column:
     members = sorted(coefficients)
-    return prss.weighted_sums(
-        prss.Weights(tuple(coefficients[j] for j in members)), [columns[j] for j in members]
-    )
+    return prss.weighted_sums(prss.Weights(tuple(coefficients[j] for j in members)), [columns[j] for j in members])
 
 
 def _open(shares: dict[int, int], t: int, q: int, step: str, what: str) -> int:

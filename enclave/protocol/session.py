@@ -29,9 +29,7 @@ M = TypeVar("M", bound=RoundMessage)
 class Transmit(Protocol):
     """Takes a body to the channel: `receivers` get the same `content`; `private` binds the one receiver."""
 
-    def __call__(
-        self, round_number: int, receivers: tuple[int, ...], private: bool, content: bytes
-    ) -> None: ...
+    def __call__(self, round_number: int, receivers: tuple[int, ...], private: bool, content: bytes) -> None: ...
 
 
 class Session:

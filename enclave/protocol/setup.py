@@ -105,19 +105,13 @@ async def setup(
 
     # SPEC 1.2
     session.send(
-        {
-            j: Contributions(tuple(c for g, c in contributions.items() if j in g.members))
-            for j in session.peers
-        }
+        {j: Contributions(tuple(c for g, c in contributions.items() if j in g.members)) for j in session.peers}
     )
     received = {session.me: contributions}
     for j, private in (await session.gather(Contributions)).items():
         committed = dict(zip(groups[j], commitments[j].commitments, strict=True))
         received[j] = verify_contributions(session.context, j, session.me, private, committed)
-    seeds = {
-        g: digest(Tag.SETUP_SEED, session.context, g.label(), *(received[j][g] for j in g.members))
-        for g in mine
-    }
+    seeds = {g: digest(Tag.SETUP_SEED, session.context, g.label(), *(received[j][g] for j in g.members)) for g in mine}
 
     # SPEC 1.3
     session.broadcast(Checks(tuple(_check(session.context, g, seed) for g, seed in seeds.items())))
@@ -141,9 +135,7 @@ def verify_contributions(
     opened = dict(zip(shared, message.contributions, strict=True))
     for group, contribution in opened.items():
         if not hmac.compare_digest(_commitment(context, sender, group, contribution), committed[group]):
-            raise PeerFault(
-                "1.2", f"contribution to {group.label()!r} does not open its commitment", (sender,)
-            )
+            raise PeerFault("1.2", f"contribution to {group.label()!r} does not open its commitment", (sender,))
     return opened
 
 
@@ -155,9 +147,7 @@ def verify_checks(checks: dict[int, Checks], groups: dict[int, tuple[Group, ...]
             raise PeerFault("1.3", "a check for each group, no more and no less", (j,))
         for group, value in zip(groups[j], message.checks, strict=True):
             if seen.setdefault(group, value) != value:
-                raise PeerFault(
-                    "1.3", f"members of {group.label()!r} hold different seeds", subset=group.members
-                )
+                raise PeerFault("1.3", f"members of {group.label()!r} hold different seeds", subset=group.members)
 
 
 def _commitment(context: bytes, sender: int, group: Group, contribution: bytes) -> bytes:

@@ -59,9 +59,7 @@ def online_share(
         epsilon.to_bytes(SCALAR_BYTES, "big"),
         presignature.R,
     )
-    delta = (
-        int.from_bytes(digest(Tag.ONLINE_DELTA, ctx, b"0") + digest(Tag.ONLINE_DELTA, ctx, b"1"), "big") % q
-    )
+    delta = int.from_bytes(digest(Tag.ONLINE_DELTA, ctx, b"0") + digest(Tag.ONLINE_DELTA, ctx, b"1"), "big") % q
     if delta == 0:
         raise Refused("delta", "the re-randomiser is zero")
     R = curve.multiply(presignature.R, delta)

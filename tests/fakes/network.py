@@ -29,9 +29,7 @@ def seeded_random(seed: str) -> Callable[[int], bytes]:
 class Network:
     """Runs one coroutine a member and delivers bodies in order; `tamper(sender, receiver, round, content)`."""
 
-    def __init__(
-        self, members: tuple[int, ...], context: bytes, rounds: tuple[type[RoundMessage], ...]
-    ) -> None:
+    def __init__(self, members: tuple[int, ...], context: bytes, rounds: tuple[type[RoundMessage], ...]) -> None:
         self.members = members
         self.queue: deque[tuple[int, int, int, bytes]] = deque()
         self.transcript = hashlib.sha256()

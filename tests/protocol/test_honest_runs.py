@@ -65,9 +65,7 @@ def sub_seeds(seeds: setup.Seeds, C: tuple[int, ...], t: int, me: int, sid: byte
 def run_presign(seeds: dict[int, setup.Seeds], C: tuple[int, ...], t: int, m: int):
     sid = hashlib.sha256(repr((C, t, m)).encode()).digest()
     network = Network(C, sid, presign.ROUNDS)
-    outcomes = network.run(
-        lambda s: presign.presign(s, SECP256K1, t, m, sub_seeds(seeds[s.me], C, t, s.me, sid))
-    )
+    outcomes = network.run(lambda s: presign.presign(s, SECP256K1, t, m, sub_seeds(seeds[s.me], C, t, s.me, sid)))
     return results(outcomes), network.transcript.hexdigest()
 
 
@@ -78,9 +76,7 @@ def sign_once(keys, seeds, batches, C, t, l, path, h) -> None:
         "KU25", "secp256k1", b"r" * 32, 1, 1, ack.key_id, ack.public_key, path, h, b"d" * 32, C,
         PresignatureName(batches[C[0]].sid, l),
     )  # fmt: skip
-    authorizations = [
-        SignedAuthorization(Authorization(terms, j, b"b" * 32, os.urandom(32), 10), bytes(64)) for j in C
-    ]
+    authorizations = [SignedAuthorization(Authorization(terms, j, b"b" * 32, os.urandom(32), 10), bytes(64)) for j in C]
     shares = {}
     for j in C:
         batch = batches[j]
@@ -89,9 +85,7 @@ def sign_once(keys, seeds, batches, C, t, l, path, h) -> None:
             compress(batch.points[64 * (l - 1) : 64 * l]),
         )
         online = {i: seeds[j].of("online-pair", tuple(sorted((i, j)))) for i in C if i != j}
-        shares[j] = sign.online_share(
-            SECP256K1, j, C, taken, authorizations, h, epsilon, keys[j][0].share, online
-        )
+        shares[j] = sign.online_share(SECP256K1, j, C, taken, authorizations, h, epsilon, keys[j][0].share, online)
     assert len({share.R for share in shares.values()}) == 1
     r = SECP256K1.x_mod_q(shares[C[0]].R)
     s = polynomials.interpolate({j: share.s for j, share in shares.items()}, Q)
