@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from enclave.assembly import run_enclave
 from enclave.config import load_config, load_enclave_file
 from enclave.errors import CallerError, KeymootError, Unavailable
 from enclave.gate_secrets import seal_gate_secrets
 from enclave.hsm import open_hsm, provision
+from enclave.run import run_enclave
 from enclave.serve import WorkerGone
 from policies.roster import identity_fingerprint
 

@@ -1,12 +1,9 @@
-"""The composition root of the enclave process: every part is made and joined here, and nowhere else."""
+"""All parts of one enclave, made and joined here and nowhere else. No I/O: `run.py` gives it sockets and an HSM."""
 
 from __future__ import annotations
 
-import os
-import select
-import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import nacl.bindings
 
@@ -22,108 +19,86 @@ from enclave.config import EnclaveConfig
 from enclave.creation import KeyCreation
 from enclave.dispatch import Dispatch
 from enclave.effects import Effects
-from enclave.errors import CallerError, KeymootError
-from enclave.framing import Stream
+from enclave.errors import KeymootError
 from enclave.gate import GateKeys
-from enclave.gate_secrets import open_gate_secrets
-from enclave.hsm import Hsm, HsmThread, open_hsm
+from enclave.hsm import Hsm
 from enclave.log import Log
 from enclave.members import NonceBook, OwnSession
 from enclave.orders import CeremonyOrders, Surroundings
 from enclave.pool import PresignaturePool
 from enclave.prss_state import PrssState
-from enclave.serve import MAX_QUEUED_TO_SIGNER_BYTES, Server
 from enclave.shares import Vault
 from enclave.tasks import Promise, Timers
 from enclave.wire import PROTOCOL_VERSION, Attached, Status
-from enclave.worker import MAX_WORKER_MESSAGE_BYTES, fork_worker
 
-HSM_START_TIMEOUT_S = 30.0
 HEAD_SIGNING_PERIOD_S = 60.0
 
 
-def run_enclave(config: EnclaveConfig) -> None:
-    """Run until SIGTERM. Forks the presign worker before the PKCS#11 module is loaded."""
-    worker = Stream(fork_worker(), MAX_QUEUED_TO_SIGNER_BYTES, MAX_WORKER_MESSAGE_BYTES)
-    log = Log("enclave", network=config.file.network, signer=config.file.signer)
-    thread = HsmThread(lambda: open_hsm(config.hsm, config.file.network, config.index))
-    try:
-        thread.wait_ready(HSM_START_TIMEOUT_S)
-        EnclaveProcess(config, worker, thread, log).run()
-    finally:
-        thread.close()
-        worker.close()
+@dataclass(frozen=True)
+class Outside:
+    """What the world gives an enclave: clocks, randomness, the HSM, the worker, the log."""
+
+    wall_clock: Callable[[], float]
+    clock: Callable[[], float]
+    random: Callable[[int], bytes]
+    on_hsm: Callable[[Callable[[Hsm], object]], Promise[object]]
+    hsm_state: Callable[[], tuple[str, str]]
+    to_worker: Callable[[bytes], None]
+    log: Log
 
 
-class EnclaveProcess:
-    """All parts of one running enclave."""
+class EnclaveCore:
+    """Every part of one enclave. `dispatch` takes the signer's messages, `orders.on_worker` the worker's."""
 
-    def __init__(self, config: EnclaveConfig, worker: Stream, thread: HsmThread, log: Log) -> None:
-        self._config, self._thread, self._log = config, thread, log
-        self._timers = Timers(time.monotonic)
-        self._effects = Effects()
-        self._session = _new_session(config.index)
+    def __init__(self, config: EnclaveConfig, gate_keys: GateKeys | None, outside: Outside) -> None:
+        self._config, self._outside = config, outside
+        self.timers = Timers(outside.clock)
+        self.effects = Effects()
+        self.pool = PresignaturePool()
+        self._session = _new_session(config.index, outside.random)
         self._prss = PrssState(config.index, config.roster.tolerate)
-        self._audit = AuditLog(config.roster.network, config.index, time.time)
-        self._pool = PresignaturePool()
-        self._vault = Vault(config.roster.network, config.index, self._on_hsm, self._effects.store)
-        self._ceremonies = Ceremonies(self._timers, self._effects.report)
+        self._audit = AuditLog(config.roster.network, config.index, outside.wall_clock)
+        self._ceremonies = Ceremonies(self.timers, self.effects.report)
+        self._links = self._make_links()
         around = self._surroundings()
-        self._orders = CeremonyOrders(around)
-        self._gate = Gate(self._gate_keys(), self._timers, time.time, os.urandom, self._effects.emit)
+        self.orders = CeremonyOrders(around)
+        self._gate = Gate(gate_keys, self.timers, outside.wall_clock, outside.random, self.effects.emit)
         rules = SigningRules(
-            config.roster, config.policy, config.file.gate.mode, config.file.gate.deadline_s, int(time.time())
+            config.roster,
+            config.policy,
+            config.file.gate.mode,
+            config.file.gate.deadline_s,
+            int(outside.wall_clock()),
         )
+        book = RequestBook(outside.wall_clock)
         self._authoriser = Authoriser(
             rules,
             self._session,
-            self._vault,
-            self._pool,
+            around.vault,
+            self.pool,
             self._prss,
             self._gate,
             self._audit,
-            self._effects,
+            self.effects,
             self._peer,
-            RequestBook(time.time),
-            time.time,
-            os.urandom,
+            book,
+            outside.wall_clock,
+            outside.random,
         )
-        creation = KeyCreation(rules, self._authoriser.book, self._orders, self._effects, time.time)
-        self._dispatch = Dispatch(
+        creation = KeyCreation(rules, book, self.orders, self.effects, outside.wall_clock)
+        self.dispatch = Dispatch(
             around,
-            self._orders,
+            self.orders,
             creation,
             self._authoriser,
-            self._effects,
-            self._timers,
+            self.effects,
+            self.timers,
             self._describe,
             self._status,
         )
-        uid = config.file.signer_uid
-        self._server = Server(
-            config.socket,
-            os.getuid() if uid is None else uid,
-            self._dispatch,
-            self._orders,
-            self._effects,
-            worker,
-            self._timers,
-            (thread.fileno(), thread.drain),
-            log,
-        )
-
-    def run(self) -> None:
-        """Check that HSM and roster agree, then serve."""
-        expected = self._config.roster.signer(self._config.index).identity_point
-        if self._hsm_now(lambda hsm: hsm.identity_point) != expected:
-            raise CallerError(
-                f"the HSM's identity key is not the one the roster lists for {self._config.file.signer}: "
-                "check hsm.token_label, hsm.identity_key_label and the roster"
-            )
         self._sign_heads()
-        self._server.run(lambda: self._log.info("ready", socket=str(self._config.socket), pid=os.getpid()))
 
-    def _surroundings(self) -> Surroundings:
+    def _make_links(self) -> Links:
         identity = Identity(
             roster=self._config.roster,
             me=self._config.index,
@@ -133,68 +108,41 @@ class EnclaveProcess:
             state_version=lambda: self._audit.seq,
             audit_head=lambda: self._audit.head,
         )
-        self._links = Links(
+        return Links(
             identity,
-            os.urandom,
-            self._timers,
-            time.monotonic,
+            self._outside.random,
+            self.timers,
+            self._outside.clock,
             self._sign_identity,
-            partial(self._send, bulk=False),
+            lambda coordinator, peer, data: self.effects.to_peer(coordinator, peer, False, data),
             self._on_link,
         )
+
+    def _surroundings(self) -> Surroundings:
+        network = self._config.roster.network
         return Surroundings(
             roster=self._config.roster,
             session=self._session,
-            nonces=NonceBook(self._session, os.urandom),
+            nonces=NonceBook(self._session, self._outside.random),
             links=self._links,
             ceremonies=self._ceremonies,
-            vault=self._vault,
-            pool=self._pool,
+            vault=Vault(network, self._config.index, self._outside.on_hsm, self.effects.store),
+            pool=self.pool,
             prss=self._prss,
             audit=self._audit,
-            random=os.urandom,
+            random=self._outside.random,
             sign_identity=self._sign_identity,
-            send=lambda coordinator, receiver, bulk, data: self._send(coordinator, receiver, data, bulk=bulk),
-            report=self._effects.report,
-            to_worker=lambda message: self._server.to_worker(message),
+            send=self.effects.to_peer,
+            report=self.effects.report,
+            to_worker=self._outside.to_worker,
         )
-
-    # --- the HSM ---
-
-    def _on_hsm(self, job: Callable[[Hsm], object]) -> Promise[object]:
-        promise: Promise[object] = Promise()
-        try:
-            self._thread.submit(job, promise.settle)
-        except KeymootError as error:
-            promise.reject(error)
-        return promise
-
-    def _hsm_now(self, job: Callable[[Hsm], object]) -> object:
-        """Before the loop runs: submit and wait."""
-        promise = self._on_hsm(job)
-        deadline_s = time.monotonic() + HSM_START_TIMEOUT_S
-        while not promise.done and time.monotonic() < deadline_s:
-            select.select([self._thread.fileno()], [], [], max(0.0, deadline_s - time.monotonic()))
-            self._thread.drain()
-        return promise.result()
 
     def _sign_identity(self, message_digest: bytes) -> Promise[bytes]:
-        return self._on_hsm(lambda hsm: hsm.sign(message_digest))  # type: ignore[return-value]
-
-    def _gate_keys(self) -> GateKeys | None:
-        config = self._config
-        if config.file.gate.mode == "none":
-            self._log.warning("no gate", reason="gate.mode is none: this signer agrees to whatever its policy allows")
-            return None
-        keys = self._hsm_now(
-            lambda hsm: open_gate_secrets(hsm, config.roster.network, config.index, config.gate_secrets)
-        )
-        assert isinstance(keys, GateKeys)
-        return keys
+        return self._outside.on_hsm(lambda hsm: hsm.sign(message_digest))  # type: ignore[return-value]
 
     def _sign_heads(self) -> None:
         """Every minute in which the audit chain grew: an entry with the HSM's signature over its head."""
-        self._timers.after(HEAD_SIGNING_PERIOD_S, self._sign_heads)
+        self.timers.after(HEAD_SIGNING_PERIOD_S, self._sign_heads)
         to_sign, seq, head = self._audit.head_to_sign(), self._audit.seq, self._audit.head
         if to_sign is None:
             return
@@ -202,24 +150,19 @@ class EnclaveProcess:
 
         def signed() -> None:
             try:
-                self._effects.audit(self._audit.record_head(seq, head, promise.result()))
+                self.effects.audit(self._audit.record_head(seq, head, promise.result()))
             except KeymootError as error:
-                self._log.warning("audit head not signed", reason=str(error))
+                self._outside.log.warning("audit head not signed", reason=str(error))
 
         promise.on_done(signed)
 
-    # --- the network ---
-
-    def _send(self, coordinator: str, receiver: int, data: bytes, *, bulk: bool) -> None:
-        self._effects.to_peer(coordinator, receiver, bulk, data)
-
     def _on_link(self, coordinator: str, peer: int, link: Link | None, reason: str) -> None:
-        self._dispatch.on_link(coordinator, peer, link, reason)
+        self.dispatch.on_link(coordinator, peer, link, reason)
         name = self._config.roster.signer(peer).name
         if link is not None:
-            self._log.info("link up", peer=name, coordinator=coordinator)
+            self._outside.log.info("link up", peer=name, coordinator=coordinator)
         else:
-            self._log.warning("link down", peer=name, coordinator=coordinator, reason=reason)
+            self._outside.log.warning("link down", peer=name, coordinator=coordinator, reason=reason)
 
     def _peer(self, coordinator: str, index: int) -> PeerSession | None:
         link = self._links.get(coordinator, index)
@@ -244,15 +187,14 @@ class EnclaveProcess:
         )
 
     def _status(self) -> Status:
-        hsm_state, reason = self._thread.state
-        state: str = hsm_state
+        state, reason = self._outside.hsm_state()
         if state == "ready" and self._prss.epoch == 0:
             state, reason = "waiting", "no PRSS seeds yet: all signers must be online once"
         counters: dict[str, int] = {}
-        for part in (self._ceremonies, self._dispatch, self._authoriser, self._gate):
+        for part in (self._ceremonies, self.dispatch, self._authoriser, self._gate):
             counters |= part.counters
         gauges = {
-            "presignatures": len(self._pool),
+            "presignatures": len(self.pool),
             "ceremonies": len(self._ceremonies),
             "requests": len(self._authoriser.book),
             "prss_epoch": self._prss.epoch,
@@ -261,6 +203,6 @@ class EnclaveProcess:
         return Status(state, reason[:500], counters, gauges)
 
 
-def _new_session(index: int) -> OwnSession:
-    frame_key, frame_secret = nacl.bindings.crypto_sign_keypair()
-    return OwnSession(index, os.urandom(32), frame_key, frame_secret)
+def _new_session(index: int, random: Callable[[int], bytes]) -> OwnSession:
+    frame_key, frame_secret = nacl.bindings.crypto_sign_seed_keypair(random(32))
+    return OwnSession(index, random(32), frame_key, frame_secret)

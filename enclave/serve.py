@@ -11,13 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from enclave.dispatch import Dispatch
-from enclave.effects import Effects
+from enclave.assembly import EnclaveCore
 from enclave.errors import CallerError, Malformed
 from enclave.framing import Stream
 from enclave.log import Log
-from enclave.orders import CeremonyOrders
-from enclave.tasks import Timers
 from enclave.wire import FromEnclave, ToEnclave, decode, encode
 from enclave.worker import FromWorker
 
@@ -39,18 +36,15 @@ class Server:
         self,
         path: Path,
         signer_uid: int,
-        dispatch: Dispatch,
-        orders: CeremonyOrders,
-        effects: Effects,
+        core: EnclaveCore,
         worker: Stream,
-        timers: Timers,
         hsm: tuple[int, Callable[[], None]],
         log: Log,
     ) -> None:
         """`hsm`: a descriptor that is readable when the HSM thread has results, and what takes them in."""
         self._path, self._signer_uid = path, signer_uid
-        self._dispatch, self._orders, self._effects = dispatch, orders, effects
-        self._worker, self._timers, self._log = worker, timers, log
+        self._dispatch, self._orders, self._effects = core.dispatch, core.orders, core.effects
+        self._worker, self._timers, self._log = worker, core.timers, log
         self._hsm_fd, self._drain_hsm = hsm
         self._selector = Selector()
         self._signer: Stream | None = None
@@ -60,10 +54,10 @@ class Server:
         """Serve until SIGTERM or SIGINT. Raises `WorkerGone`."""
         with _listening(self._path) as listener, _wakeup(self._stop) as wakeup_fd:
             register = self._selector.register
-            register(listener, selectors.EVENT_READ, lambda events: self._accept(listener))
-            register(wakeup_fd, selectors.EVENT_READ, lambda events: os.read(wakeup_fd, 4096))
+            register(listener, selectors.EVENT_READ, lambda _: self._accept(listener))
+            register(wakeup_fd, selectors.EVENT_READ, lambda _: os.read(wakeup_fd, 4096))
             register(self._worker.socket, selectors.EVENT_READ, self._serve_worker)
-            register(self._hsm_fd, selectors.EVENT_READ, lambda events: self._drain_hsm())
+            register(self._hsm_fd, selectors.EVENT_READ, lambda _: self._drain_hsm())
             ready()
             while not self._stopping:
                 self._turn()

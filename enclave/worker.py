@@ -6,11 +6,13 @@ key shares or the HSM. It runs SPEC 3.2 to 3.9 for several batches at once and r
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import msgspec
@@ -111,8 +113,8 @@ FromWorker = Outgoing | Finished | Failed
 class _Run:
     """One batch under way."""
 
-    def __init__(self, begin: Begin, curve: Secp256k1, emit: Stream) -> None:
-        self._sid, self._stream = begin.sid, emit
+    def __init__(self, begin: Begin, curve: Secp256k1, emit: Callable[[bytes], None]) -> None:
+        self._sid, self._emit = begin.sid, emit
         self._channel = CeremonyChannel(
             begin.sid, begin.me, begin.frame_secret, begin.peers, private_rounds=frozenset()
         )
@@ -134,16 +136,16 @@ class _Run:
 
     def _transmit(self, round_number: int, receivers: tuple[int, ...], private: bool, content: bytes) -> None:
         for receiver, frame in self._channel.seal(round_number, receivers, private, content):
-            self._stream.write(encode(Outgoing(self._sid, receiver, frame)))
+            self._emit(encode(Outgoing(self._sid, receiver, frame)))
 
     def _ended(self, task: Task[presign.Batch]) -> None:
         outcome = task.outcome
         if isinstance(outcome, presign.Batch):
             cpu_us = time.process_time_ns() // 1000
             done = Finished(self._sid, outcome.inverse_shares, outcome.points, cpu_us)
-            self._stream.write(encode(done))
+            self._emit(encode(done))
         elif isinstance(outcome, KeymootError):
-            self._stream.write(encode(describe_failure(self._sid, outcome, self.missing())))
+            self._emit(encode(describe_failure(self._sid, outcome, self.missing())))
 
 
 def describe_failure(sid: bytes, error: KeymootError, missing: tuple[int, ...]) -> Failed:
@@ -178,34 +180,36 @@ def fork_worker() -> socket.socket:
     return ours
 
 
+class Worker:
+    """All batches under way, without I/O: messages in through `handle`, out through `emit`."""
+
+    def __init__(self, curve: Secp256k1, emit: Callable[[bytes], None]) -> None:
+        self._curve, self._emit = curve, emit
+        self._runs: dict[bytes, _Run] = {}
+
+    def handle(self, message: ToWorker) -> None:
+        """One message of the enclave's main process."""
+        if isinstance(message, Begin):
+            run = self._runs[message.sid] = _Run(message, self._curve, self._emit)
+            run.task.start()
+        elif (found := self._runs.get(message.sid)) is not None:
+            if isinstance(message, Incoming):
+                found.receive(message)
+            else:
+                found.task.cancel(KeymootError(message.reason))
+        for sid in [sid for sid, run in self._runs.items() if run.task.ended]:
+            del self._runs[sid]
+
+
 def serve(sock: socket.socket) -> None:
     """The worker's loop: until the enclave closes its end."""
-    curve = Secp256k1(os.urandom(32))
     stream = Stream(sock, MAX_QUEUED_BYTES, MAX_WORKER_MESSAGE_BYTES)
     sock.setblocking(True)
-    runs: dict[bytes, _Run] = {}
-    while True:
-        try:
+    worker = Worker(Secp256k1(os.urandom(32)), stream.write)
+    with contextlib.suppress(EOFError):
+        while True:
             for data in stream.read():
-                _handle(decode(data, ToWorker), runs, curve, stream)  # type: ignore[arg-type]
-        except EOFError:
-            return
-
-
-def _handle(message: ToWorker, runs: dict[bytes, _Run], curve: Secp256k1, stream: Stream) -> None:
-    if isinstance(message, Begin):
-        run = runs[message.sid] = _Run(message, curve, stream)
-        run.task.start()
-    else:
-        found = runs.get(message.sid)
-        if found is None:
-            return
-        if isinstance(message, Incoming):
-            found.receive(message)
-        else:
-            found.task.cancel(KeymootError(message.reason))
-    for sid in [sid for sid, run in runs.items() if run.task.ended]:
-        del runs[sid]
+                worker.handle(decode(data, ToWorker))  # type: ignore[arg-type]
 
 
 def _die_with(parent: int) -> None:
