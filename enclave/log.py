@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import TextIO
 
 import msgspec
 
@@ -13,7 +14,8 @@ Fact = str | int | float | bool
 class Log:
     """Writes structured lines; fields are plain facts (never a secret: callers pass names, counts and reasons)."""
 
-    def __init__(self, process: str, **always: Fact) -> None:
+    def __init__(self, process: str, out: TextIO | None = None, **always: Fact) -> None:
+        self._out = out or sys.stderr
         self._always: dict[str, Fact] = {"process": process, **always}
 
     def info(self, event: str, **facts: Fact) -> None:
@@ -36,5 +38,5 @@ class Log:
             **self._always,
             **facts,
         }
-        sys.stderr.write(msgspec.json.encode(line).decode() + "\n")
-        sys.stderr.flush()
+        self._out.write(msgspec.json.encode(line).decode() + "\n")
+        self._out.flush()

@@ -1,0 +1,339 @@
+"""Whole enclaves in memory: the real code behind a software HSM, a signer that stores, a gate that answers, and a
+coordinator that relays. Tests replace one of them by something hostile.
+
+Nothing here waits: `Net.run` moves messages until nothing is left to move.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from enclave import wire
+from enclave.assembly import EnclaveCore, Outside
+from enclave.config import EnclaveConfig, EnclaveFile, GateConfig
+from enclave.crypto.curve import SECP256K1
+from enclave.gate import GateKeys
+from enclave.hsm import HsmConfig, SealBroken
+from enclave.log import Log
+from enclave.secret import Secret
+from enclave.tasks import Promise
+from enclave.worker import ToWorker, Worker
+from policies.model import Policy
+from policies.roster import Roster, RosterSigner
+
+COORDINATOR = "main"
+
+
+class SoftwareHsm:
+    """An HSM for tests: the same interface, keys in memory."""
+
+    def __init__(self) -> None:
+        self._identity = ec.generate_private_key(ec.SECP256R1())
+        self._sealing = AESGCM(os.urandom(32))
+        self.calls = 0
+
+    @property
+    def identity_point(self) -> bytes:
+        numbers = self._identity.public_key().public_numbers()
+        return b"\x04" + numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
+
+    def sign(self, digest32: bytes) -> bytes:
+        self.calls += 1
+        der = self._identity.sign(digest32, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
+        r, s = utils.decode_dss_signature(der)
+        return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+    def seal(self, context: Any, plaintext: bytes | Secret) -> bytes:
+        self.calls += 1
+        nonce = os.urandom(12)
+        data = plaintext.reveal() if isinstance(plaintext, Secret) else plaintext
+        return nonce + self._sealing.encrypt(nonce, data, repr(context).encode())
+
+    def unseal(self, context: Any, sealed: bytes) -> Secret:
+        self.calls += 1
+        try:
+            return Secret(self._sealing.decrypt(sealed[:12], sealed[12:], repr(context).encode()))
+        except Exception:
+            raise SealBroken("altered, or another record's") from None
+
+
+class Clock:
+    """Both clocks, moved by the test."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Member:
+    """One signer: its enclave, HSM, worker and store."""
+
+    index: int
+    hsm: SoftwareHsm
+    core: EnclaveCore
+    store: dict[tuple[str, str], wire.Record]
+    said: list[Any] = field(default_factory=list)
+    audit: list[wire.AuditEntry] = field(default_factory=list)
+    gate_calls: list[wire.CallGate] = field(default_factory=list)
+
+
+GateAnswer = Callable[[int, wire.CallGate], wire.GateReply | wire.GateUnreachable | None]
+Relay = Callable[[int, int, bytes], list[tuple[int, int, bytes]]]
+
+
+class Net:
+    """`n` enclaves joined by an in-memory coordinator. `relay(sender, receiver, data)` says what is delivered."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        gate: GateAnswer,
+        gate_keys: GateKeys | None,
+        n: int = 3,
+        t: int = 1,
+        gate_mode: str = "signed",
+        rosters: dict[int, Callable[[Roster], Roster]] | None = None,
+    ) -> None:
+        self.clock = Clock()
+        self.policy, self.gate, self.gate_keys, self.gate_mode = policy, gate, gate_keys, gate_mode
+        self.relay: Relay = lambda sender, receiver, data: [(sender, receiver, data)]
+        self.queue: deque[tuple[int, Any]] = deque()
+        self.reports: dict[int, list[Any]] = {j: [] for j in range(1, n + 1)}
+        self.frames: list[tuple[int, int, bytes]] = []
+        hsms = {j: SoftwareHsm() for j in range(1, n + 1)}
+        self.roster = Roster(
+            version=1,
+            network="testnet",
+            tolerate=t,
+            signers=tuple(
+                RosterSigner(j, f"signer-{j}", "Tests", base64.b64encode(hsm.identity_point).decode())
+                for j, hsm in hsms.items()
+            ),
+        )
+        self.members: dict[int, Member] = {}
+        for j, hsm in hsms.items():
+            change = (rosters or {}).get(j, lambda roster: roster)
+            self.members[j] = self._boot(j, hsm, {}, change(self.roster))
+
+    # --- processes ---
+
+    def _boot(self, j: int, hsm: SoftwareHsm, store: dict[tuple[str, str], wire.Record], roster: Roster) -> Member:
+        file = EnclaveFile(
+            "testnet", f"signer-{j}", "", "", "", HsmConfig("x", "x", "file:x"), GateConfig(self.gate_mode)
+        )  # type: ignore[arg-type]
+        config = EnclaveConfig(file, roster, self.policy, j, file.hsm, Path(), Path())
+        worker_queue: deque[bytes] = deque()
+        worker = Worker(SECP256K1, worker_queue.append)
+
+        def to_worker(message: bytes) -> None:
+            worker.handle(wire.decode(message, ToWorker))
+            while worker_queue:
+                self.queue.append((j, ("worker", worker_queue.popleft())))
+
+        def on_hsm(job: Callable[[Any], object]) -> Promise[object]:
+            promise: Promise[object] = Promise()
+            try:
+                promise.resolve(job(hsm))
+            except SealBroken as error:
+                promise.reject(error)
+            return promise
+
+        outside = Outside(
+            wall_clock=self.clock,
+            clock=self.clock,
+            random=os.urandom,
+            on_hsm=on_hsm,
+            hsm_state=lambda: ("ready", ""),
+            to_worker=to_worker,
+            log=Log("enclave", out=io.StringIO()),
+        )
+        core = EnclaveCore(config, self.gate_keys, outside)
+        member = Member(j, hsm, core, store)
+        core.effects.attach(lambda message: self._said(member, message))
+        return member
+
+    def reboot(self, j: int, store: dict[tuple[str, str], wire.Record] | None = None) -> None:
+        """Kill the enclave of signer `j` and start it again, with its store or an older copy of it."""
+        old = self.members[j]
+        self.presence(tuple(i for i in self.members if i != j))
+        self.members[j] = self._boot(j, old.hsm, dict(old.store if store is None else store), self.roster)
+        self.attach(j)
+
+    def attach(self, j: int) -> None:
+        """The signer process of `j` attaches."""
+        member = self.members[j]
+        head = member.audit[-1] if member.audit else None
+        seq, last = (head.seq, head.hash) if head else (0, bytes(32))
+        prss = member.store.get(("prss", "prss"))
+        self.tell(j, wire.Attach(wire.PROTOCOL_VERSION, "test", prss, seq, last))
+
+    def start(self) -> None:
+        """All attach, all are online."""
+        for j in self.members:
+            self.attach(j)
+        self.presence(tuple(self.members))
+        self.run()
+
+    def presence(self, online: tuple[int, ...]) -> None:
+        """Tell everybody that is online who else is."""
+        for j in online:
+            self.tell(j, wire.Presence(COORDINATOR, online))
+
+    # --- messages ---
+
+    def tell(self, j: int, message: Any) -> None:
+        """Queue a message for the enclave of `j`, as its signer would say it."""
+        self.queue.append((j, message))
+
+    def order(self, j: int, body: Any) -> None:
+        """Queue an order for the enclave of `j`, with the record its signer would attach."""
+        key_id = getattr(body, "key_id", None)
+        record = self.members[j].store.get(("key", key_id)) if key_id else None
+        self.tell(j, wire.Order(COORDINATOR, body, record))
+
+    def run(self) -> None:
+        """Deliver until nothing is left. Every message passes the codec, as on the socket."""
+        while self.queue:
+            j, message = self.queue.popleft()
+            member = self.members[j]
+            if isinstance(message, tuple):
+                from enclave.worker import FromWorker
+
+                member.core.orders.on_worker(wire.decode(message[1], FromWorker))
+            else:
+                member.core.dispatch.handle(wire.decode(wire.encode(message), wire.ToEnclave))
+            member.core.timers.fire()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, fire what is due, deliver what follows."""
+        self.clock.now_s += seconds
+        for member in self.members.values():
+            member.core.timers.fire()
+        self.run()
+
+    def _said(self, member: Member, message: Any) -> None:
+        j = member.index
+        message = wire.decode(wire.encode(message), wire.FromEnclave)
+        member.said.append(message)
+        if isinstance(message, wire.ToPeer):
+            self.frames.append((j, message.receiver, message.data))
+            for sender, receiver, data in self.relay(j, message.receiver, message.data):
+                self.tell(receiver, wire.PeerFrame(message.coordinator, sender, data))
+        elif isinstance(message, wire.Report):
+            member.audit.extend(message.audit)
+            self.reports[j].append(message.body)
+        elif isinstance(message, wire.Audit):
+            member.audit.extend(message.entries)
+        elif isinstance(message, wire.Store):
+            for record in message.records:
+                member.store[record.kind, record.name] = record
+            self.tell(j, wire.Stored(message.ticket))
+        elif isinstance(message, wire.CallGate):
+            member.gate_calls.append(message)
+            answer = self.gate(j, message)
+            if answer is not None:
+                self.tell(j, answer)
+
+    # --- an honest coordinator's ceremonies ---
+
+    def take(self, kind: type[Any]) -> dict[int, Any]:
+        """The last report of `kind` from each member that made one; clears all reports."""
+        found = {}
+        for j, reports in self.reports.items():
+            matching = [report for report in reports if isinstance(report, kind)]
+            if matching:
+                found[j] = matching[-1]
+            reports.clear()
+        return found
+
+    def nonces(self, members: tuple[int, ...], purpose: str) -> tuple[wire.SignedNonce, ...]:
+        """Fresh nonces of `members`."""
+        for j in members:
+            self.order(j, wire.PrepareOrder(os.urandom(16), purpose))
+        self.run()
+        reports = self.take(wire.NonceReport)
+        return tuple(reports[j].nonce for j in members)
+
+    def setup(self, epoch: int = 1) -> dict[int, Any]:
+        """PRSS setup; the `SetupDone` reports."""
+        nonces = self.nonces(self.roster.indices, "setup")
+        for j in self.members:
+            self.order(j, wire.SetupOrder(b"setup-ceremony--", epoch, nonces))
+        self.run()
+        return self.take(wire.SetupDone)
+
+    def keygen(self, request: wire.ClientRequest) -> dict[int, Any]:
+        """Key generation for one request; the `KeysActivated` reports."""
+        nonces = self.nonces(self.roster.indices, "keygen")
+        for j in self.members:
+            self.order(j, wire.KeygenOrder(os.urandom(16), (request,), nonces))
+        self.run()
+        return self.take(wire.KeysActivated)
+
+    def presign(self, committee: tuple[int, ...], count: int) -> dict[int, Any]:
+        """A batch; the `PresignDone` reports."""
+        nonces = self.nonces(committee, "presign")
+        for j in committee:
+            self.order(j, wire.PresignOrder(os.urandom(16), committee, count, nonces))
+        self.run()
+        return self.take(wire.PresignDone)
+
+    def authorise(
+        self,
+        requests: wire.ClientRequest | dict[int, wire.ClientRequest],
+        key_id: str,
+        committee: tuple[int, ...],
+        names: wire.PresignatureName | dict[int, wire.PresignatureName],
+    ) -> dict[int, list[Any]]:
+        """Sign orders to the committee (one request for all, or one each); everybody's reports."""
+        ceremony = os.urandom(16)
+        for j in committee:
+            request = requests[j] if isinstance(requests, dict) else requests
+            name = names[j] if isinstance(names, dict) else names
+            self.order(j, wire.SignOrder(ceremony, key_id, request, committee, name))
+        self.run()
+        return self.drain()
+
+    def online(
+        self, authorizations: tuple[wire.SignedAuthorization, ...], key_id: str, committee: tuple[int, ...]
+    ) -> dict[int, list[Any]]:
+        """Online orders to the committee; everybody's reports."""
+        for j in committee:
+            self.order(j, wire.OnlineOrder(b"online-ceremony-", key_id, authorizations))
+        self.run()
+        return self.drain()
+
+    def drain(self) -> dict[int, list[Any]]:
+        """All reports since the last time, by member."""
+        reports = {j: list(found) for j, found in self.reports.items()}
+        for found in self.reports.values():
+            found.clear()
+        return reports
+
+
+def authorizations_of(reports: dict[int, list[Any]]) -> tuple[wire.SignedAuthorization, ...]:
+    """The authorizations among `reports`, by index."""
+    return tuple(
+        report.authorization for j in sorted(reports) for report in reports[j] if isinstance(report, wire.Authorized)
+    )
+
+
+def json_body(struct: Any) -> bytes:
+    """A request body as a client writes it."""
+    return json.dumps(msgspec.to_builtins(struct)).encode()
