@@ -67,9 +67,7 @@ def _write(session: pkcs11.Session, label: str, count: int) -> None:
 
 
 def _objects(session: pkcs11.Session, label: str) -> list[pkcs11.Object]:
-    return list(
-        session.get_objects({Attribute.CLASS: ObjectClass.DATA, Attribute.LABEL: _object_label(label)})
-    )
+    return list(session.get_objects({Attribute.CLASS: ObjectClass.DATA, Attribute.LABEL: _object_label(label)}))
 
 
 def _read(objects: list[pkcs11.Object], label: str) -> int:

@@ -170,9 +170,7 @@ class Provisioned:
         return identity_fingerprint(self.identity_point)
 
 
-def open_hsm(
-    config: HsmConfig, network: str, signer: int, pause: Callable[[float], None] = time.sleep
-) -> Hsm:
+def open_hsm(config: HsmConfig, network: str, signer: int, pause: Callable[[float], None] = time.sleep) -> Hsm:
     """Open the module, check both keys, test that sealing works and that altered records are refused.
 
     `pause(seconds)` is called between attempts. Raises `HsmAway` or `HsmMisconfigured`, with what to do.

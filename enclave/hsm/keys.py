@@ -64,9 +64,7 @@ class Identity:
         return bytes(self.private.sign(digest32, mechanism=Mechanism.ECDSA))
 
 
-def make_sealing_key(
-    session: pkcs11.Session, label: str, profile: ProfileName, *, store: bool = True
-) -> Handle:
+def make_sealing_key(session: pkcs11.Session, label: str, profile: ProfileName, *, store: bool = True) -> Handle:
     """A new sealing key that can do what its profile needs and nothing else. Raises the module's errors."""
     if profile is ProfileName.GCM:
         kind, uses = KeyType.AES, MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT
@@ -138,9 +136,7 @@ def decode_point(attribute: bytes) -> bytes:
             raise ValueError("length")
         ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
     except ValueError:
-        raise HsmMisconfigured(
-            "the identity key is not on P-256: choose another identity_key_label"
-        ) from None
+        raise HsmMisconfigured("the identity key is not on P-256: choose another identity_key_label") from None
     return point
 
 
@@ -149,10 +145,7 @@ def refuse_exposed(session: pkcs11.Session, key: Handle, label: str) -> None:
 
     Raises `KeyExposed`, `HsmAway`.
     """
-    if (
-        _attribute(key, Attribute.SENSITIVE) is not True
-        or _attribute(key, Attribute.EXTRACTABLE) is not False
-    ):
+    if _attribute(key, Attribute.SENSITIVE) is not True or _attribute(key, Attribute.EXTRACTABLE) is not False:
         raise KeyExposed(f"key {label!r} is not sensitive and non-extractable: provision under another label")
     if _attribute(key, Attribute.VALUE) is not None:
         raise KeyExposed(f"the module shows the value of key {label!r}: it cannot be used")
@@ -162,9 +155,7 @@ def refuse_exposed(session: pkcs11.Session, key: Handle, label: str) -> None:
 def refuse_wrappable(session: pkcs11.Session, key: Handle, label: str) -> None:
     """Try to wrap `key` under a throw-away AES key in every way we know. Raises `KeyExposed` if one works."""
     try:
-        wrapping: Handle = session.generate_key(
-            KeyType.AES, 256, store=False, capabilities=MechanismFlag.WRAP
-        )
+        wrapping: Handle = session.generate_key(KeyType.AES, 256, store=False, capabilities=MechanismFlag.WRAP)
     except p11.PKCS11Error:
         return  # The module makes no wrapping keys: nothing to try.
     try:

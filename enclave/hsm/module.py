@@ -75,9 +75,7 @@ def _load(path: str) -> Library:
         return pkcs11.lib(path)
     except p11.PKCS11Error as error:
         if "while loading" in str(error):
-            raise HsmMisconfigured(
-                f"cannot load the PKCS#11 library {path}: correct hsm.lib or install it"
-            ) from error
+            raise HsmMisconfigured(f"cannot load the PKCS#11 library {path}: correct hsm.lib or install it") from error
         raise HsmAway(
             f"the PKCS#11 library {path} does not initialize: {describe(error)}",
             "check the library's own configuration and that its token directory or server is reachable",
@@ -95,9 +93,7 @@ def _login(library: Library, config: HsmConfig, pin: str) -> pkcs11.Session:
             f"no token with label {label!r}", "start or attach the HSM, or correct hsm.token_label"
         ) from error
     except p11.MultipleTokensReturned as error:
-        raise HsmMisconfigured(
-            f"several tokens have the label {label!r}: give them distinct labels"
-        ) from error
+        raise HsmMisconfigured(f"several tokens have the label {label!r}: give them distinct labels") from error
     except _PIN_ERRORS as error:
         raise PinRefused(
             f"token {label!r} refused the PIN from {config.pin}: correct it, then restart "
@@ -105,8 +101,7 @@ def _login(library: Library, config: HsmConfig, pin: str) -> pkcs11.Session:
         ) from error
     except (p11.PinLocked, p11.PinExpired, p11.UserPinNotInitialized) as error:
         raise PinRefused(
-            f"token {label!r} has no usable user PIN ({describe(error)}): "
-            "set one with the security officer's PIN"
+            f"token {label!r} has no usable user PIN ({describe(error)}): set one with the security officer's PIN"
         ) from error
     except p11.PKCS11Error as error:
         raise HsmAway(f"token {label!r} cannot be opened: {describe(error)}", AWAY_REMEDY) from error

@@ -117,9 +117,7 @@ class HmacKdfProfile:
         if len(wrapped.salt) != SALT_BYTES:
             raise broken(binding)
         try:
-            return self._derive(wrapped.salt, binding).decrypt(
-                ONE_TIME_NONCE, wrapped.sealed, binding.key_aad()
-            )
+            return self._derive(wrapped.salt, binding).decrypt(ONE_TIME_NONCE, wrapped.sealed, binding.key_aad())
         except InvalidTag:
             raise broken(binding) from None
 
@@ -183,9 +181,7 @@ def self_test(profile: SealingProfile) -> Canary:
     with hsm_call(f"seal with profile {profile.name}"):
         wrapped = profile.wrap(data_key, binding)
     if len(wrapped.sealed) != SEALED_KEY_BYTES:
-        raise HsmMisconfigured(
-            f"the module's {profile.name} gives {len(wrapped.sealed)} bytes: cannot be used"
-        )
+        raise HsmMisconfigured(f"the module's {profile.name} gives {len(wrapped.sealed)} bytes: cannot be used")
     canary = Canary(binding, wrapped, data_key)
     canary.check(profile)
     other = Binding(context, "other", profile.name, "")

@@ -126,17 +126,23 @@ class HsmThread:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._event)
         with self._changed:
-            count = len(self._finished)
+            finished = deque(self._finished)
+            self._finished.clear()
+            self._outstanding -= len(finished)
         try:
-            for _ in range(count):
-                with self._changed:
-                    job, outcome = self._finished.popleft()
-                    self._outstanding -= 1
+            while finished:
+                job, outcome = finished.popleft()
                 job.done(outcome)
         finally:
-            with self._changed:
-                if self._finished:
-                    self._signal()
+            if finished:
+                self._put_back(finished)
+
+    def _put_back(self, undelivered: deque[tuple[_Job, object]]) -> None:
+        """A callback failed: the results behind it wait for the next `drain`."""
+        with self._changed:
+            self._finished.extendleft(reversed(undelivered))
+            self._outstanding += len(undelivered)
+            self._signal()
 
     def close(self) -> None:
         """Finish the running job, close the module, drop what waits. Undrained secrets are wiped."""
@@ -192,9 +198,7 @@ class HsmThread:
         if self._identity_point is None:
             self._identity_point = hsm.identity_point
         elif self._identity_point != hsm.identity_point:
-            raise HsmMisconfigured(
-                "the HSM came back with another identity key: attach the signer's own token"
-            )
+            raise HsmMisconfigured("the HSM came back with another identity key: attach the signer's own token")
 
     def _serve(self, hsm: Hsm) -> None:
         """Run jobs until the HSM is away or the thread is closed."""
@@ -220,7 +224,8 @@ class HsmThread:
     def _finish(self, job: _Job, outcome: object) -> None:
         with self._changed:
             self._finished.append((job, outcome))
-            self._signal()
+        # Outside of the lock, which the woken main loop wants at once.
+        self._signal()
 
     def _set_away(self, error: KeymootError | None, job: _Job | None = None) -> None:
         """Change the state. If the HSM is away, that is the outcome of `job` and of all that wait."""

@@ -53,9 +53,7 @@ def measure(config: HsmConfig, profile: ProfileName) -> dict[str, float]:
     hsm.close()
     thread = HsmThread(lambda: open_hsm(config, "bench", 1))
     thread.wait_ready(10)
-    numbers["unseal, by thread"] = median_us(
-        lambda: _through(thread, lambda hsm: hsm.unseal(CONTEXT, sealed).wipe())
-    )
+    numbers["unseal, by thread"] = median_us(lambda: _through(thread, lambda hsm: hsm.unseal(CONTEXT, sealed).wipe()))
     thread.close()
     start = time.perf_counter_ns()
     open_hsm(config, "bench", 1).close()

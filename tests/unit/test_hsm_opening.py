@@ -186,11 +186,15 @@ def test_exposed_identity_key_is_refused(token: SoftToken) -> None:
         open_hsm(changed(token, identity_key_label="by-hand"), "net", 1)
 
 
-class LyingKey:
+class LyingKey(pkcs11.Key):
     """A key that claims it cannot leave, in front of one that can."""
 
     def __init__(self, key: pkcs11.SecretKey) -> None:
         self.key = key
+
+    @property
+    def handle(self) -> int:
+        return self.key.handle
 
     def __getitem__(self, attribute: Attribute) -> object:
         claims = {Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False}
@@ -210,6 +214,8 @@ def test_key_that_wraps_is_refused(token: SoftToken) -> None:
     key = make_aes(module, "by-hand", {Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: True})
     with pytest.raises(KeyExposed, match="exports key 'by-hand' with AES_KEY_WRAP"):
         refuse_wrappable(module.session, key, "by-hand")
+    with pytest.raises(KeyExposed, match="exports key 'by-hand' with AES_KEY_WRAP"):
+        refuse_exposed(module.session, LyingKey(key), "by-hand")
     # No throw-away wrapping key stays behind.
     assert len(list(module.session.get_objects({Attribute.CLASS: ObjectClass.SECRET_KEY}))) == 1
     module.close()

@@ -57,12 +57,7 @@ def test_sealed_record_shows_neither_payload_nor_repeats(hsm: Hsm) -> None:
     one, two = decode(first, SealedRecord), decode(second, SealedRecord)
     assert PLAINTEXT not in first
     assert (one.salt, one.sealed_key, one.payload) != (two.salt, two.sealed_key, two.payload)
-    assert (
-        len({one.salt, two.salt})
-        == len({one.sealed_key, two.sealed_key})
-        == len({one.payload, two.payload})
-        == 2
-    )
+    assert len({one.salt, two.salt}) == len({one.sealed_key, two.sealed_key}) == len({one.payload, two.payload}) == 2
 
 
 @pytest.mark.parametrize(
@@ -94,13 +89,9 @@ def test_another_identity_is_refused(hsm: Hsm, token: SoftToken, profile: Profil
     other.close()
 
 
-def test_another_sealing_key_under_the_same_label_is_refused(
-    hsm: Hsm, token: SoftToken, profile: ProfileName
-) -> None:
+def test_another_sealing_key_under_the_same_label_is_refused(hsm: Hsm, token: SoftToken, profile: ProfileName) -> None:
     sealed = hsm.seal(CONTEXT, PLAINTEXT)
-    hsm._module.session.get_key(
-        object_class=ObjectClass.SECRET_KEY, label=token.config.sealing_key_label
-    ).destroy()
+    hsm._module.session.get_key(object_class=ObjectClass.SECRET_KEY, label=token.config.sealing_key_label).destroy()
     hsm.close()
     provision(token.config, profile)
     other = open_hsm(token.config, "net", 2)
