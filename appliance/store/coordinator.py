@@ -1,0 +1,327 @@
+"""The coordinator's store: requests for keys and signatures, where they stand, and what external ids stand for.
+
+No secret is here: client requests as they came, certificates, signatures.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from sqlalchemy import (
+    Column,
+    Connection,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Select,
+    String,
+    Table,
+    bindparam,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DBAPIError
+
+from appliance.store.database import Database
+from appliance.store.failures import store_failure
+from appliance.store.writer import GroupCommitWriter
+from policies.errors import Bug, CallerError
+
+UNFINISHED = ("Pending", "Executing")
+
+metadata = MetaData()
+
+
+def _request_columns() -> list[Column[Any]]:
+    """What keys and signatures have in common. `seq` orders them by acceptance."""
+    return [
+        Column("seq", Integer, primary_key=True),
+        Column("id", String, nullable=False, unique=True),
+        Column("external_id", String, nullable=False, unique=True),
+        Column("path", String, nullable=False),
+        Column("body", LargeBinary, nullable=False),
+        Column("jws", String, nullable=False),
+        Column("state", String, nullable=False, index=True),
+        Column("created_at_ms", Integer, nullable=False),
+        Column("reason_code", String, nullable=False),
+        Column("reason_message", String, nullable=False),
+        Column("reason_signer", String, nullable=False),
+    ]
+
+
+keys = Table(
+    "keys",
+    metadata,
+    *_request_columns(),
+    Column("label", String, nullable=False),
+    Column("key_id", String, unique=True),
+    Column("certificate", LargeBinary),
+    Column("activated", Integer, nullable=False),
+)
+
+signatures = Table(
+    "signatures",
+    metadata,
+    *_request_columns(),
+    Column("key_id", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("derivation_path", LargeBinary, nullable=False),
+    Column("result", LargeBinary),
+    Index("signatures_key", "key_id"),
+)
+
+external_ids = Table(
+    "external_ids",
+    metadata,
+    Column("external_id", String, primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("id", String, nullable=False),
+)
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as it was accepted. `digest`: 32 bytes over path and body, what idempotency compares."""
+
+    id: str
+    external_id: str
+    path: str
+    body: bytes
+    jws: str
+    created_at_ms: int
+    digest: bytes
+
+
+class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A requested key. Bit `i-1` of `activated`: signer `i` has said that it can use it."""
+
+    seq: int
+    id: str
+    external_id: str
+    path: str
+    body: bytes
+    jws: str
+    state: str
+    created_at_ms: int
+    reason_code: str
+    reason_message: str
+    reason_signer: str
+    label: str
+    key_id: str | None
+    certificate: bytes | None
+    activated: int
+
+
+class SignatureRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A requested signature. `result`: JSON of the `SignatureValue`; `derivation_path`: JSON array."""
+
+    seq: int
+    id: str
+    external_id: str
+    path: str
+    body: bytes
+    jws: str
+    state: str
+    created_at_ms: int
+    reason_code: str
+    reason_message: str
+    reason_signer: str
+    key_id: str
+    kind: str
+    derivation_path: bytes
+    result: bytes | None
+
+
+class ExternalIdTaken(CallerError):
+    """The external id stands for another request."""
+
+
+R = TypeVar("R", KeyRow, SignatureRow)
+
+_INSERT_EXTERNAL = insert(external_ids).on_conflict_do_nothing()
+_SELECT_EXTERNAL = select(external_ids.c.digest, external_ids.c.id).where(
+    external_ids.c.external_id == bindparam("external_id")
+)
+_INSERT_KEY, _INSERT_SIGNATURE = insert(keys), insert(signatures)
+_KEY_BY_ID = select(keys).where(keys.c.id == bindparam("id"))
+_KEY_BY_KEY_ID = select(keys).where(keys.c.key_id == bindparam("id"))
+_SIGNATURE_BY_ID = select(signatures).where(signatures.c.id == bindparam("id"))
+_UPDATE_SIGNATURE = update(signatures).where(signatures.c.id == bindparam("row_id"), signatures.c.state.in_(UNFINISHED))
+
+
+class CoordinatorStore:
+    """Writes return once they are on disk; reads see what is committed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._writer = GroupCommitWriter(database)
+
+    @classmethod
+    def open(cls, path: pathlib.Path) -> CoordinatorStore:
+        """Open or create the store at `path`. Raises `StoreFailed`, an `Unavailable`."""
+        return cls(Database.open(path, "coordinator"))
+
+    async def close(self) -> None:
+        """Commit what is waiting and close the file."""
+        await self._writer.close()
+        self._database.close()
+
+    # --- acceptance ---
+
+    async def accept_key(self, request: Accepted, label: str) -> tuple[str, bool]:
+        """Commit a key's request. Returns its id, and False where the external id stood for it already.
+
+        Raises `ExternalIdTaken`; `Unavailable` where the disk does not take it.
+        """
+        values = {**_row(request), "label": label, "activated": 0}
+        return await self._writer.submit(lambda connection: _accept(connection, request, _INSERT_KEY, values))
+
+    async def accept_signature(
+        self, request: Accepted, key_id: str, kind: str, derivation_path: tuple[int, ...]
+    ) -> tuple[str, bool]:
+        """Commit a signing request. Returns and raises as `accept_key`."""
+        values = {
+            **_row(request),
+            "key_id": key_id,
+            "kind": kind,
+            "derivation_path": msgspec.json.encode(derivation_path),
+        }
+        return await self._writer.submit(lambda connection: _accept(connection, request, _INSERT_SIGNATURE, values))
+
+    # --- progress ---
+
+    async def certify_key(self, request_id: str, key_id: str, certificate: bytes, activated: int) -> None:
+        """The key is there: its verified certificate and who can use it. State `Active`."""
+        statement = (
+            update(keys)
+            .where(keys.c.id == request_id, keys.c.state.in_(UNFINISHED))
+            .values(state="Active", key_id=key_id, certificate=certificate, activated=activated)
+        )
+        await self._change(statement, f"key request {request_id}")
+
+    async def end_key(self, request_id: str, state: str, code: str, message: str, signer: str) -> None:
+        """The key will not come: `Failed` or `Rejected`, and why."""
+        statement = (
+            update(keys)
+            .where(keys.c.id == request_id, keys.c.state.in_(UNFINISHED))
+            .values(state=state, reason_code=code, reason_message=message, reason_signer=signer)
+        )
+        await self._change(statement, f"key request {request_id}")
+
+    async def add_activated(self, key_id: str, bits: int) -> None:
+        """More signers have said that they can use the key."""
+        statement = update(keys).where(keys.c.key_id == key_id).values(activated=keys.c.activated.bitwise_or(bits))
+        await self._change(statement, f"key {key_id}")
+
+    async def set_executing(self, signature_id: str) -> None:
+        """A gate takes its time."""
+        await self._end_signature(signature_id, {"state": "Executing"})
+
+    async def finish_signature(self, signature_id: str, result: bytes) -> None:
+        """The verified signature, JSON of a `SignatureValue`. State `Signed`."""
+        await self._end_signature(signature_id, {"state": "Signed", "result": result})
+
+    async def end_signature(self, signature_id: str, state: str, code: str, message: str, signer: str) -> None:
+        """No signature comes of it: `Failed` or `Rejected`, and why."""
+        values = {
+            "state": state,
+            "reason_code": code,
+            "reason_message": message,
+            "reason_signer": signer,
+        }
+        await self._end_signature(signature_id, values)
+
+    async def _end_signature(self, signature_id: str, values: Mapping[str, object]) -> None:
+        parameters = {"row_id": signature_id, **values}
+
+        def write(connection: Connection) -> None:
+            if connection.execute(_UPDATE_SIGNATURE, parameters).rowcount != 1:
+                raise Bug(f"signature {signature_id} has ended already")
+
+        await self._writer.submit(write)
+
+    async def _change(self, statement: Any, what: str) -> None:
+        def write(connection: Connection) -> None:
+            if connection.execute(statement).rowcount != 1:
+                raise Bug(f"{what} is not there, or has ended already")
+
+        await self._writer.submit(write)
+
+    # --- reads ---
+
+    def key_request(self, request_id: str) -> KeyRow | None:
+        """A key by the id of its request. Raises `Unavailable`, as all reads do."""
+        return self._one(_KEY_BY_ID, request_id, KeyRow)
+
+    def key(self, key_id: str) -> KeyRow | None:
+        """A key by its key id, which it has once it is certified."""
+        return self._one(_KEY_BY_KEY_ID, key_id, KeyRow)
+
+    def signature(self, signature_id: str) -> SignatureRow | None:
+        """A signing request by its id."""
+        return self._one(_SIGNATURE_BY_ID, signature_id, SignatureRow)
+
+    def keys_after(self, seq: int, limit: int) -> list[KeyRow]:
+        """At most `limit` keys that were requested after number `seq`, oldest first."""
+        return self._many(select(keys).where(keys.c.seq > seq).order_by(keys.c.seq).limit(limit), KeyRow)
+
+    def keys_to_activate(self, index: int, limit: int) -> list[KeyRow]:
+        """At most `limit` certified keys that signer `index` has not said it can use, newest first."""
+        missing = keys.c.activated.bitwise_and(1 << (index - 1)) == 0
+        query = select(keys).where(keys.c.key_id.is_not(None), missing)
+        return self._many(query.order_by(keys.c.seq.desc()).limit(limit), KeyRow)
+
+    def unfinished_keys(self) -> list[KeyRow]:
+        """Requests for keys that have not ended."""
+        return self._many(select(keys).where(keys.c.state.in_(UNFINISHED)).order_by(keys.c.seq), KeyRow)
+
+    def unfinished_signatures(self) -> list[SignatureRow]:
+        """Signing requests that have not ended."""
+        query = select(signatures).where(signatures.c.state.in_(UNFINISHED)).order_by(signatures.c.seq)
+        return self._many(query, SignatureRow)
+
+    def _one(self, query: Select[Any], row_id: str, kind: type[R]) -> R | None:
+        try:
+            row = self._database.reader.execute(query, {"id": row_id}).one_or_none()
+        except DBAPIError as error:
+            raise store_failure(self._database.path, error) from error
+        return None if row is None else kind(**row._mapping)
+
+    def _many(self, query: Select[Any], kind: type[R]) -> list[R]:
+        try:
+            rows = self._database.reader.execute(query).all()
+        except DBAPIError as error:
+            raise store_failure(self._database.path, error) from error
+        return [kind(**row._mapping) for row in rows]
+
+
+def _row(request: Accepted) -> dict[str, object]:
+    return {
+        "id": request.id,
+        "external_id": request.external_id,
+        "path": request.path,
+        "body": request.body,
+        "jws": request.jws,
+        "state": "Pending",
+        "created_at_ms": request.created_at_ms,
+        "reason_code": "",
+        "reason_message": "",
+        "reason_signer": "",
+    }
+
+
+def _accept(
+    connection: Connection, request: Accepted, statement: Any, values: Mapping[str, object]
+) -> tuple[str, bool]:
+    external = {"external_id": request.external_id, "digest": request.digest, "id": request.id}
+    if connection.execute(_INSERT_EXTERNAL, external).rowcount == 1:
+        connection.execute(statement, values)
+        return request.id, True
+    known = connection.execute(_SELECT_EXTERNAL, {"external_id": request.external_id}).one()
+    if known.digest != request.digest:
+        raise ExternalIdTaken(f"externalId {request.external_id} was used for another request")
+    return str(known.id), False

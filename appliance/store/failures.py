@@ -1,0 +1,39 @@
+"""What a failing database means to an operator: every SQLite error becomes `Unavailable` with a remedy."""
+
+from __future__ import annotations
+
+import pathlib
+import sqlite3
+
+from sqlalchemy.exc import DBAPIError
+
+from policies.errors import Unavailable
+
+REMEDIES = {
+    "SQLITE_FULL": "the disk is full: free space, work goes on by itself",
+    "SQLITE_READONLY": "the file or its file system is read-only: make it writable and restart",
+    "SQLITE_CANTOPEN": "the file cannot be opened: check that its directory exists and belongs to this user",
+    "SQLITE_PERM": "the file cannot be opened: check its owner and mode",
+    "SQLITE_BUSY": "another process holds the file: end it",
+    "SQLITE_LOCKED": "another process holds the file: end it",
+    "SQLITE_IOERR": "the disk reports errors: check the system's log, then restart",
+    "SQLITE_CORRUPT": "the file is damaged: restore it from a backup",
+    "SQLITE_NOTADB": "the file is no database: restore it from a backup",
+}
+LASTING = ("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB")
+UNKNOWN = "see the message; restart when its cause is gone"
+
+
+class StoreFailed(Unavailable):
+    """The database refused. `lasting`: what is on disk is uncertain now, so nothing is written until a restart."""
+
+    def __init__(self, path: pathlib.Path | str, reason: str, remedy: str, *, lasting: bool) -> None:
+        super().__init__(f"store {path}: {reason}", remedy)
+        self.lasting = lasting
+
+
+def store_failure(path: pathlib.Path | str, error: DBAPIError) -> StoreFailed:
+    """`error` in an operator's words."""
+    code = getattr(error.orig, "sqlite_errorname", "") if isinstance(error.orig, sqlite3.Error) else ""
+    root = "_".join(code.split("_")[:2])
+    return StoreFailed(path, str(error.orig)[:200], REMEDIES.get(root, UNKNOWN), lasting=root in LASTING)

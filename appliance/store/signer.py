@@ -1,0 +1,229 @@
+"""The signer's store: sealed records, newest version of each, and the audit chain, which only grows."""
+
+from __future__ import annotations
+
+import pathlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Connection,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    bindparam,
+    func,
+    select,
+)
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DBAPIError
+
+from appliance.store.database import Database
+from appliance.store.failures import store_failure
+from appliance.store.writer import GroupCommitWriter
+from enclave import wire
+from policies.errors import CallerError, Unavailable
+
+MAX_CACHED_BYTES = 32 * 1024 * 1024
+EMPTY_HEAD = (0, bytes(32))
+
+metadata = MetaData()
+
+records = Table(
+    "records",
+    metadata,
+    Column("kind", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("head_signature", LargeBinary, nullable=False),
+    CheckConstraint("length(hash) = 32", name="audit_hash_length"),
+)
+
+_SELECT_RECORD = select(records.c.version, records.c.sealed).where(
+    records.c.kind == bindparam("kind"), records.c.name == bindparam("name")
+)
+_UPSERT_RECORD = insert(records)
+_UPSERT_RECORD = _UPSERT_RECORD.on_conflict_do_update(
+    index_elements=["kind", "name"],
+    set_={"version": _UPSERT_RECORD.excluded.version, "sealed": _UPSERT_RECORD.excluded.sealed},
+    where=_UPSERT_RECORD.excluded.version > records.c.version,
+)
+_INSERT_AUDIT = insert(audit)
+_SELECT_HEAD = select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
+_SELECT_ENTRY = select(audit.c.body, audit.c.hash, audit.c.head_signature).where(audit.c.seq == bindparam("seq"))
+_SELECT_ENTRIES = select(audit.c.seq, audit.c.body, audit.c.hash, audit.c.head_signature).order_by(audit.c.seq)
+
+
+class SignerStore:
+    """All of it is opaque here. Writes return once they are on disk; reads see what is committed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._writer = GroupCommitWriter(database)
+        self._cache = RecordCache(MAX_CACHED_BYTES)
+        row = database.reader.execute(_SELECT_HEAD).one_or_none()
+        self._head: tuple[int, bytes] = EMPTY_HEAD if row is None else (row.seq, row.hash)
+
+    @classmethod
+    def open(cls, path: pathlib.Path) -> SignerStore:
+        """Open or create the store at `path`. Raises `StoreFailed`, an `Unavailable`."""
+        return cls(Database.open(path, "signer"))
+
+    async def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> None:
+        """Commit all of it together. A record replaces an older version of its kind and name.
+
+        Raises `CallerError`, and nothing is written, where a newer version, or the same one with other content, is
+        stored, or where audit entries do not continue the chain; `Unavailable` where the disk does not take it.
+        """
+
+        def write(connection: Connection) -> None:
+            for record in records:
+                _put(connection, record)
+            _append(connection, audit)
+
+        await self._writer.submit(write)
+        for record in records:
+            self._cache.put(record)
+        self._advance(audit)
+
+    async def append_audit(self, entries: Sequence[wire.AuditEntry]) -> None:
+        """Commit audit entries; those that are stored already are passed over. Raises as `put_records`."""
+        await self._writer.submit(lambda connection: _append(connection, entries))
+        self._advance(entries)
+
+    def record(self, kind: str, name: str) -> wire.Record | None:
+        """The stored record of that kind and name. Raises `Unavailable`."""
+        cached = self._cache.get(kind, name)
+        if cached is not None:
+            return cached
+        try:
+            row = self._database.reader.execute(_SELECT_RECORD, {"kind": kind, "name": name}).one_or_none()
+        except DBAPIError as error:
+            raise store_failure(self._database.path, error) from error
+        if row is None:
+            return None
+        record = wire.Record(kind, name, row.version, row.sealed)
+        self._cache.put(record)
+        return record
+
+    def audit_head(self) -> tuple[int, bytes]:
+        """Number and hash of the last entry that is on disk: `(0, 32 zero bytes)` for none."""
+        return self._head
+
+    def audit_entries(self, after_seq: int = 0, limit: int = 1000) -> list[wire.AuditEntry]:
+        """At most `limit` entries after number `after_seq`, in order. Raises `Unavailable`."""
+        query = _SELECT_ENTRIES.where(audit.c.seq > after_seq).limit(limit)
+        try:
+            rows = self._database.reader.execute(query).all()
+        except DBAPIError as error:
+            raise store_failure(self._database.path, error) from error
+        return [wire.AuditEntry(row.seq, row.body, row.hash, row.head_signature) for row in rows]
+
+    def record_count(self) -> int:
+        """How many records are stored. Raises `Unavailable`."""
+        try:
+            return int(self._database.reader.execute(select(func.count()).select_from(records)).scalar_one())
+        except DBAPIError as error:
+            raise store_failure(self._database.path, error) from error
+
+    async def close(self) -> None:
+        """Commit what is waiting and close the file."""
+        await self._writer.close()
+        self._database.close()
+
+    def _advance(self, entries: Sequence[wire.AuditEntry]) -> None:
+        if entries and entries[-1].seq > self._head[0]:
+            self._head = (entries[-1].seq, entries[-1].hash)
+
+
+class RecordCache:
+    """The records used last, up to `max_bytes`. An older version never replaces a newer one."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._records: OrderedDict[tuple[str, str], wire.Record] = OrderedDict()
+
+    def get(self, kind: str, name: str) -> wire.Record | None:
+        """The cached record, which counts as used now."""
+        record = self._records.get((kind, name))
+        if record is not None:
+            self._records.move_to_end((kind, name))
+        return record
+
+    def put(self, record: wire.Record) -> None:
+        """Keep a committed record, dropping the ones used longest ago."""
+        place = (record.kind, record.name)
+        known = self._records.get(place)
+        if known is not None:
+            if known.version >= record.version:
+                return
+            self._bytes -= len(known.sealed)
+        self._records[place] = record
+        self._records.move_to_end(place)
+        self._bytes += len(record.sealed)
+        while self._bytes > self._max_bytes and len(self._records) > 1:
+            _, dropped = self._records.popitem(last=False)
+            self._bytes -= len(dropped.sealed)
+
+
+def _put(connection: Connection, record: wire.Record) -> None:
+    values = {
+        "kind": record.kind,
+        "name": record.name,
+        "version": record.version,
+        "sealed": record.sealed,
+    }
+    if connection.execute(_UPSERT_RECORD, values).rowcount == 1:
+        return
+    stored = connection.execute(_SELECT_RECORD, {"kind": record.kind, "name": record.name}).one()
+    if (stored.version, stored.sealed) == (record.version, record.sealed):
+        return
+    what = "the same version with other content" if stored.version == record.version else "a newer version"
+    raise CallerError(f"record {record.kind}/{record.name} version {record.version}: {what} is stored")
+
+
+def _append(connection: Connection, entries: Sequence[wire.AuditEntry]) -> None:
+    """Add what continues the chain; pass over what is stored; refuse gaps and other content."""
+    if not entries:
+        return
+    head = connection.execute(_SELECT_HEAD).one_or_none()
+    seq = 0 if head is None else head.seq
+    new: list[dict[str, object]] = []
+    for entry in entries:
+        if entry.seq <= seq and not new:
+            _check_stored(connection, entry)
+            continue
+        if entry.seq != seq + 1:
+            raise CallerError(f"audit entry {entry.seq} does not follow entry {seq}")
+        seq = entry.seq
+        new.append(
+            {
+                "seq": entry.seq,
+                "body": entry.body,
+                "hash": entry.hash,
+                "head_signature": entry.head_signature,
+            }
+        )
+    if new:
+        connection.execute(_INSERT_AUDIT, new)
+
+
+def _check_stored(connection: Connection, entry: wire.AuditEntry) -> None:
+    row = connection.execute(_SELECT_ENTRY, {"seq": entry.seq}).one_or_none()
+    if row is None:
+        raise Unavailable(f"audit entry {entry.seq} is missing in the store", "restore it from a backup")
+    if (row.body, row.hash, row.head_signature) != (entry.body, entry.hash, entry.head_signature):
+        raise CallerError(f"audit entry {entry.seq} differs from the stored one: the chain has forked")

@@ -1,0 +1,200 @@
+"""The one writer of a process: collects what is submitted meanwhile into one transaction and one fsync.
+
+Nothing is acknowledged before its commit has returned. A write that refuses (`KeymootError`) fails alone; a
+database that fails fails the whole transaction, and after a failure that leaves the disk's state uncertain nothing is
+written any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from appliance.store.database import Database
+from appliance.store.failures import StoreFailed, store_failure
+from policies.errors import Bug, KeymootError, Unavailable
+
+MAX_QUEUED = 4096
+MAX_BATCH = 512
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Write:
+    """One submission. `run` may be run again, in another transaction, when a neighbour refused."""
+
+    run: Callable[[Connection], Any]
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+    outcome: Any = None
+    error: KeymootError | None = None
+
+
+class GroupCommitWriter:
+    """Runs submitted writes in submission order on a thread of its own."""
+
+    def __init__(self, database: Database, max_queued: int = MAX_QUEUED, max_batch: int = MAX_BATCH) -> None:
+        self._database, self._max_batch = database, max_batch
+        self._queue: queue.Queue[_Write | None] = queue.Queue(max_queued)
+        self._broken: KeymootError | None = None
+        self._lock = threading.Lock()  # between the check of `_broken` and the end of the thread
+        self.transactions = 0
+        self.writes = 0
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread.start()
+
+    async def submit(self, write: Callable[[Connection], T]) -> T:
+        """What `write` returned, once it is committed and on disk.
+
+        Raises what `write` raised of ours, `StoreFailed` where the database failed, `Unavailable` where the queue
+        is full: nothing was written then.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        with self._lock:
+            if self._broken is not None:
+                raise self._broken
+            try:
+                self._queue.put_nowait(_Write(write, loop, future))
+            except queue.Full:
+                raise Unavailable(
+                    f"store {self._database.path}: {self._queue.maxsize} writes are waiting", "try again shortly"
+                ) from None
+        return await future
+
+    async def close(self) -> None:
+        """Commit what was submitted, then end the thread. Later submissions are refused."""
+        with self._lock:
+            if self._broken is None:
+                self._broken = Unavailable("the store is closed", "the process is ending; restart it")
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
+        while self._thread.is_alive():
+            try:
+                self._queue.put(None, timeout=0.1)
+            except queue.Full:
+                continue
+            self._thread.join()
+
+    # --- on the writer's thread ---
+
+    def _run(self) -> None:
+        try:
+            with self._database.writer.connect() as connection:
+                while self._step(connection):
+                    pass
+        finally:
+            self._end()
+
+    def _step(self, connection: Connection) -> bool:
+        batch, more = self._collect()
+        if batch:
+            broken = self._broken if isinstance(self._broken, StoreFailed) else None
+            if broken is not None:
+                _fail_all(batch, broken)
+            else:
+                self._commit(connection, batch)
+            _deliver(batch)
+        return more
+
+    def _collect(self) -> tuple[list[_Write], bool]:
+        batch: list[_Write] = []
+        item = self._queue.get()
+        while item is not None:
+            batch.append(item)
+            if len(batch) >= self._max_batch:
+                return batch, True
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, True
+        return batch, False
+
+    def _commit(self, connection: Connection, batch: Sequence[_Write]) -> None:
+        try:
+            if not self._commit_together(connection, batch):
+                self._commit_apart(connection, batch)
+        except DBAPIError as error:
+            failure = store_failure(self._database.path, error)
+            _fail_all(batch, failure)
+            if failure.lasting or connection.invalidated:
+                with self._lock:
+                    self._broken = failure
+        else:
+            self.transactions += 1
+            self.writes += len(batch)
+
+    def _commit_together(self, connection: Connection, batch: Sequence[_Write]) -> bool:
+        """All in one transaction; False, and nothing written, where one of them refused."""
+        with connection.begin() as transaction:
+            try:
+                for write in batch:
+                    write.outcome = write.run(connection)
+            except (KeymootError, IntegrityError):
+                transaction.rollback()
+                return False
+        return True
+
+    def _commit_apart(self, connection: Connection, batch: Sequence[_Write]) -> None:
+        """One transaction again, in which each write can fail alone."""
+        with connection.begin():
+            for write in batch:
+                savepoint = connection.begin_nested()
+                try:
+                    write.outcome = write.run(connection)
+                except KeymootError as error:
+                    savepoint.rollback()
+                    write.error = error
+                except IntegrityError as error:
+                    savepoint.rollback()
+                    write.error = Bug(f"store {self._database.path}: {error.orig}")
+                else:
+                    savepoint.commit()
+
+    def _end(self) -> None:
+        """Whatever ended the thread: refuse from now on, and tell whoever still waits."""
+        stopped = Unavailable("the store's writer has ended", "restart this process")
+        with self._lock:
+            if self._broken is None:
+                self._broken = stopped
+            waiting: list[_Write] = []
+            while not self._queue.empty():
+                item = self._queue.get_nowait()
+                if item is not None:
+                    waiting.append(item)
+        _fail_all(waiting, stopped)
+        _deliver(waiting)
+
+
+def _fail_all(batch: Sequence[_Write], error: KeymootError) -> None:
+    for write in batch:
+        write.error = error
+
+
+def _deliver(batch: Sequence[_Write]) -> None:
+    """Resolve the futures: one wake-up for each event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Write]] = {}
+    for write in batch:
+        by_loop.setdefault(write.loop, []).append(write)
+    for loop, writes in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_resolve, writes)
+
+
+def _resolve(writes: Sequence[_Write]) -> None:
+    for write in writes:
+        if write.future.done():
+            continue
+        if write.error is not None:
+            write.future.set_exception(write.error)
+        else:
+            write.future.set_result(write.outcome)
