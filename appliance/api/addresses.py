@@ -24,8 +24,7 @@ def ethereum_address(public_key: bytes) -> str:
     address = digest[-20:].hex()
     checksum = _keccak(address.encode()).hex()
     return "0x" + "".join(
-        letter.upper() if int(nibble, 16) >= 8 else letter
-        for letter, nibble in zip(address, checksum, strict=False)
+        letter.upper() if int(nibble, 16) >= 8 else letter for letter, nibble in zip(address, checksum, strict=False)
     )
 
 

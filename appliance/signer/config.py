@@ -59,9 +59,7 @@ def load_config(path: pathlib.Path) -> SignerConfig:
         enclave_socket=base / config.enclave_socket,
         state=base / config.state,
         coordinators=tuple(
-            msgspec.structs.replace(
-                item, ca=base / item.ca, certificate=base / item.certificate, key=base / item.key
-            )
+            msgspec.structs.replace(item, ca=base / item.ca, certificate=base / item.certificate, key=base / item.key)
             for item in config.coordinators
         ),
         gate=None

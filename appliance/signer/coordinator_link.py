@@ -171,9 +171,7 @@ class _Session:
             elif message.type is aiohttp.WSMsgType.TEXT:
                 raise wire.Malformed(f"coordinator {self._name} sent a text message")
             else:
-                raise LinkDown(
-                    f"coordinator {self._name} closed ({message.type.name.lower()})", CHECK_COORDINATOR
-                )
+                raise LinkDown(f"coordinator {self._name} closed ({message.type.name.lower()})", CHECK_COORDINATOR)
 
 
 def _http_session(tls: ssl.SSLContext) -> aiohttp.ClientSession:

@@ -36,9 +36,7 @@ class Store(Protocol):
     def record(self, kind: str, name: str) -> wire.Record | None:
         """The newest record of that kind and name."""
 
-    async def put_records(
-        self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()
-    ) -> None:
+    async def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> None:
         """Returns when the records are on disk."""
 
     async def append_audit(self, entries: Sequence[wire.AuditEntry]) -> None:
@@ -143,9 +141,7 @@ class Courier:
 
     # --- effects that wait for the disk -----------------------------------------------------------------
 
-    async def _after_commit(
-        self, commit: Coroutine[object, object, None] | None, then: Callable[[], object]
-    ) -> None:
+    async def _after_commit(self, commit: Coroutine[object, object, None] | None, then: Callable[[], object]) -> None:
         """Start `commit` now, in the enclave's order; do `then` when it and all before it are on disk."""
         async with self._departed:
             await self._departed.wait_for(lambda: len(self._departures) < MAX_COMMITS_WAITING)

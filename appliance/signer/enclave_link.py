@@ -19,9 +19,7 @@ START_ENCLAVE = "start keymoot enclave, or see its log"
 class EnclaveLink:
     """An attached connection. `send` queues, `write` empties the queue, `receive` reads one message."""
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, attached: wire.Attached
-    ) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, attached: wire.Attached) -> None:
         self.attached = attached
         self._reader = reader
         self._writer = writer

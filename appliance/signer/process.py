@@ -19,7 +19,8 @@ from appliance.signer.enclave_link import EnclaveLink
 from appliance.signer.errors import LinkDown, LinkOverflow
 from appliance.signer.flow import Backoff
 from appliance.signer.gate_caller import GateCaller
-from appliance.store import SignerStore
+from appliance.store.failures import StoreFailed
+from appliance.store.signer import SignerStore
 from appliance.telemetry import configure_logging
 from enclave import wire
 
@@ -48,6 +49,10 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
                 await _serve_enclave(config, store, gate, source, backoff)
             except (LinkDown, LinkOverflow, wire.Malformed) as error:
                 log.warning("enclave-link-down", kind=type(error).__name__, reason=str(error)[:512])
+            except StoreFailed as error:
+                if error.lasting:
+                    raise
+                log.error("store-failed", reason=str(error)[:512])
             await asyncio.sleep(backoff.next_s())
     finally:
         if gate is not None:

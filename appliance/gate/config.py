@@ -1,0 +1,82 @@
+"""The reference handler's configuration, `gate.yaml`, and its rules. Relative paths: from the file's directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import stat
+from typing import Annotated
+
+import msgspec
+
+from policies.errors import CallerError
+from policies.load import load_yaml
+
+MAX_SECRETS_BYTES = 4096
+Listen = Annotated[str, msgspec.Meta(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
+Secret = Annotated[str, msgspec.Meta(pattern=r"^whsec_[A-Za-z0-9+/]{32,128}={0,2}$")]
+
+
+class GateRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What this handler refuses. Empty: it agrees to everything that is signed by its signer.
+
+    `refuse_destinations`: addresses, compared without case. `max_wei`: highest value of a transaction.
+    """
+
+    refuse_destinations: tuple[str, ...] = ()
+    max_wei: int | None = None
+    refuse_blind: bool = False
+
+
+class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`gate.yaml`. `secrets`: a JSON file of mode 0600 with the same two secrets as the enclave's.
+
+    `client_ca`: with it, only clients with a certificate of that CA may connect.
+    """
+
+    listen: Listen
+    certificate: pathlib.Path
+    key: pathlib.Path
+    secrets: pathlib.Path
+    client_ca: pathlib.Path | None = None
+    rules: GateRules = GateRules()
+
+
+class GateSecrets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`whsec_` secrets: `request_hmac` verifies what the enclave sends, `answer_hmac` signs what we answer."""
+
+    request_hmac: Secret
+    answer_hmac: Secret
+
+    def __repr__(self) -> str:
+        return "GateSecrets(…)"
+
+
+def load_config(path: pathlib.Path) -> GateConfig:
+    """Read `gate.yaml` and make its paths absolute. Raises `CallerError` "file:line:col: …"."""
+    config = load_yaml(path, GateConfig)
+    base = path.resolve().parent
+    return msgspec.structs.replace(
+        config,
+        certificate=base / config.certificate,
+        key=base / config.key,
+        secrets=base / config.secrets,
+        client_ca=None if config.client_ca is None else base / config.client_ca,
+    )
+
+
+def load_secrets(path: pathlib.Path) -> GateSecrets:
+    """Read the secrets' file. Raises `CallerError` where it is away, open to others or malformed."""
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            data = file.read(MAX_SECRETS_BYTES)
+    except OSError as error:
+        raise CallerError(f"cannot read gate secrets {path}: {error.strerror}") from error
+    if mode & 0o077:
+        raise CallerError(f"gate secrets {path} have mode {mode:04o}: run chmod 600 on the file")
+    try:
+        return msgspec.convert(json.loads(data), GateSecrets)
+    except (ValueError, msgspec.ValidationError):
+        raise CallerError(f"gate secrets {path} are not {{request_hmac: whsec_…, answer_hmac: whsec_…}}") from None

@@ -1,0 +1,95 @@
+"""The reference handler of a validation gate: `keymoot gate serve`. Start your own from this.
+
+It verifies that its signer asks (Standard Webhooks, HMAC), applies a few rules, and signs its answer, which the
+enclave verifies. An answer echoes what it answers, so that it serves for nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+from typing import Any
+
+import structlog
+from aiohttp import web
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from appliance.gate.config import GateConfig, GateRules, load_secrets
+from appliance.telemetry import configure_logging
+from appliance.tls import server_context
+
+MAX_BODY_BYTES = 64 * 1024
+ANSWER_LIFETIME = datetime.timedelta(seconds=60)
+
+log = structlog.get_logger()
+
+
+def decide(rules: GateRules, request: dict[str, Any]) -> str:
+    """Why the rules refuse this request; empty where they do not."""
+    decoded = request["requestInfo"].get("decoded") or {}
+    if rules.refuse_blind and (request["requestInfo"].get("blind") or not decoded):
+        return "it is blind: nothing but a hash is known"
+    destination = str(decoded.get("to") or "").lower()
+    if destination and destination in {address.lower() for address in rules.refuse_destinations}:
+        return f"destination {destination} is on the list of refused ones"
+    if rules.max_wei is not None and "value" in decoded and int(decoded["value"]) > rules.max_wei:
+        return f"value {int(decoded['value'])} wei is more than {rules.max_wei}"
+    return ""
+
+
+def make_app(config: GateConfig) -> web.Application:
+    """The handler as an aiohttp application: `POST` to any path. Raises `CallerError` for unusable secrets."""
+    secrets = load_secrets(config.secrets)
+    asks, answers = Webhook(secrets.request_hmac), Webhook(secrets.answer_hmac)
+
+    async def handle(http: web.Request) -> web.Response:
+        body = await http.text()
+        try:
+            request = asks.verify(body, dict(http.headers))
+            if request["type"] != "validation.request" or http.headers["webhook-id"] != request["uid"]:
+                raise ValueError("not a validation request")
+            reason = decide(config.rules, request)
+            echo = {name: request["signerInfo"][name] for name in ("request_digest", "signer_id", "kind")}
+        except (WebhookVerificationError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("gate-request-invalid", reason=type(error).__name__)
+            return web.Response(status=401, text="not a signed validation request\n")
+        now = datetime.datetime.now(datetime.UTC)
+        status = {"code": "refused" if reason else "ok", "reason": reason, "message": ""}
+        answer = json.dumps(
+            {
+                "type": "validation.answer",
+                "uid": request["uid"],
+                **echo,
+                "dryRun": request["dryRun"],
+                "allowed": not reason,
+                "status": status,
+                "expiresAt": (now + ANSWER_LIFETIME).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            }
+        )
+        log.info("gate-answer", uid=request["uid"], allowed=not reason, reason=reason)
+        headers = {
+            "webhook-id": request["uid"],
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": answers.sign(request["uid"], now, answer),
+        }
+        return web.Response(text=answer, content_type="application/json", headers=headers)
+
+    app = web.Application(client_max_size=MAX_BODY_BYTES)
+    app.router.add_post("/{path:.*}", handle)
+    return app
+
+
+def run(config: GateConfig) -> None:
+    """Serve over TLS until SIGTERM or SIGINT. Raises `CallerError` for unusable files."""
+    configure_logging("gate")
+    host, _, port = config.listen.rpartition(":")
+    web.run_app(
+        make_app(config),
+        host=host,
+        port=int(port),
+        ssl_context=server_context(config.certificate, config.key, config.client_ca),
+        access_log=None,
+        print=lambda *_: None,
+        loop=asyncio.new_event_loop(),
+    )
