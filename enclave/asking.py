@@ -11,6 +11,7 @@ from collections.abc import Callable
 from enclave.errors import Refused
 from enclave.gate import (
     GateAllowed,
+    GateCall,
     GateKeys,
     RequestInfo,
     SignerInfo,
@@ -95,7 +96,7 @@ class Gate:
                 now_s=int(self._clock()),
                 keys=keys,
             )
-            answer = await self._exchange(uid, call.message(self._try_timeout_ms(deadline_s)))
+            answer = await self._exchange(call, self._try_timeout_ms(deadline_s))
             if isinstance(answer, GateUnreachable):
                 reason, wait_s = answer.reason, backoff_s
                 self._count("gate_unreachable")
@@ -114,12 +115,15 @@ class Gate:
             await self._timers.sleep(min(wait_s, max(0.0, deadline_s - self._clock())))
         raise Refused("gate", f"no yes from the gate before the deadline ({reason})")
 
-    async def _exchange(self, uid: str, message: CallGate) -> GateReply | GateUnreachable:
+    async def _exchange(self, call: GateCall, timeout_ms: int) -> GateReply | GateUnreachable:
+        uid = call.uid
         promise: Promise[GateReply | GateUnreachable] = Promise()
         self._awaited[uid] = promise
         late = GateUnreachable(uid, "no answer from the signer process in time")
-        cancel = self._timers.after(message.timeout_ms / 1000 + 1.0, lambda: self.on_answer(late))
-        self._emit(message)
+        cancel = self._timers.after(timeout_ms / 1000 + 1.0, lambda: self.on_answer(late))
+        self._emit(
+            CallGate(uid, call.webhook_id, call.webhook_timestamp, call.webhook_signature, call.body, timeout_ms)
+        )
         try:
             return await promise
         finally:

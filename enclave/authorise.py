@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from enclave.asking import Gate
 from enclave.attempts import Approval, RequestBook, RequestState
 from enclave.audit import AuditLog
@@ -353,10 +355,17 @@ class Authoriser:
             curve=acknowledgement.curve,
             key_epoch=acknowledgement.key_epoch,
             participants=order.committee,
+            blind=payload.blind,
         )
 
     def _request_info(self, request: VerifiedRequest, body: SigningBody, payload: Payload) -> RequestInfo:
-        raise NotImplementedError
+        return RequestInfo(
+            requester=request.client_id,
+            external_id=body.external_id,
+            network=self._rules.roster.network,
+            payload=msgspec.to_builtins(body),
+            decoded=payload.as_json(),
+        )
 
     def _count(self, name: str, amount: int = 1) -> None:
         self.counters[name] = self.counters.get(name, 0) + amount

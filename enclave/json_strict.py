@@ -1,0 +1,31 @@
+"""JSON without duplicate keys: what two parsers could read differently is refused before it is read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+
+class JsonInvalid(ValueError):
+    """Not JSON, a duplicate key, a number JSON does not have, or too deep."""
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of strict UTF-8 JSON. Raises `JsonInvalid`, and nothing else, on any input."""
+    try:
+        return json.loads(data.decode("utf-8", "strict"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except JsonInvalid:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise JsonInvalid(f"not JSON: {str(error)[:100]}") from None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise JsonInvalid("a duplicate key")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise JsonInvalid(f"{name} is not JSON")
