@@ -86,7 +86,7 @@ def verify_request(
 
 def parse_signing_body(request: VerifiedRequest) -> SigningBody:
     """The body of `POST /v1/keys/{id}/signatures`. Raises `Refused`."""
-    return _parse(request.body, SigningBody, "request/body")  # type: ignore[arg-type, no-any-return]
+    return _parse(request.body, SigningBody, "request/body")  # type: ignore[arg-type]
 
 
 def parse_key_creation(request: VerifiedRequest) -> KeyCreation:

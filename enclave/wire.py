@@ -81,14 +81,18 @@ class ClientRequest(Wire, frozen=True):
     jws: Annotated[str, msgspec.Meta(max_length=4096)]
 
     def digest(self, network: str) -> bytes:
-        """32 bytes naming this request, JWS included: what authorizations and reports refer to."""
+        """32 bytes naming this request: what authorizations and reports refer to.
+
+        Holds all that is signed (the JWS's protected header with its `jti`, and the body) but not the signature: an
+        ECDSA signature has a second valid form, which must not be a second request.
+        """
         return digest(
             Tag.CLIENT_REQUEST,
             network.encode(),
             self.method.encode(),
             self.path.encode(),
             self.body,
-            self.jws.encode(),
+            self.jws.partition(".")[0].encode(),
         )
 
 
@@ -587,7 +591,7 @@ def decode(data: bytes, kind: type[T]) -> T:
         raise Malformed(f"not a valid {_kind_name(kind)}: {_shorten(error)}") from None
     if _encoder.encode(message) != data:
         raise Malformed(f"not the canonical encoding of a {_kind_name(kind)}")
-    return message  # type: ignore[return-value]
+    return message
 
 
 def frame(message: msgspec.Struct) -> bytes:
