@@ -32,16 +32,18 @@ class SealCounter:
 
     def take(self) -> None:
         """Count one seal. Raises `SealLimitReached`, or the module's errors."""
-        if self._used >= self._limit:
-            raise SealLimitReached(self._label, self._limit)
         if self._used >= self._leased:
             self._lease()
+        if self._used >= self._limit:
+            raise SealLimitReached(self._label, self._limit)
         self._used += 1
 
     def _lease(self) -> None:
         old = _objects(self._session, self._label)
         # Whoever shares the token may have leased too: go on from the highest.
         start = max(self._used, _read(old, self._label))
+        if start >= self._limit:
+            raise SealLimitReached(self._label, self._limit)
         _write(self._session, self._label, start + BLOCK)
         self._used, self._leased = start, start + BLOCK
         # New first, then away with the old: the highest of them counts at any moment.

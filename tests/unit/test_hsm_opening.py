@@ -98,8 +98,9 @@ def test_wrong_pin_is_refused_at_once_and_not_shown(token: SoftToken) -> None:
     assert isinstance(caught.value, CallerError)
     assert "4711" not in repr(caught.value)
     assert token.user_pin not in repr(caught.value)
+    # A failed login leaves its session open: only finalizing gets rid of it.
+    assert not pkcs11._loaded[token.config.lib].initialized
     token.write_pin(token.user_pin)
-    # The failed login left nothing behind that keeps the right PIN from working.
     open_module(token.config).close()
 
 

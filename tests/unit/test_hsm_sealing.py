@@ -21,7 +21,7 @@ from enclave.hsm.errors import HsmMisconfigured, SealLimitReached
 from enclave.hsm.keys import ProfileName
 from enclave.hsm.module import open_module
 from enclave.hsm.profiles import GcmProfile, WrappedKey, self_test
-from enclave.hsm.records import MAX_PLAINTEXT_BYTES, SealedRecord
+from enclave.hsm.records import MAX_PLAINTEXT_BYTES, Binding, SealedRecord
 from enclave.secret import Secret
 from enclave.wire import decode, encode
 from policies.errors import Bug, CallerError
@@ -60,17 +60,17 @@ def test_sealed_record_shows_neither_payload_nor_repeats(hsm: Hsm) -> None:
     assert len({one.salt, two.salt}) == len({one.sealed_key, two.sealed_key}) == len({one.payload, two.payload}) == 2
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("network", "other"),
-        ("signer", 1),
-        ("kind", "prss"),
-        ("name", "key_" + "1" * 32),
-        ("epoch", 2),
-        ("version", 3),
-    ],
-)
+OTHER_VALUES = [
+    ("network", "other"),
+    ("signer", 1),
+    ("kind", "prss"),
+    ("name", "key_" + "1" * 32),
+    ("epoch", 2),
+    ("version", 3),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), OTHER_VALUES)
 def test_another_context_is_refused(hsm: Hsm, field: str, value: object) -> None:
     sealed = hsm.seal(CONTEXT, PLAINTEXT)
     with pytest.raises(SealBroken):
@@ -137,6 +137,23 @@ def test_recombined_records_are_refused(hsm: Hsm, alteration: str) -> None:
     altered = msgspec.structs.replace(mine, **ALTERATIONS[alteration](mine, other))
     with pytest.raises(SealBroken):
         hsm.unseal(CONTEXT, encode(altered))
+
+
+def test_every_field_is_bound() -> None:
+    binding = Binding(CONTEXT, "fingerprint", "gcm", "label")
+    how = [dataclasses.replace(binding, profile="hmac-kdf"), dataclasses.replace(binding, key_label="other")]
+    what = [
+        dataclasses.replace(binding, fingerprint="other"),
+        *(
+            dataclasses.replace(binding, context=dataclasses.replace(CONTEXT, **{field: value}))
+            for field, value in OTHER_VALUES
+        ),
+    ]
+    assert len({each.key_aad() for each in (binding, *how, *what)}) == 1 + len(how) + len(what)
+    # A new HSM key seals the share-encryption key anew and leaves the payload alone.
+    assert {each.payload_aad() for each in how} == {binding.payload_aad()}
+    assert len({each.payload_aad() for each in (binding, *what)}) == 1 + len(what)
+    assert binding.payload_aad() != binding.key_aad()
 
 
 def test_sealing_is_for_the_own_network_and_signer(hsm: Hsm) -> None:
@@ -246,6 +263,30 @@ def test_worn_out_gcm_key_unseals_only(token: SoftToken) -> None:
         hsm.seal(CONTEXT, PLAINTEXT)
     assert hsm.unseal(CONTEXT, sealed[1]).reveal() == PLAINTEXT
     hsm.close()
+
+
+def test_worn_out_gcm_key_stays_so_after_a_restart(token: SoftToken) -> None:
+    provision(token.config, ProfileName.GCM)
+    module = open_module(token.config)
+    SealCounter(module.session, token.config.sealing_key_label, limit=BLOCK).take()
+    # The rest of the lease is lost with the process; nothing is left under this limit.
+    again = SealCounter(module.session, token.config.sealing_key_label, limit=BLOCK)
+    with pytest.raises(SealLimitReached):
+        again.take()
+    module.close()
+
+
+def test_counters_that_share_a_token_count_together(token: SoftToken) -> None:
+    provision(token.config, ProfileName.GCM)
+    module = open_module(token.config)
+    first, second = (SealCounter(module.session, token.config.sealing_key_label, 2 * BLOCK) for _ in range(2))
+    for _ in range(BLOCK):
+        first.take()
+        second.take()
+    for counter in (first, second):
+        with pytest.raises(SealLimitReached):
+            counter.take()
+    module.close()
 
 
 def test_gcm_key_without_its_count_is_refused(token: SoftToken) -> None:
