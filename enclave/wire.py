@@ -584,14 +584,14 @@ def decode(data: bytes, kind: type[T]) -> T:
     """
     decoder = _decoders.get(kind)
     if decoder is None:
-        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)  # type: ignore[arg-type]
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
         message = decoder.decode(data)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise Malformed(f"not a valid {_kind_name(kind)}: {_shorten(error)}") from None
     if _encoder.encode(message) != data:
         raise Malformed(f"not the canonical encoding of a {_kind_name(kind)}")
-    return message
+    return message  # type: ignore[return-value]
 
 
 def frame(message: msgspec.Struct) -> bytes:
