@@ -364,7 +364,7 @@ class Authoriser:
             external_id=body.external_id,
             network=self._rules.roster.network,
             payload=msgspec.to_builtins(body),
-            decoded=payload.as_json(),
+            decoded=_shown(payload.decoded),
         )
 
     def _count(self, name: str, amount: int = 1) -> None:
@@ -374,3 +374,17 @@ class Authoriser:
 def authorization_digest(authorization: Authorization) -> bytes:
     """SPEC 4.1: the 32 bytes that a member's frame key signs."""
     return digest(Tag.AUTHORIZATION, encode(authorization))
+
+
+def _shown(decoded: Decoded | None) -> dict[str, Any] | None:
+    """A decoded payload as the gate reads it: bytes as 0x hex, amounts as decimal strings."""
+    if decoded is None:
+        return None
+
+    def show(value: object) -> object:
+        if isinstance(value, bytes):
+            return "0x" + value.hex()
+        return str(value)
+
+    fields = msgspec.structs.asdict(decoded)
+    return {name: msgspec.to_builtins(value, enc_hook=show) for name, value in fields.items()}

@@ -30,7 +30,7 @@ from enclave.hsm import HsmConfig, SealBroken
 from enclave.log import Log
 from enclave.secret import Secret
 from enclave.tasks import Promise
-from enclave.worker import ToWorker, Worker
+from enclave.worker import FromWorker, ToWorker, Worker
 from policies.model import Policy
 from policies.roster import Roster, RosterSigner
 
@@ -109,8 +109,9 @@ class Net:
         t: int = 1,
         gate_mode: str = "signed",
         rosters: dict[int, Callable[[Roster], Roster]] | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        self.clock = Clock()
+        self.clock = clock or Clock()
         self.policy, self.gate, self.gate_keys, self.gate_mode = policy, gate, gate_keys, gate_mode
         self.relay: Relay = lambda sender, receiver, data: [(sender, receiver, data)]
         self.queue: deque[tuple[int, Any]] = deque()
@@ -213,8 +214,6 @@ class Net:
             j, message = self.queue.popleft()
             member = self.members[j]
             if isinstance(message, tuple):
-                from enclave.worker import FromWorker
-
                 member.core.orders.on_worker(wire.decode(message[1], FromWorker))
             else:
                 member.core.dispatch.handle(wire.decode(wire.encode(message), wire.ToEnclave))

@@ -1,0 +1,134 @@
+"""Clients and gates for in-memory enclaves: requests signed as a client would, answers signed as a handler would."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from enclave import webhooks, wire
+from enclave.gate import GateKeys, parse_gate_secrets
+from policies.model import Action, Algorithm, Client, Kind, Policy, Rule
+from policies.requests import KEYS_PATH, Hash, KeyCreation, signatures_path
+
+
+def b64url(data: bytes) -> str:
+    """Base64url without padding."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+class TestClient:
+    """A client with an Ed25519 key. `header` overrides members of the protected header."""
+
+    __test__ = False
+
+    def __init__(self, clock: Callable[[], float], kid: str = "payments", network: str = "testnet") -> None:
+        self.clock, self.kid, self.network = clock, kid, network
+        self.key = Ed25519PrivateKey.generate()
+
+    @property
+    def entry(self) -> Client:
+        """This client as a policy lists it."""
+        return Client(self.kid, Algorithm.ED25519, b64url(self.key.public_key().public_bytes_raw()))
+
+    def request(self, path: str, body: Any, **header: Any) -> wire.ClientRequest:
+        """A signed POST of a body (a struct, or bytes as they are)."""
+        data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        now_s = int(self.clock())
+        protected = {
+            "alg": "Ed25519",
+            "kid": self.kid,
+            "b64": False,
+            "crit": ["b64"],
+            "network": self.network,
+            "method": "POST",
+            "path": path,
+            "iat": now_s,
+            "exp": now_s + 300,
+            "jti": os.urandom(16).hex(),
+            **header,
+        }
+        encoded = b64url(json.dumps({k: v for k, v in protected.items() if v is not None}).encode())
+        signature = self.key.sign(encoded.encode() + b"." + data)
+        return wire.ClientRequest("POST", path, data, f"{encoded}..{b64url(signature)}")
+
+    def create_key(self, label: str = "hot/1", n: int = 3, t: int = 1) -> wire.ClientRequest:
+        """A signed request for a key."""
+        return self.request(KEYS_PATH, KeyCreation("ECDSA", "secp256k1", n, t, label, os.urandom(8).hex()))
+
+    def sign_hash(self, key_id: str, h: bytes, path: tuple[int, ...] = (), **header: Any) -> wire.ClientRequest:
+        """A signed request for a signature over a bare hash."""
+        body = Hash("0x" + h.hex(), os.urandom(8).hex(), path)
+        return self.request(signatures_path(key_id), body, **header)
+
+
+def open_policy(*clients: TestClient) -> Policy:
+    """Allows the given clients everything under the label `hot/`."""
+    names = tuple(client.kid for client in clients)
+    rule = Rule(
+        name="everything",
+        clients=names,
+        actions=tuple(Action),
+        labels=("hot/*",),
+        kinds=tuple(Kind),
+        blind=True,
+        derivation_paths=("m", "m/**"),
+    )
+    return Policy(1, tuple(client.entry for client in clients), (rule,))
+
+
+class TestGate:
+    """Answers as a handler does. `decide(member, request)` gives allowed and reason; `alter` changes the reply."""
+
+    __test__ = False
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        secrets = {
+            name: "whsec_" + base64.b64encode(os.urandom(32)).decode() for name in ("request_hmac", "answer_hmac")
+        }
+        self.keys: GateKeys = parse_gate_secrets(json.dumps(secrets).encode())
+        self.decide: Callable[[int, dict[str, Any]], tuple[bool, str]] = lambda member, request: (True, "")
+        self.alter: Callable[[int, wire.CallGate, wire.GateReply], Any] = lambda member, call, reply: reply
+
+    def __call__(self, member: int, call: wire.CallGate) -> Any:
+        request = json.loads(call.body)
+        webhooks.verify(
+            self.keys.request,
+            call.webhook_id,
+            call.webhook_timestamp,
+            call.webhook_signature,
+            call.body,
+            int(self.clock()),
+        )
+        allowed, reason = self.decide(member, request)
+        return self.alter(member, call, self.reply(call.uid, self.answer(request, allowed, reason)))
+
+    def answer(self, request: dict[str, Any], allowed: bool, reason: str = "") -> dict[str, Any]:
+        """The answer to a request."""
+        info = request["signerInfo"]
+        expires = datetime.fromtimestamp(self.clock() + 120, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {
+            "type": "validation.answer",
+            "uid": request["uid"],
+            "request_digest": info["request_digest"],
+            "signer_id": info["signer_id"],
+            "kind": info["kind"],
+            "dryRun": request["dryRun"],
+            "allowed": allowed,
+            "status": {"code": "", "reason": reason, "message": ""},
+            "expiresAt": expires,
+        }
+
+    def reply(self, uid: str, answer: dict[str, Any] | bytes, status: int = 200) -> wire.GateReply:
+        """An answer, signed now, as the signer process hands it over."""
+        body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        now_s = int(self.clock())
+        signature = webhooks.sign(self.keys.answer, uid, now_s, body)
+        return wire.GateReply(uid, status, uid, str(now_s), signature, 0, body)
