@@ -81,7 +81,7 @@ def _parse(text: str) -> wire.SignedAcknowledgement:
     if len(text) > MAX_ACKNOWLEDGEMENT_HEX:
         raise CertificateRefused("an acknowledgement is too long")
     try:
-        return wire.decode(bytes.fromhex(text), wire.SignedAcknowledgement)
+        return wire.decode(bytes.fromhex(text.removeprefix("0x")), wire.SignedAcknowledgement)
     except (ValueError, CallerError) as error:
         raise CertificateRefused(f"an acknowledgement cannot be parsed: {error}") from None
 

@@ -1,0 +1,92 @@
+"""What the client gives back: keys that are certified, and errors with their kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from appliance.api import addresses, models
+from appliance.api.derivation import derive
+from enclave import wire
+from policies.errors import KeymootError
+from policies.roster import describe_scheme
+
+K = TypeVar("K", models.Key, models.Signature)
+
+
+class ApiError(KeymootError):
+    """The API refused the request; `code` is stable, `status` the HTTP status."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.status, self.code, self.detail = status, code, detail
+
+
+class Rejected(KeymootError):
+    """A signer's policy or gate said no. `signer` names it, `code` and `reason` are its words."""
+
+    def __init__(self, signer: str, code: str, reason: str) -> None:
+        super().__init__(f"rejected by signer {signer or 'unknown'}: {code}: {reason}")
+        self.signer, self.code, self.reason = signer, code, reason
+
+
+class Failed(KeymootError):
+    """The request was not refused but did not succeed either; `code` and `reason` say why. Try it again."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(f"failed: {code}: {reason}")
+        self.code, self.reason = code, reason
+
+
+@dataclass(frozen=True)
+class CertifiedKey:
+    """A key that all signers of the pinned roster acknowledged. Made by the client alone, after verification."""
+
+    certified: wire.Acknowledgement
+    answer: models.Key
+
+    @property
+    def id(self) -> str:
+        """The key's id."""
+        return self.certified.key_id
+
+    @property
+    def label(self) -> str:
+        """The label that policies match."""
+        return self.certified.label
+
+    @property
+    def scheme_statement(self) -> str:
+        """What the scheme means, in a sentence."""
+        return describe_scheme(len(self.certified.public_shares), self.certified.tolerate)
+
+    def public_key(self, path: Sequence[int] = ()) -> bytes:
+        """The 33-byte compressed key at derivation path `path`; the key itself for an empty one."""
+        return derive(self.certified.public_key, self.certified.chain_code, path)[0]
+
+    def ethereum_address(self, path: Sequence[int] = ()) -> str:
+        """The checksummed Ethereum address of the key at `path`."""
+        return addresses.ethereum_address(self.public_key(path))
+
+    def bitcoin_address(self, path: Sequence[int] = (), network: str = "mainnet") -> str:
+        """The P2WPKH address of the key at `path` on `mainnet`, `testnet` or `regtest`."""
+        return addresses.p2wpkh_address(self.public_key(path), network)
+
+
+@dataclass(frozen=True)
+class ListedKey:
+    """One line of a listing: `certified` is None until the key is `Active`; before, nothing of it is shown."""
+
+    answer: models.Key
+    certified: CertifiedKey | None
+
+
+def require(answer: K, success: str) -> K:
+    """`answer` if it has the status `success`. Raises `Rejected` or `Failed` with its reason."""
+    if answer.status == success:
+        return answer
+    reason = answer.reason or models.Reason(code=str(answer.status), message="no reason was given")
+    if answer.status == "Rejected":
+        raise Rejected(reason.signer, reason.code, reason.message)
+    raise Failed(reason.code, reason.message)

@@ -1,0 +1,69 @@
+"""What a client checks of a returned signature: the hash, the key, every encoding of it, by two libraries."""
+
+from __future__ import annotations
+
+import hashlib
+
+import coincurve
+from Crypto.Hash import keccak
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+from appliance.api.models import SignatureValue
+from policies.errors import CallerError
+from policies.requests import EthereumTransaction, Hash, SigningBody
+
+SECP256K1_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+
+
+class SignatureRefused(CallerError):
+    """A returned signature is not one over the expected hash under the certified key."""
+
+
+def what_is_signed(body: SigningBody) -> bytes:
+    """The 32 bytes that a signature over `body` is over, computed here."""
+    if isinstance(body, Hash):
+        return bytes.fromhex(body.hash[2:])
+    if isinstance(body, EthereumTransaction):
+        return keccak.new(digest_bits=256, data=bytes.fromhex(body.transaction[2:])).digest()
+    return hashlib.sha256(hashlib.sha256(bytes.fromhex(body.preimage[2:])).digest()).digest()
+
+
+def verify_signature(value: SignatureValue | None, public_key: bytes, expected_hash: bytes | None) -> None:
+    """Raises `SignatureRefused` unless `value` is a low-s signature under the 33-byte `public_key`, over
+    `expected_hash` (None: over the hash it names), with `recid`, `der` and `rsv` that say the same."""
+    if value is None:
+        raise SignatureRefused("the answer says Signed but holds no signature")
+    r, s, named_hash = _bytes(value.r, 32), _bytes(value.s, 32), _bytes(value.hash, 32)
+    if expected_hash is not None and named_hash != expected_hash:
+        raise SignatureRefused(f"the signature is over {value.hash}, not over what was asked for")
+    if _bytes(value.public_key, 33) != public_key:
+        raise SignatureRefused(f"the signature is under {value.public_key}, not under the certified key")
+    if int.from_bytes(s, "big") > SECP256K1_ORDER // 2:
+        raise SignatureRefused("the signature's s is not low")
+    der = utils.encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
+    if value.recid not in range(4) or value.rsv != "0x" + (r + s).hex() + f"{value.recid:02x}":
+        raise SignatureRefused("rsv does not hold r, s and recid")
+    if value.der != "0x" + der.hex():
+        raise SignatureRefused("der does not hold r and s")
+    try:
+        key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), public_key)
+        key.verify(der, named_hash, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
+        recovered = coincurve.PublicKey.from_signature_and_message(
+            r + s + bytes([value.recid]), named_hash, hasher=None
+        )
+    except (InvalidSignature, ValueError):
+        raise SignatureRefused("the signature does not verify under the certified key") from None
+    if recovered.format() != public_key:
+        raise SignatureRefused("recid recovers another key")
+
+
+def _bytes(text: str, size: int) -> bytes:
+    try:
+        data = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        data = b""
+    if len(data) != size or text != "0x" + data.hex():
+        raise SignatureRefused(f"expected {size} bytes as 0x and lowercase hex, got {text[:80]!r}")
+    return data
