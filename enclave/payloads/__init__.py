@@ -1,0 +1,33 @@
+"""What a client wants signed: parsed strictly, hashed here, so that what is decided on is what is signed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from enclave.payloads.bitcoin import parse_preimage
+from enclave.payloads.ethereum import parse_transaction
+from policies.model import Decoded, Kind
+from policies.requests import BitcoinBip143Preimage, EthereumTransaction, SigningBody
+
+__all__ = ["Payload", "decode_payload"]
+
+
+@dataclass(frozen=True)
+class Payload:
+    """`h`: the 32 bytes to sign. `blind`: nobody but the client knows what they stand for; `decoded` is None then."""
+
+    kind: Kind
+    h: bytes
+    blind: bool
+    decoded: Decoded | None
+
+
+def decode_payload(body: SigningBody) -> Payload:
+    """The payload of a parsed body. Raises `Refused` with a rule `payload/…`, and nothing else."""
+    if isinstance(body, EthereumTransaction):
+        h, transaction = parse_transaction(bytes.fromhex(body.transaction[2:]))
+        return Payload(Kind.ETHEREUM_TRANSACTION, h, False, transaction)
+    if isinstance(body, BitcoinBip143Preimage):
+        h, preimage = parse_preimage(bytes.fromhex(body.preimage[2:]))
+        return Payload(Kind.BITCOIN_BIP143_PREIMAGE, h, False, preimage)
+    return Payload(Kind.HASH, bytes.fromhex(body.hash[2:]), True, None)
