@@ -25,7 +25,7 @@ from enclave.crypto import bip32
 from enclave.crypto.curve import SECP256K1
 from enclave.effects import Effects
 from enclave.errors import CallerError, Refused, Unavailable
-from enclave.gate import RequestInfo, SignerInfo
+from enclave.gate import RequestInfo, SignerInfo, show_decoded
 from enclave.members import OwnSession
 from enclave.payloads import Payload, decode_payload
 from enclave.pool import PresignaturePool
@@ -364,7 +364,7 @@ class Authoriser:
             external_id=body.external_id,
             network=self._rules.roster.network,
             payload=msgspec.to_builtins(body),
-            decoded=_shown(payload.decoded),
+            decoded=show_decoded(payload.decoded),
         )
 
     def _count(self, name: str, amount: int = 1) -> None:
@@ -374,17 +374,3 @@ class Authoriser:
 def authorization_digest(authorization: Authorization) -> bytes:
     """SPEC 4.1: the 32 bytes that a member's frame key signs."""
     return digest(Tag.AUTHORIZATION, encode(authorization))
-
-
-def _shown(decoded: Decoded | None) -> dict[str, Any] | None:
-    """A decoded payload as the gate reads it: bytes as 0x hex, amounts as decimal strings."""
-    if decoded is None:
-        return None
-
-    def show(value: object) -> object:
-        if isinstance(value, bytes):
-            return "0x" + value.hex()
-        return str(value)
-
-    fields = msgspec.structs.asdict(decoded)
-    return {name: msgspec.to_builtins(value, enc_hook=show) for name, value in fields.items()}

@@ -21,6 +21,7 @@ from enclave.errors import CallerError, Refused
 from enclave.json_strict import JsonInvalid, parse_json
 from enclave.secret import Secret
 from enclave.wire import MAX_GATE_BODY_BYTES, GateReply
+from policies.model import Decoded
 from policies.transcript import Tag, digest
 
 VERSION = "1"
@@ -175,6 +176,13 @@ def build_call(
     return GateCall(uid, info, uid, str(now_s), webhooks.sign(keys.request, uid, now_s, body), body)
 
 
+def show_decoded(decoded: Decoded | None) -> dict[str, Any] | None:
+    """A decoded payload as a handler reads it: bytes as 0x hex, numbers as decimal strings (wei exceed a double)."""
+    shown = _show(decoded)
+    assert shown is None or isinstance(shown, dict)  # noqa: S101
+    return shown
+
+
 def is_retriable(status: int) -> bool:
     """Whether an HTTP status says: not now, ask again."""
     return status in RETRIABLE
@@ -227,3 +235,13 @@ def _parse_time(text: str) -> int:
         return int(datetime.fromisoformat(text[:19] + "+00:00").timestamp())
     except ValueError:
         raise Refused("gate", "expiresAt is no time") from None
+
+
+def _show(value: object) -> object:
+    if isinstance(value, msgspec.Struct):
+        return {name: _show(field) for name, field in msgspec.structs.asdict(value).items()}
+    if isinstance(value, tuple):
+        return [_show(item) for item in value]
+    if isinstance(value, bytes):
+        return "0x" + value.hex()
+    return None if value is None else str(value)

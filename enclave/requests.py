@@ -65,9 +65,7 @@ class VerifiedRequest:
     digest: bytes
 
 
-def verify_request(
-    request: ClientRequest, *, policy: Policy, network: str, now_s: int, boot_s: int
-) -> VerifiedRequest:
+def verify_request(request: ClientRequest, *, policy: Policy, network: str, now_s: int, boot_s: int) -> VerifiedRequest:
     """Verify everything but the body's meaning. `boot_s`: requests signed before this boot are refused, since what
     was done with them is not remembered. Raises `Refused` with a rule `request/…`, and nothing else."""
     protected, signature = _split(request.jws)
