@@ -1,0 +1,65 @@
+"""The command `keymoot`. What is heavy is imported by the command that needs it, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+
+from policies.errors import CallerError, KeymootError, Refused, Unavailable
+
+EXIT_FAILED = 1
+EXIT_CALLER = 2
+EXIT_UNAVAILABLE = 3
+EXIT_REFUSED = 4
+EXIT_INTERRUPTED = 130
+HTTP_CALLER_ERROR = 400
+HTTP_SERVER_ERROR = 500
+
+
+def main() -> None:
+    """Run the command line. A user's mistake is one sentence on standard error and an exit code, no trace.
+
+    Exit codes: 0 done, 1 failed, 2 the caller's mistake, 3 something needed is away, 4 refused.
+    """
+    from appliance.cli.app import app
+
+    try:
+        app()
+    except KeymootError as error:
+        print(f"keymoot: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(exit_code(error)) from None
+    except KeyboardInterrupt:
+        print("keymoot: interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of our output has gone (`keymoot keys list | head`): nothing is left to say.
+        sys.stderr.close()
+        raise SystemExit(EXIT_FAILED) from None
+
+
+def exit_code(error: KeymootError) -> int:
+    """The exit code for an error of each root."""
+    if isinstance(error, CallerError):
+        return EXIT_CALLER
+    if isinstance(error, Unavailable):
+        return EXIT_UNAVAILABLE
+    if isinstance(error, Refused):
+        return EXIT_REFUSED
+    return _api_exit_code(error)
+
+
+def _api_exit_code(error: KeymootError) -> int:
+    """The exit code for an error of the API's client, which is imported only where a command used it."""
+    if "appliance.api.client" not in sys.modules:
+        return EXIT_FAILED
+    from appliance.api.client import ApiError, Rejected
+
+    if isinstance(error, Rejected):
+        return EXIT_REFUSED
+    if isinstance(error, ApiError) and error.status >= HTTP_CALLER_ERROR:
+        return EXIT_CALLER if error.status < HTTP_SERVER_ERROR else EXIT_UNAVAILABLE
+    return EXIT_FAILED
+
+
+def one_line(error: KeymootError) -> str:
+    """The error's message without line breaks or control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())

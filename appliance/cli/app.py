@@ -1,0 +1,48 @@
+"""All commands and groups of `keymoot`, in the order in which `--help` shows them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from appliance.cli import bench, gate, init, keys, processes, roster, sign
+
+app = typer.Typer(
+    name="keymoot",
+    help="An open threshold-signing appliance: HSM-sealed key shares, a gate per signer, no inbound ports.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        import importlib.metadata
+
+        typer.echo(f"keymoot {importlib.metadata.version('keymoot')}")
+        raise typer.Exit
+
+
+app.add_typer(init.app, name="init")
+app.add_typer(roster.app, name="roster")
+app.add_typer(processes.enclave, name="enclave")
+app.add_typer(processes.signer, name="signer")
+app.add_typer(processes.coordinator, name="coordinator")
+app.add_typer(gate.app, name="gate")
+app.add_typer(keys.app, name="keys")
+app.add_typer(sign.app, name="sign")
+
+
+@app.command()
+def demo() -> None:
+    """Three signers with HSMs, a coordinator and gates on this machine: make a key, sign, verify, refuse."""
+    from appliance.cli.demo import run
+
+    run()
+
+
+app.add_typer(bench.app, name="bench")

@@ -1,0 +1,109 @@
+"""`keymoot keys create|list|show`. Nothing of a key is shown before its certificate has been verified."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from appliance.cli.output import Json, show_fields, show_json
+from appliance.profile import DEFAULT_PROFILE, ProfileOption, open_client
+from policies.errors import CallerError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from appliance.api.client import CertifiedKey, ListedKey
+
+EXTERNAL_ID_BYTES = 8
+
+app = typer.Typer(help="Keys: create, list, show. All are verified against the pinned roster.", no_args_is_help=True)
+
+ExternalIdOption = Annotated[
+    str, typer.Option(help="Makes the request repeatable: the same id gives the same result. Random by default.")
+]
+PathOption = Annotated[str, typer.Option("--path", help="A child key: BIP-32 path such as m/0/5 (not hardened).")]
+
+
+@app.command("create")
+def create(
+    label: Annotated[str, typer.Option(help="The key's label, which policies match; it never changes.")],
+    external_id: ExternalIdOption = "",
+    profile: ProfileOption = DEFAULT_PROFILE,
+    as_json: Json = False,
+) -> None:
+    """Create a key with the network's scheme; all signers must be online."""
+    with open_client(profile) as client:
+        _show(client.create_key(label, external_id or new_external_id()), (), as_json)
+
+
+@app.command("list")
+def list_keys(profile: ProfileOption = DEFAULT_PROFILE, as_json: Json = False) -> None:
+    """List all keys, oldest first."""
+    with open_client(profile) as client:
+        listed = client.list_keys()
+    if as_json:
+        show_json([_line(one) for one in listed])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("label", "status", "id", "ethereum address"):
+        table.add_column(heading, overflow="fold")
+    for one in listed:
+        fields = _line(one)
+        table.add_row(*(fields.get(name, "") for name in ("label", "status", "id", "ethereum")))
+    Console().print(table)
+
+
+@app.command("show")
+def show(
+    key_id: Annotated[str, typer.Argument(help="The key's id (key_…).")],
+    path: PathOption = "m",
+    profile: ProfileOption = DEFAULT_PROFILE,
+    as_json: Json = False,
+) -> None:
+    """Show a key, or one of its children: scheme, public key, addresses."""
+    steps = parse_path(path)
+    with open_client(profile) as client:
+        _show(client.get_key(key_id), steps, as_json)
+
+
+def new_external_id() -> str:
+    """A random name for a request that nobody will repeat."""
+    return f"cli-{secrets.token_hex(EXTERNAL_ID_BYTES)}"
+
+
+def parse_path(text: str) -> tuple[int, ...]:
+    """The indices of a BIP-32 path such as `m/0/5`. Raises `CallerError`, also for hardened steps."""
+    head, *steps = text.split("/")
+    if head != "m" or not all(step.isascii() and step.isdigit() for step in steps):
+        raise CallerError(f"{text} is not a path such as m or m/0/5: only non-hardened steps are possible")
+    return tuple(int(step) for step in steps)
+
+
+def _show(key: CertifiedKey, path: Sequence[int], as_json: bool) -> None:
+    fields = {
+        "id": key.id,
+        "label": key.label,
+        "scheme": key.scheme_statement,
+        "path": "/".join(["m", *map(str, path)]),
+        "public key": "0x" + key.public_key(path).hex(),
+        "ethereum": key.ethereum_address(path),
+        "bitcoin": key.bitcoin_address(path),
+    }
+    if as_json:
+        show_json({name.replace(" ", "_"): value for name, value in fields.items()})
+        return
+    show_fields(fields)
+    signers = len(key.certified.public_shares)
+    typer.echo(f"Certificate verified: all {signers} signers of the pinned roster acknowledged this key in their HSMs.")
+
+
+def _line(one: ListedKey) -> dict[str, str]:
+    line = {"label": one.answer.label, "status": str(one.answer.status)}
+    if one.certified is None:
+        return line
+    return {**line, "id": one.certified.id, "ethereum": one.certified.ethereum_address()}

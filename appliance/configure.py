@@ -1,0 +1,288 @@
+"""Writes a process's configuration directory: commented YAML, certificates, keys with mode 0600.
+
+`keymoot init` and the loopback network of demo, bench and system tests write the same files through this module.
+Paths inside a configuration file are relative to it. Nothing that exists is overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from appliance import pki
+from appliance.api.jws import ClientKey, generate_client_key, save_client_key
+from policies.errors import CallerError
+
+SIGNERS_PORT = 8443
+API_PORT = 8080
+DIRECTORY_MODE = 0o700
+
+
+@dataclass(frozen=True)
+class Hsm:
+    """Where a signer's PKCS#11 token is. `pin` is a reference (`file:PATH`, `credential:NAME`), never the PIN."""
+
+    lib: str
+    token_label: str
+    pin: str
+
+
+@dataclass(frozen=True)
+class CoordinatorAddress:
+    """A coordinator as a signer knows it: name, URL of its signers' port, and the CA of its certificate."""
+
+    name: str
+    url: str
+    ca_pem: bytes
+
+
+@dataclass(frozen=True)
+class GateAddress:
+    """An operator's gate as its signer knows it."""
+
+    url: str
+    ca_pem: bytes
+
+
+@dataclass(frozen=True)
+class SignerSetup:
+    """Everything the two files of one signer (enclave.yaml, signer.yaml) are written from."""
+
+    network: str
+    name: str
+    coordinators: tuple[CoordinatorAddress, ...]
+    hsm: Hsm
+    gate: GateAddress | None
+
+
+@dataclass(frozen=True)
+class CoordinatorSetup:
+    """Everything coordinator.yaml is written from. `names` and `addresses` go into the server's certificate."""
+
+    network: str
+    name: str
+    names: tuple[str, ...] = ("localhost",)
+    addresses: tuple[str, ...] = ("127.0.0.1",)
+    listen_signers: str = f"0.0.0.0:{SIGNERS_PORT}"
+    listen_api: str = f"127.0.0.1:{API_PORT}"
+    signer_cas: tuple[bytes, ...] = field(default=(), repr=False)
+    pool: tuple[int, int, int] = (2048, 8192, 4096)
+
+
+@dataclass(frozen=True)
+class GateSetup:
+    """Everything gate.yaml of the reference handler is written from."""
+
+    name: str
+    listen: str
+    names: tuple[str, ...] = ("localhost",)
+    addresses: tuple[str, ...] = ("127.0.0.1",)
+    refuse_destinations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClientSetup:
+    """Everything client.yaml is written from."""
+
+    network: str
+    name: str
+    api: str
+    ca_pem: bytes
+
+
+def write_signer(directory: Path, setup: SignerSetup) -> None:
+    """Write enclave.yaml, signer.yaml and the operator's CA with a client certificate. Raises `CallerError`."""
+    make_directory(directory)
+    ca = pki.make_ca(f"{setup.name} of {setup.network}")
+    ca.write(directory / "ca.pem", directory / "ca.key")
+    pki.issue(ca, setup.name, pki.Purpose.CLIENT).write(directory / "signer.pem", directory / "signer.key")
+    for coordinator in setup.coordinators:
+        pki.write_new(directory / f"{coordinator.name}-ca.pem", coordinator.ca_pem)
+    if setup.gate is not None:
+        pki.write_new(directory / "gate-ca.pem", setup.gate.ca_pem)
+    pki.write_new(directory / "enclave.yaml", _enclave_yaml(setup).encode())
+    pki.write_new(directory / "signer.yaml", _signer_yaml(setup).encode())
+    make_directory(directory / "run")
+    make_directory(directory / "state")
+
+
+def write_coordinator(directory: Path, setup: CoordinatorSetup) -> None:
+    """Write coordinator.yaml, the coordinator's CA and its certificate. Raises `CallerError`.
+
+    `signers-ca.pem` is the bundle of the operators' CAs; it is written where `setup` has any.
+    """
+    make_directory(directory)
+    ca = pki.make_ca(f"coordinator {setup.name} of {setup.network}")
+    ca.write(directory / "ca.pem", directory / "ca.key")
+    pki.issue(ca, setup.name, pki.Purpose.SERVER, names=setup.names, addresses=setup.addresses).write(
+        directory / "server.pem", directory / "server.key"
+    )
+    if setup.signer_cas:
+        pki.write_new(directory / "signers-ca.pem", b"".join(setup.signer_cas))
+    pki.write_new(directory / "coordinator.yaml", _coordinator_yaml(setup).encode())
+    make_directory(directory / "state")
+
+
+def write_gate(directory: Path, setup: GateSetup) -> bytes:
+    """Write gate.yaml, a CA and the gate's certificate; returns the CA. Raises `CallerError`.
+
+    `gate-secrets.json` comes from `keymoot gate secret --generate`.
+    """
+    make_directory(directory)
+    ca = pki.make_ca(f"gate of {setup.name}")
+    ca.write(directory / "ca.pem", directory / "ca.key")
+    pki.issue(ca, setup.name, pki.Purpose.SERVER, names=setup.names, addresses=setup.addresses).write(
+        directory / "server.pem", directory / "server.key"
+    )
+    pki.write_new(directory / "gate.yaml", _gate_yaml(setup).encode())
+    return ca.certificate_pem
+
+
+def write_client(directory: Path, setup: ClientSetup) -> ClientKey:
+    """Write client.yaml and a new Ed25519 client key, which is returned. Raises `CallerError`."""
+    make_directory(directory)
+    key = generate_client_key(setup.name)
+    save_client_key(key, directory / "client.key")
+    pki.write_new(directory / "api-ca.pem", setup.ca_pem)
+    pki.write_new(directory / "client.yaml", _client_yaml(setup).encode())
+    return key
+
+
+def make_directory(directory: Path) -> None:
+    """Make `directory` for its owner alone, if it is not there. Raises `CallerError`."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
+    except OSError as error:
+        raise CallerError(f"cannot make {directory}: {error.strerror}") from None
+
+
+def read_bytes(path: Path, what: str) -> bytes:
+    """The content of `path`. Raises `CallerError` that says `what` was wanted there."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CallerError(f"cannot read {what} from {path}: {error.strerror}") from None
+
+
+def quoted(text: str) -> str:
+    """`text` as a double-quoted YAML string."""
+    return json.dumps(text)
+
+
+def _enclave_yaml(setup: SignerSetup) -> str:
+    hsm = setup.hsm
+    gate = (
+        "  # signed: this enclave itself verifies the answer of the operator's gate. Its secrets are set with\n"
+        "  # `keymoot gate secret` and kept in this file, sealed by the HSM.\n"
+        "  mode: signed\n  secrets: gate-secrets.sealed\n"
+        if setup.gate is not None
+        else "  # none: nobody is asked before a signature; the policy alone decides. Shown in status and audit.\n"
+        "  mode: none\n"
+    )
+    return f"""# The enclave: holds this signer's shares and decides. It opens no network socket.
+network: {quoted(setup.network)}
+# This signer's name in the roster.
+signer: {quoted(setup.name)}
+# Who the signers are (`keymoot roster assemble`), and what this signer agrees to sign. Owned by root.
+roster: roster.yaml
+policy: policy.yaml
+# Where the signer process connects; one peer at a time.
+socket: run/enclave.sock
+
+hsm:
+  # The PKCS#11 module and token. `pin` is a reference: file:PATH or credential:NAME (systemd), never the PIN.
+  lib: {quoted(hsm.lib)}
+  token_label: {quoted(hsm.token_label)}
+  pin: {quoted(hsm.pin)}
+  sealing_key_label: keymoot-seal-1
+  identity_key_label: keymoot-identity
+
+gate:
+{gate}"""
+
+
+def _signer_yaml(setup: SignerSetup) -> str:
+    coordinators = "".join(
+        f"  - name: {quoted(coordinator.name)}\n"
+        f"    url: {quoted(coordinator.url)}\n"
+        f"    ca: {quoted(coordinator.name + '-ca.pem')}\n"
+        "    certificate: signer.pem\n"
+        "    key: signer.key\n"
+        for coordinator in setup.coordinators
+    )
+    gate = (
+        "\n# The operator's validation gate. Its answer is verified in the enclave, not here.\n"
+        f"gate:\n  url: {quoted(setup.gate.url)}\n  ca: gate-ca.pem\n"
+        if setup.gate is not None
+        else ""
+    )
+    return f"""# The signer: carries messages between its enclave, the coordinators and the gate. It holds no secret
+# and listens on no network port.
+network: {quoted(setup.network)}
+enclave_socket: run/enclave.sock
+# Sealed records and the audit chain.
+state: state/signer.db
+
+# Connected to outbound, with mutual TLS.
+coordinators:
+{coordinators}{gate}"""
+
+
+def _coordinator_yaml(setup: CoordinatorSetup) -> str:
+    low, high, batch = setup.pool
+    return f"""# The coordinator: relays between signers and serves the API. It holds no key, share or secret.
+network: {quoted(setup.network)}
+# The name by which the signers know it.
+name: {quoted(setup.name)}
+roster: roster.yaml
+state: state/coordinator.db
+
+# Where signers connect, with mutual TLS. `client_ca` is a bundle: the CA of each signer's operator.
+signers:
+  listen: {quoted(setup.listen_signers)}
+  certificate: server.pem
+  key: server.key
+  client_ca: signers-ca.pem
+
+# Where clients connect, with TLS. They sign their requests (client.yaml) and the enclaves check them.
+api:
+  listen: {quoted(setup.listen_api)}
+  certificate: server.pem
+  key: server.key
+
+# Presignatures kept ready for each committee in use: filled up to `high`, `batch` at a time, when fewer than
+# `low` are left.
+pool:
+  low: {low}
+  high: {high}
+  batch: {batch}
+"""
+
+
+def _gate_yaml(setup: GateSetup) -> str:
+    refused = ", ".join(quoted(address) for address in setup.refuse_destinations)
+    return f"""# The reference gate handler: asked by one signer's enclave before every signature.
+listen: {quoted(setup.listen)}
+certificate: server.pem
+key: server.key
+# The handler's copy of the two secrets (`keymoot gate secret --generate`), mode 0600.
+secrets: gate-secrets.json
+rules:
+  # Addresses that nothing is sent to.
+  refuse_destinations: [{refused}]
+"""
+
+
+def _client_yaml(setup: ClientSetup) -> str:
+    return f"""# A client of the API: what `keymoot keys` and `keymoot sign` use.
+network: {quoted(setup.network)}
+api: {quoted(setup.api)}
+# The CA of the API's certificate.
+ca: api-ca.pem
+# The pinned roster: key certificates are verified against it before a public key or an address is shown.
+roster: roster.yaml
+# The name (kid) and key that sign this client's requests; the signers' policies list its public half.
+client: {quoted(setup.name)}
+key: client.key
+"""

@@ -1,0 +1,183 @@
+"""`LocalNet`: starts, watches, kills and restarts the processes of a loopback network, and cleans up."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import ssl
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from appliance.api.client import Client
+from appliance.localnet.files import COORDINATOR, LOOPBACK, Plan, Written, write_network
+from appliance.localnet.process import ManagedProcess
+from appliance.profile import open_client
+from policies.errors import Unavailable
+from policies.roster import Roster
+
+READY_TIMEOUT_S = 60.0
+POLL_S = 0.02
+DEFAULT_POOL = (200, 600, 200)
+
+
+class LocalNet:
+    """A network of real processes, each signer with a token of its own; a context manager.
+
+    Start it in a thread that lives as long as the network: the kernel ends the children with that thread.
+    """
+
+    def __init__(
+        self,
+        signers: int = 3,
+        tolerate: int = 1,
+        *,
+        gate: bool = True,
+        pool: tuple[int, int, int] = DEFAULT_POOL,
+        refuse: Mapping[int, tuple[str, ...]] | None = None,
+        directory: Path | None = None,
+    ) -> None:
+        """`pool`: low, high, batch. `refuse`: signer index → destinations its gate refuses.
+
+        `directory`: must be new or empty, and short, since socket paths end at 107 bytes; it is removed at the end.
+        """
+        self._owned = Path(tempfile.mkdtemp(prefix="keymoot-")) if directory is None else directory
+        self.plan = Plan(self._owned.resolve(), "loopback", signers, tolerate, gate, pool, refuse or {})
+        self.processes: dict[str, ManagedProcess] = {}
+        self._written: Written | None = None
+
+    @property
+    def root(self) -> Path:
+        """The network's directory."""
+        return self.plan.root
+
+    @property
+    def profile(self) -> Path:
+        """The client's profile, as `keymoot keys --profile` takes it."""
+        return self.root / "client" / "client.yaml"
+
+    @property
+    def roster(self) -> Roster:
+        """The roster. Raises `Unavailable` before the files are written."""
+        return self._files.roster
+
+    def __enter__(self) -> LocalNet:
+        try:
+            self.write()
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self) -> None:
+        """Write all files and make the signers' keys in their HSMs."""
+        self._written = write_network(self.plan)
+        (self.root / "logs").mkdir()
+        for index in self.plan.indices:
+            if self.plan.gate:
+                self._define(f"gate-{index}", self.plan.gate_directory(index), "gate", "serve", "gate.yaml")
+            self._define(f"enclave-{index}", self.plan.signer(index), "enclave", "run", "enclave.yaml", index)
+        self._define(COORDINATOR, self.root / COORDINATOR, "coordinator", "run", "coordinator.yaml")
+        for index in self.plan.indices:
+            self._define(f"signer-{index}", self.plan.signer(index), "signer", "run", "signer.yaml")
+
+    def start(self) -> None:
+        """Start every process and wait until each of them answers. Raises `Unavailable`."""
+        for process in self.processes.values():
+            process.start()
+        for name in self.processes:
+            self.wait_ready(name)
+
+    def close(self) -> None:
+        """Stop every process and remove the directory."""
+        for process in self.processes.values():
+            if process.running:
+                process.kill(signal.SIGTERM)
+        for process in self.processes.values():
+            process.stop()
+        shutil.rmtree(self._owned, ignore_errors=True)
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a process such as `enclave-2`, `signer-1`, `gate-3`, `coordinator`."""
+        self.processes[name].kill(number)
+
+    def restart(self, name: str) -> None:
+        """Stop a process where it runs, start it again, and wait until it answers."""
+        self.processes[name].stop()
+        self.processes[name].start()
+        self.wait_ready(name)
+
+    def wait_ready(self, name: str) -> None:
+        """Wait until a process answers. A signer listens nowhere: it is only watched for an early end."""
+        kind, _, number = name.partition("-")
+        if kind == "enclave":
+            path = self.plan.signer(int(number)) / "run" / "enclave.sock"
+            self.wait_for(path.exists, f"{name} to listen on its socket")
+        elif kind == "gate":
+            port = self._files.gate_ports[int(number) - 1]
+            self.wait_for(lambda: _listens(port), f"{name} to listen")
+        elif kind == COORDINATOR:
+            self.wait_for(self.healthy, "the coordinator to be healthy")
+
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Poll until `condition` holds. Raises `Unavailable` if a process ends meanwhile, or after the time-out."""
+        deadline_s = time.monotonic() + timeout_s
+        while not condition():
+            for process in self.processes.values():
+                process.check()
+            if time.monotonic() > deadline_s:
+                raise Unavailable(f"waited {timeout_s:.0f} s for {what}", f"see the logs in {self.root / 'logs'}")
+            time.sleep(POLL_S)
+
+    def healthy(self) -> bool:
+        """Whether the coordinator's /healthz says 200."""
+        context = ssl.create_default_context(cafile=self.root / COORDINATOR / "ca.pem")
+        connection = http.client.HTTPSConnection(LOOPBACK, self._files.api_port, context=context, timeout=2.0)
+        try:
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def client(self) -> Client:
+        """The API's client with the network's one client key; use it as `with`."""
+        return open_client(self.profile)
+
+    def log(self, name: str) -> Path:
+        """The log file of a process."""
+        return self.root / "logs" / f"{name}.log"
+
+    @property
+    def _files(self) -> Written:
+        if self._written is None:
+            raise Unavailable("the network's files are not written", "enter the context manager first")
+        return self._written
+
+    def _define(self, name: str, directory: Path, kind: str, action: str, config: str, hsm: int | None = None) -> None:
+        self.processes[name] = ManagedProcess(
+            name=name,
+            arguments=[sys.executable, "-I", "-m", "appliance.cli", kind, action, "--config", str(directory / config)],
+            directory=directory,
+            log=self.log(name),
+            environment=dict(os.environ) if hsm is None else self.plan.environment(hsm),
+        )
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((LOOPBACK, port)) == 0
