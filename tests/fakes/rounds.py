@@ -178,3 +178,43 @@ def presign_ceremony(
         assert len({(batch.sid, batch.points) for batch in finished.values()}) <= 1, "two batches"
 
     return Ceremony("presign", committee, t, sid, presign.ROUNDS, start, agree)
+
+
+# --- What signer `CHEATER` of three does, and what the honest ones see ---
+
+CHEATER = 2
+
+
+def honest(outcomes: dict[int, Any]) -> dict[int, Any]:
+    return {j: seen(outcome) for j, outcome in outcomes.items() if j != CHEATER}
+
+
+def on_the_way(ceremony: Ceremony, number: int, change: Callable[[bytes], bytes], to: int = 0) -> dict[int, Any]:
+    """The honest members' outcomes with the cheater's body of a round changed, for all or for one receiver."""
+
+    def tamper(sender: int, receiver: int, round_number: int, content: bytes) -> bytes:
+        if (sender, round_number) == (CHEATER, number) and to in (0, receiver):
+            return change(content)
+        return content
+
+    return honest(ceremony.run(CHEATER, tamper=tamper))
+
+
+def replaced(*messages: RoundMessage) -> Callable[[RoundMessage, int | None], RoundMessage]:
+    """A consistent cheater that broadcasts these in place of its own messages of the same types."""
+    kinds = {type(message): message for message in messages}
+    return lambda message, receiver: kinds.get(type(message), message) if receiver is None else message
+
+
+def committed_opening(change: Callable[[keygen.Opening], keygen.Opening]) -> tuple[keygen.Commitment, keygen.Opening]:
+    """The cheater's opening of an honest run (its randomness is seeded) changed, and the commitment to that."""
+    ceremony = keygen_ceremony()
+    kept: dict[type, Any] = {}
+
+    def alter(message: RoundMessage, receiver: int | None) -> RoundMessage:
+        kept.setdefault(type(message), message)
+        return message
+
+    ceremony.run(CHEATER, alter)
+    opening = change(kept[keygen.Opening])
+    return keygen.Commitment(keygen._commitment(ceremony.context, CHEATER, opening)), opening
