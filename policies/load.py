@@ -75,7 +75,7 @@ def parse_yaml(text: str, kind: type[T], name: str) -> T:
     reader = _Reader(name)
     value = reader.read(text)
     try:
-        return msgspec.convert(value, kind, strict=True)
+        return msgspec.convert(value, kind, strict=True, dec_hook=_to_path)
     except msgspec.ValidationError as error:
         reader.refuse_invalid(str(error))
 
@@ -88,6 +88,13 @@ class _Mark(Protocol):
 
     @property
     def column(self) -> int: ...
+
+
+def _to_path(kind: type, value: object) -> Path:
+    """msgspec knows no paths: a string stands for one."""
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"no such type in a configuration: {kind}")
 
 
 class _Reader:
@@ -207,6 +214,13 @@ class _Reader:
         if not math.isfinite(number):
             self._refuse(_position(event.start_mark), f"the number {text} is out of range")
         return number
+
+
+def _path(kind: type, value: object) -> Path:
+    """Configuration structs have fields of type `Path`; the file's own place is not looked at here."""
+    if kind is not Path or not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("Expected the path of a file")
+    return Path(value)
 
 
 def _position(mark: _Mark | None) -> Position:
