@@ -27,8 +27,8 @@ log = structlog.get_logger()
 
 def decide(rules: GateRules, request: dict[str, Any]) -> str:
     """Why the rules refuse this request; empty where they do not."""
-    decoded = request["requestInfo"].get("decoded") or {}
-    if rules.refuse_blind and (request["requestInfo"].get("blind") or not decoded):
+    decoded = request["requestInfo"]["decoded"] or {}
+    if rules.refuse_blind and request["signerInfo"]["blind"]:
         return "it is blind: nothing but a hash is known"
     destination = str(decoded.get("to") or "").lower()
     if destination and destination in {address.lower() for address in rules.refuse_destinations}:

@@ -79,9 +79,7 @@ class Dealer:
 
     def sign(self, ack: wire.Acknowledgement) -> wire.SignedAcknowledgement:
         """`ack` signed by the identity key of the signer that it names."""
-        der = self.identities[ack.index - 1].sign(
-            ack.digest(), ec.ECDSA(utils.Prehashed(hashes.SHA256()))
-        )
+        der = self.identities[ack.index - 1].sign(ack.digest(), ec.ECDSA(utils.Prehashed(hashes.SHA256())))
         r, s = utils.decode_dss_signature(der)
         return wire.SignedAcknowledgement(ack, r.to_bytes(32, "big") + s.to_bytes(32, "big"))
 

@@ -20,9 +20,7 @@ BODY = b'{"kind":"Hash", "spaces" : "kept.with.dots"}'
 
 
 def signed(key: ClientKey, lifetime_s: int = 120) -> str:
-    return sign_request(
-        key, "test", "POST", "/v1/keys", BODY, now_s=1_000, jti="one", lifetime_s=lifetime_s
-    )
+    return sign_request(key, "test", "POST", "/v1/keys", BODY, now_s=1_000, jti="one", lifetime_s=lifetime_s)
 
 
 @pytest.mark.parametrize("algorithm", ["Ed25519", "ES256"])
