@@ -216,12 +216,5 @@ class _Reader:
         return number
 
 
-def _path(kind: type, value: object) -> Path:
-    """Configuration structs have fields of type `Path`; the file's own place is not looked at here."""
-    if kind is not Path or not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("Expected the path of a file")
-    return Path(value)
-
-
 def _position(mark: _Mark | None) -> Position:
     return (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
