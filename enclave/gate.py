@@ -179,7 +179,7 @@ def build_call(
 def show_decoded(decoded: Decoded | None) -> dict[str, Any] | None:
     """A decoded payload as a handler reads it: bytes as 0x hex, numbers as decimal strings (wei exceed a double)."""
     shown = _show(decoded)
-    assert shown is None or isinstance(shown, dict)  # noqa: S101
+    assert shown is None or isinstance(shown, dict)
     return shown
 
 

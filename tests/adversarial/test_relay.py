@@ -115,7 +115,9 @@ def test_a_lost_acknowledgement_is_mended_by_the_relayed_certificate() -> None:
     net.run()
     net.advance(61)
     reports = net.drain()
-    acknowledged = [r.acknowledgements[0] for j in COMMITTEE for r in reports[j] if isinstance(r, wire.KeysAcknowledged)]
+    acknowledged = [
+        r.acknowledgements[0] for j in COMMITTEE for r in reports[j] if isinstance(r, wire.KeysAcknowledged)
+    ]
     assert len(acknowledged) == 3
     left_out = [j for j in COMMITTEE if not any(isinstance(r, wire.KeysActivated) for r in reports[j])]
     assert len(left_out) == 1
@@ -198,7 +200,9 @@ def test_a_foreign_roster_is_refused_and_named() -> None:
     assert all("pins another roster" in reason for reason in downs)
 
 
-@pytest.mark.parametrize("data", [b"", b"\x00", b"\x01", b"\x02", b"\x01" + b"\xc0" * 50, b"\x02" + b"x" * 200, b"\xff" * 9])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x00", b"\x01", b"\x02", b"\x01" + b"\xc0" * 50, b"\x02" + b"x" * 200, b"\xff" * 9]
+)
 def test_garbage_frames_harm_nothing(data: bytes) -> None:
     net, _ = running()
     for sender in (1, 2, 3, 9):

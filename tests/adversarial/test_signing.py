@@ -60,9 +60,7 @@ def remaining(desk: Desk) -> list[int]:
 # --- the request ---
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [(b"[0,5]", b"[0,6]"), (H1.hex().encode(), H2.hex().encode()), (b"}", b" }")]
-)
+@pytest.mark.parametrize(("old", "new"), [(b"[0,5]", b"[0,6]"), (H1.hex().encode(), H2.hex().encode()), (b"}", b" }")])
 def test_altered_body_or_derivation_path(desk: Desk, old: bytes, new: bytes) -> None:
     request = desk.client.sign_hash(desk.key_id, H1, (0, 5))
     altered = msgspec.structs.replace(request, body=request.body.replace(old, new))

@@ -93,7 +93,8 @@ class TestGate:
         secrets = {
             name: "whsec_" + base64.b64encode(os.urandom(32)).decode() for name in ("request_hmac", "answer_hmac")
         }
-        self.keys: GateKeys = parse_gate_secrets(json.dumps(secrets).encode())
+        self.secrets = json.dumps(secrets).encode()
+        self.keys: GateKeys = parse_gate_secrets(self.secrets)
         self.decide: Callable[[int, dict[str, Any]], tuple[bool, str]] = lambda member, request: (True, "")
         self.alter: Callable[[int, wire.CallGate, wire.GateReply], Any] = lambda member, call, reply: reply
 

@@ -251,8 +251,11 @@ class Net:
 
     # --- an honest coordinator's ceremonies ---
 
-    def take(self, kind: type[Any]) -> dict[int, Any]:
-        """The last report of `kind` from each member that made one; clears all reports."""
+    def take(self, kind: type[Any], members: tuple[int, ...] = ()) -> dict[int, Any]:
+        """The last report of `kind` from each member that made one; clears all reports.
+
+        `members`: from whom one is expected, for networks that have to wait.
+        """
         found = {}
         for j, reports in self.reports.items():
             matching = [report for report in reports if isinstance(report, kind)]
@@ -266,7 +269,7 @@ class Net:
         for j in members:
             self.order(j, wire.PrepareOrder(os.urandom(16), purpose))
         self.run()
-        reports = self.take(wire.NonceReport)
+        reports = self.take(wire.NonceReport, members)
         return tuple(reports[j].nonce for j in members)
 
     def setup(self, epoch: int = 1) -> dict[int, Any]:
@@ -275,7 +278,7 @@ class Net:
         for j in self.members:
             self.order(j, wire.SetupOrder(b"setup-ceremony--", epoch, nonces))
         self.run()
-        return self.take(wire.SetupDone)
+        return self.take(wire.SetupDone, self.roster.indices)
 
     def keygen(self, request: wire.ClientRequest) -> dict[int, Any]:
         """Key generation for one request; the `KeysActivated` reports."""
@@ -283,7 +286,7 @@ class Net:
         for j in self.members:
             self.order(j, wire.KeygenOrder(os.urandom(16), (request,), nonces))
         self.run()
-        return self.take(wire.KeysActivated)
+        return self.take(wire.KeysActivated, self.roster.indices)
 
     def presign(self, committee: tuple[int, ...], count: int) -> dict[int, Any]:
         """A batch; the `PresignDone` reports."""
@@ -291,7 +294,7 @@ class Net:
         for j in committee:
             self.order(j, wire.PresignOrder(os.urandom(16), committee, count, nonces))
         self.run()
-        return self.take(wire.PresignDone)
+        return self.take(wire.PresignDone, committee)
 
     def authorise(
         self,
