@@ -97,7 +97,7 @@ class ClientRequest(Wire, frozen=True):
 
 
 class SignedNonce(Wire, frozen=True):
-    """A member's fresh ceremony nonce (SPEC 0.4, 3.0a), signed with its frame key; serves one ceremony."""
+    """A member's fresh ceremony nonce (SPEC 0.4, 3.1), signed with its frame key; serves one ceremony."""
 
     index: Index
     purpose: Annotated[str, msgspec.Meta(pattern=r"^(setup|keygen|presign)$")]

@@ -1,7 +1,7 @@
 """SPEC 3: a batch of `m` KU25 presignatures for one committee. Rounds as in the specification.
 
 Columns (one value for each presignature) are plain lists of integers; every step is one pass over columns, and
-values are reduced once, at its end.
+values are reduced once, at its end. A failure convicts nobody beyond its own check: blame (SPEC 3.10) is not built.
 """
 
 from __future__ import annotations
