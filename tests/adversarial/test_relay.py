@@ -123,7 +123,7 @@ def test_a_lost_acknowledgement_is_mended_by_the_relayed_certificate() -> None:
     assert len(left_out) == 1
     key_id = acknowledged[0].acknowledgement.key_id
     (j,) = left_out
-    net.order(j, wire.ActivateOrder(b"activation------", key_id, tuple(acknowledged[:2]) + (acknowledged[1],)))
+    net.order(j, wire.ActivateOrder(b"activation------", key_id, (*acknowledged[:2], acknowledged[1])))
     net.run()
     assert [type(report) for report in net.drain()[j]] == [wire.OrderRefused]
     net.order(j, wire.ActivateOrder(b"activation------", key_id, tuple(acknowledged)))

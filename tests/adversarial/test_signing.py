@@ -1,4 +1,4 @@
-"""Attacks on a signature, against whole enclaves in memory: what a hostile coordinator, signer process or gate tries."""
+"""Attacks on a signature, on whole enclaves in memory: by a hostile coordinator, signer process or gate."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -66,7 +67,7 @@ class SoftwareHsm:
         self.calls += 1
         try:
             return Secret(self._sealing.decrypt(sealed[:12], sealed[12:], repr(context).encode()))
-        except Exception:
+        except InvalidTag:
             raise SealBroken("altered, or another record's") from None
 
 
