@@ -36,6 +36,9 @@ class Store(Protocol):
     def record(self, kind: str, name: str) -> wire.Record | None:
         """The newest record of that kind and name."""
 
+    def audit_head(self) -> tuple[int, bytes]:
+        """Number and hash of the last entry on disk."""
+
     async def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> None:
         """Returns when the records are on disk."""
 

@@ -14,7 +14,7 @@ import structlog
 from appliance import relay
 from appliance.signer.config import SignerConfig, load_config
 from appliance.signer.coordinator_link import CoordinatorLink
-from appliance.signer.courier import Courier
+from appliance.signer.courier import Courier, Store
 from appliance.signer.enclave_link import EnclaveLink
 from appliance.signer.errors import LinkDown, LinkOverflow
 from appliance.signer.flow import Backoff
@@ -46,7 +46,7 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
     try:
         while True:
             try:
-                await _serve_enclave(config, store, gate, source, backoff)
+                await serve_enclave(config, store, gate, source, backoff)
             except (LinkDown, LinkOverflow, wire.Malformed) as error:
                 log.warning("enclave-link-down", kind=type(error).__name__, reason=str(error)[:512])
             except StoreFailed as error:
@@ -61,8 +61,8 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
         log.info("signer-stopped")
 
 
-async def _serve_enclave(
-    config: SignerConfig, store: SignerStore, gate: GateCaller | None, source: random.Random, backoff: Backoff
+async def serve_enclave(
+    config: SignerConfig, store: Store, gate: GateCaller | None, source: random.Random, backoff: Backoff
 ) -> None:
     """Attach to the enclave and carry its messages while it is there; raises why it ended."""
     version = importlib.metadata.version("keymoot")

@@ -134,5 +134,5 @@ def test_acknowledgements_that_cannot_be_parsed(text: str) -> None:
     assert answer.certificate is not None
     acks = (text, *answer.certificate.acknowledgements[1:])
     broken = replace(answer, certificate=replace(answer.certificate, acknowledgements=acks))
-    with pytest.raises(CertificateRefused, match="acknowledgement (cannot be parsed|is too long)"):
+    with pytest.raises(CertificateRefused, match=r"acknowledgement (cannot be parsed|is too long)"):
         verify_key(broken, dealer.roster)

@@ -9,8 +9,8 @@ import pathlib
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from joserfc.jwk import ECKey, OKPKey
 from joserfc.errors import BadSignatureError
+from joserfc.jwk import ECKey, OKPKey
 from joserfc.jws import JWSRegistry, deserialize_compact
 
 from appliance.api.jws import ClientKey, generate_client_key, load_client_key, save_client_key, sign_request

@@ -1,0 +1,217 @@
+"""One exchange with a handler: verbatim, or unreachable. Every failure stays a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+from collections.abc import Awaitable, Callable
+
+import pytest
+from aiohttp import web
+
+from appliance.signer.config import GateSettings
+from appliance.signer.gate_caller import GateCaller
+from enclave import wire
+from tests.fakes.servers import serving
+from tests.fakes.tls import TlsFiles
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+CALL = wire.CallGate("uid-1", "id-1", "1700000000", "v1,abc v1,def", b'{"exact": "bytes" }', 3000)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    return TlsFiles.make(tmp_path_factory.mktemp("tls"))
+
+
+class Gate:
+    """Counts what reaches the handler."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.requests: list[web.Request] = []
+        self.bodies: list[bytes] = []
+        self._handler = handler
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        self.bodies.append(await request.read())
+        return await self._handler(request)
+
+
+async def call(
+    tls: TlsFiles, gate: Gate, *, mutual: bool = False, timeout_s: float = 3.0, **settings: pathlib.Path
+) -> wire.GateReply | wire.GateUnreachable:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", gate)
+    async with serving(app, tls, mutual=mutual) as port:
+        files = {"ca": tls.ca} | settings
+        caller = GateCaller.open(GateSettings(f"https://127.0.0.1:{port}/gate", **files))
+        try:
+            return await caller.call(CALL, timeout_s)
+        finally:
+            await caller.close()
+
+
+def unreachable(reply: object) -> str:
+    assert isinstance(reply, wire.GateUnreachable)
+    assert reply.uid == CALL.uid
+    wire.decode(wire.encode(reply), wire.GateUnreachable)  # the enclave can read it
+    return reply.reason
+
+
+async def test_request_and_answer_are_verbatim(tls: TlsFiles) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        headers = {
+            "Webhook-Id": "id-2",
+            "Webhook-Timestamp": "5",
+            "Webhook-Signature": "v1,x",
+            "Retry-After": "7",
+            "Content-Encoding": "gzip",  # a lie: nothing may be unpacked on the way
+        }
+        return web.Response(status=202, body=b"\x00any bytes", headers=headers)
+
+    gate = Gate(answer)
+    assert await call(tls, gate) == wire.GateReply("uid-1", 202, "id-2", "5", "v1,x", 7, b"\x00any bytes")
+    (request,) = gate.requests
+    assert (request.method, request.path, gate.bodies) == ("POST", "/gate", [CALL.body])
+    assert request.headers["webhook-id"] == "id-1"
+    assert request.headers["webhook-timestamp"] == "1700000000"
+    assert request.headers["webhook-signature"] == "v1,abc v1,def"
+
+
+@pytest.mark.parametrize("status", [200, 204, 400, 401, 429, 500, 502, 503, 504])
+async def test_a_status_is_passed_on_and_never_tried_again(tls: TlsFiles, status: int) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    gate = Gate(answer)
+    assert await call(tls, gate) == wire.GateReply("uid-1", status, "", "", "", 0, b"")
+    assert len(gate.requests) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 304, 307, 308])
+async def test_a_redirect_is_not_followed(tls: TlsFiles, status: int) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=status, headers={"Location": "/elsewhere"})
+
+    gate = Gate(answer)
+    assert unreachable(await call(tls, gate)) == f"it answered with a redirect ({status})"
+    assert len(gate.requests) == 1
+
+
+async def test_a_slow_gate(tls: TlsFiles) -> None:
+    async def never(request: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    assert unreachable(await call(tls, Gate(never), timeout_s=0.3)) == "no answer within 3000 ms"
+
+
+async def test_a_gate_that_stops_in_its_body(tls: TlsFiles) -> None:
+    async def half(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b"half")
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    assert "ClientPayloadError" in unreachable(await call(tls, Gate(half)))
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_a_huge_answer(tls: TlsFiles, chunked: bool) -> None:
+    async def huge(request: web.Request) -> web.StreamResponse:
+        if not chunked:
+            return web.Response(body=bytes(wire.MAX_GATE_BODY_BYTES + 1))
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:  # ends when the caller hangs up
+            await response.write(bytes(8192))
+
+    assert unreachable(await call(tls, Gate(huge))) == "its answer is larger than 65536 bytes"
+
+
+async def test_the_largest_answer_passes(tls: TlsFiles) -> None:
+    async def large(request: web.Request) -> web.Response:
+        return web.Response(body=b"x" * wire.MAX_GATE_BODY_BYTES)
+
+    reply = await call(tls, Gate(large))
+    assert isinstance(reply, wire.GateReply)
+    assert reply.body == b"x" * wire.MAX_GATE_BODY_BYTES
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("webhook-id", ["a", "b"], "repeats the header webhook-id"),
+        ("webhook-timestamp", ["1" * 513], "more than 512 characters"),
+        ("webhook-signature", ["v1," + "a" * 2048], "more than 2048 characters"),
+        ("webhook-signature", ["v1,é"], "not ASCII"),
+    ],
+)
+async def test_headers_that_the_enclave_could_not_read(
+    tls: TlsFiles, name: str, values: list[str], reason: str
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        response = web.Response()
+        for value in values:
+            response.headers.add(name, value)
+        return response
+
+    assert reason in unreachable(await call(tls, Gate(answer)))
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("0", 0), ("86401", 86_400), ("-1", 0), ("soon", 0), ("9" * 400, 0), ("１", 0)]
+)
+async def test_retry_after(tls: TlsFiles, value: str, seconds: int) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=202, headers={"Retry-After": value})
+
+    reply = await call(tls, Gate(answer))
+    assert isinstance(reply, wire.GateReply)
+    assert reply.retry_after_s == seconds
+
+
+async def ok(request: web.Request) -> web.Response:
+    return web.Response()
+
+
+async def test_a_gate_of_a_foreign_ca(tls: TlsFiles, tmp_path: pathlib.Path) -> None:
+    gate, foreign = Gate(ok), TlsFiles.make(tmp_path)
+    assert "its certificate is not trusted" in unreachable(await call(tls, gate, ca=foreign.ca))
+    assert gate.requests == []
+
+
+async def test_a_gate_that_wants_a_certificate(tls: TlsFiles) -> None:
+    gate = Gate(ok)
+    unreachable(await call(tls, gate, mutual=True))
+    assert gate.requests == []
+    files = {"certificate": tls.client_certificate, "key": tls.client_key}
+    assert isinstance(await call(tls, gate, mutual=True, **files), wire.GateReply)
+
+
+async def test_nobody_there(tls: TlsFiles) -> None:
+    async with serving(web.Application(), tls) as port:
+        pass
+    caller = GateCaller.open(GateSettings(f"https://127.0.0.1:{port}/", tls.ca))
+    assert "Connect" in unreachable(await caller.call(CALL, 3.0))
+    await caller.close()
+
+
+async def test_what_is_no_http(tls: TlsFiles) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 yes\r\n\xff\xfe\r\n\r\n")
+        writer.close()
+
+    from appliance.tls import server_context
+
+    context = server_context(tls.server_certificate, tls.server_key)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    caller = GateCaller.open(GateSettings(f"https://127.0.0.1:{port}/", tls.ca))
+    unreachable(await caller.call(CALL, 3.0))
+    await caller.close()
+    server.close()
