@@ -1,3 +1,77 @@
+"""`keymoot bench presign|online`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-app = typer.Typer()
+from appliance.cli.output import Json, show_fields, show_json
+from policies.errors import CallerError
+
+if TYPE_CHECKING:
+    import msgspec
+    from rich.status import Status
+
+MAX_BATCH = 16_384
+
+app = typer.Typer(help="Measure on this machine, with real processes on loopback.", no_args_is_help=True)
+
+Signers = Annotated[int, typer.Option(help="Signers in the network (n).")]
+Tolerate = Annotated[int, typer.Option(help="How many may be corrupted (t).")]
+
+
+@app.command("presign")
+def presign(
+    signers: Signers = 3,
+    tolerate: Tolerate = 1,
+    batch: Annotated[int, typer.Option(help="Presignatures in the batch.")] = 10_000,
+    as_json: Json = False,
+) -> None:
+    """Measure a batch of presignatures: CPU and bytes of one signer for each."""
+    _check_scheme(signers, tolerate)
+    if not 1 <= batch <= MAX_BATCH:
+        raise CallerError(f"a batch has 1 to {MAX_BATCH} presignatures, not {batch}")
+    from appliance.bench.presign import run
+
+    with _spinner("starting") as spinner:
+        result = run(signers, tolerate, batch, lambda title: spinner.update(title))
+    _show(result, as_json)
+
+
+@app.command("online")
+def online(
+    signers: Signers = 3,
+    tolerate: Tolerate = 1,
+    signatures: Annotated[int, typer.Option(help="How many hashes to sign.")] = 1000,
+    concurrency: Annotated[int, typer.Option(help="How many at a time.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """Measure the online step in the enclave and whole signing requests."""
+    _check_scheme(signers, tolerate)
+    if signatures < 1 or concurrency < 1:
+        raise CallerError("--signatures and --concurrency must be at least 1")
+    from appliance.bench.online import run
+
+    with _spinner("starting") as spinner:
+        result = run(signers, tolerate, signatures, concurrency, lambda title: spinner.update(title))
+    _show(result, as_json)
+
+
+def _check_scheme(signers: int, tolerate: int) -> None:
+    if tolerate < 1 or not 2 * tolerate + 1 <= signers <= 16:
+        raise CallerError(f"{signers} signers cannot tolerate {tolerate}: 2·t+1 must be online, of at most 16")
+
+
+def _spinner(title: str) -> Status:
+    """On standard error, so that standard output is the result alone."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(title)
+
+
+def _show(result: msgspec.Struct, as_json: bool) -> None:
+    if as_json:
+        show_json(result)
+        return
+    show_fields({name: str(getattr(result, name)) for name in result.__struct_fields__})

@@ -40,7 +40,8 @@ def recovered_sender(destination: str, value: SignatureValue) -> str:
     """The sender that eth-account recovers from the transaction with this signature."""
     signature = [value.recid, int(value.r, 16), int(value.s, 16)]
     raw = _TYPE_EIP1559 + rlp.encode([*_fields(destination), *signature])
-    return str(Account.recover_transaction(raw))
+    sender: str = Account.recover_transaction(raw)
+    return sender
 
 
 def openssl_verifies(public_key: bytes, value: SignatureValue, preimage: bytes) -> bool:

@@ -31,15 +31,19 @@ def run_enclave(config: Config = Path("enclave.yaml")) -> None:
 def run_signer(config: Config = Path("signer.yaml")) -> None:
     """Run a signer until it is told to stop. It listens on no network port."""
     from appliance.enrolment import require_file
+
+    path = require_file(config)
     from appliance.signer.process import run
 
-    run(require_file(config))
+    run(path)
 
 
 @coordinator.command("run")
 def run_coordinator(config: Config = Path("coordinator.yaml")) -> None:
     """Run a coordinator until it is told to stop."""
-    from appliance.coordinator.server import run
     from appliance.enrolment import require_file
 
-    run(require_file(config))
+    path = require_file(config)
+    from appliance.coordinator.server import run
+
+    run(path)

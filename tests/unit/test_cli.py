@@ -1,0 +1,241 @@
+"""The command line's answers to mistakes: one sentence, an exit code, never a stack trace."""
+
+from __future__ import annotations
+
+import base64
+import json
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from appliance import cli
+from appliance.cli.keys import parse_path
+from appliance.enrolment import Identity, fingerprint_of, new_secrets
+from policies.errors import Bug, CallerError, KeymootError, Refused, Unavailable
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+class Keymoot:
+    """Runs `keymoot` in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str | Path) -> Outcome:
+        self._monkeypatch.setattr("sys.argv", ["keymoot", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        seen = self._capsys.readouterr()
+        code = ended.value.code
+        return Outcome(0 if code is None else int(code), seen.out, seen.err)
+
+
+@pytest.fixture
+def keymoot(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Keymoot:
+    return Keymoot(monkeypatch, capsys)
+
+
+def an_identity(name: str, network: str = "net") -> Identity:
+    point = (
+        ec.generate_private_key(ec.SECP256R1())
+        .public_key()
+        .public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+    )
+    made = Identity(network, name, f"operator of {name}", base64.b64encode(point).decode(), "")
+    return Identity(made.network, made.name, made.operator, made.identity_key, fingerprint_of(made))
+
+
+def write_identity(path: Path, identity: Identity) -> Path:
+    path.write_text(json.dumps({name: getattr(identity, name) for name in identity.__struct_fields__}))
+    return path
+
+
+def test_help_names_every_command(keymoot: Keymoot) -> None:
+    shown = keymoot("--help")
+    assert shown.code == 0
+    for command in ["init", "roster", "enclave", "signer", "coordinator", "gate", "keys", "sign", "demo", "bench"]:
+        assert f" {command} " in shown.out
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CallerError("x"), 2),
+        (Unavailable("x", "y"), 3),
+        (Refused("x", "y"), 4),
+        (Bug("x"), 1),
+        (KeymootError("x"), 1),
+    ],
+)
+def test_every_root_has_its_exit_code(error: KeymootError, code: int) -> None:
+    assert cli.exit_code(error) == code
+
+
+def test_errors_of_the_api_have_exit_codes_by_who_is_to_act() -> None:
+    from appliance.api.client import ApiError, Failed, Rejected
+
+    assert cli.exit_code(Rejected("signer-2", "gate", "no")) == 4
+    assert cli.exit_code(ApiError(409, "conflict", "another body")) == 2
+    assert cli.exit_code(ApiError(503, "signers-offline", "1 of 3")) == 3
+    assert cli.exit_code(Failed("timeout", "no result")) == 1
+
+
+def test_a_message_stays_on_one_line() -> None:
+    assert cli.one_line(CallerError("first\nsecond\x1b[31m")) == "first second [31m"
+
+
+@pytest.mark.parametrize("process", ["enclave", "signer", "coordinator"])
+def test_a_missing_configuration_says_how_to_make_one(keymoot: Keymoot, tmp_path: Path, process: str) -> None:
+    path = tmp_path / "none.yaml"
+    outcome = keymoot(process, "run", "--config", path)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err == (
+        f"keymoot: no configuration file {path}: make one with `keymoot init`, or name it with --config\n"
+    )
+
+
+@pytest.mark.parametrize("process", ["signer", "coordinator"])
+def test_an_unknown_field_is_named_with_line_and_column(keymoot: Keymoot, tmp_path: Path, process: str) -> None:
+    path = tmp_path / f"{process}.yaml"
+    path.write_text("network: net\n  # a comment\nnetwrk: net\n")
+    outcome = keymoot(process, "run", "--config", path)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"keymoot: {path}:3:1: unknown field `netwrk`")
+    assert "Traceback" not in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_client_without_profile_is_told_how_to_get_one(keymoot: Keymoot, tmp_path: Path) -> None:
+    outcome = keymoot("keys", "list", "--profile", tmp_path / "client.yaml")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "keymoot init client" in outcome.err
+
+
+def test_an_api_that_is_away_is_unavailable(keymoot: Keymoot, tmp_path: Path) -> None:
+    keymoot("init", "coordinator", tmp_path / "c", "--network", "net")
+    # Port 9 of loopback: nobody listens there.
+    made = keymoot(
+        *("init", "client", tmp_path / "p", "--network", "net", "--name", "me", "--api", "https://127.0.0.1:9"),
+        *("--api-ca", tmp_path / "c" / "ca.pem"),
+    )
+    assert made.code == 0, made.err
+    identities = [write_identity(tmp_path / f"{name}.json", an_identity(name)) for name in ("a", "b", "c")]
+    assert keymoot("roster", "assemble", *identities, "--tolerate", "1", "-o", tmp_path / "p" / "roster.yaml").code == 0
+    outcome = keymoot("keys", "list", "--profile", tmp_path / "p" / "client.yaml")
+    assert outcome.code == 3
+    assert outcome.err.startswith("keymoot: API https://127.0.0.1:9: ")
+
+
+def test_init_coordinator_writes_private_keys_for_the_owner_alone(keymoot: Keymoot, tmp_path: Path) -> None:
+    outcome = keymoot("init", "coordinator", tmp_path / "c", "--network", "net")
+    assert outcome.code == 0
+    assert "Next:" in outcome.out
+    for name in ("ca.key", "server.key"):
+        assert stat.S_IMODE((tmp_path / "c" / name).stat().st_mode) == 0o600
+    assert (tmp_path / "c" / "coordinator.yaml").read_text().startswith("# The coordinator: ")
+
+
+def test_init_overwrites_nothing(keymoot: Keymoot, tmp_path: Path) -> None:
+    keymoot("init", "coordinator", tmp_path / "c", "--network", "net")
+    before = (tmp_path / "c" / "ca.key").read_bytes()
+    outcome = keymoot("init", "coordinator", tmp_path / "c", "--network", "net")
+    assert outcome.code == 2
+    assert "nothing is overwritten" in outcome.err
+    assert (tmp_path / "c" / "ca.key").read_bytes() == before
+
+
+def test_a_roster_is_assembled_shown_and_checked(keymoot: Keymoot, tmp_path: Path) -> None:
+    identities = {name: an_identity(name) for name in ("a", "b", "c")}
+    paths = [write_identity(tmp_path / f"{name}.json", identity) for name, identity in identities.items()]
+    roster = tmp_path / "roster.yaml"
+    made = keymoot("roster", "assemble", *paths, "--tolerate", "1", "--out", roster)
+    assert made.code == 0, made.err
+    assert "3 signers, tolerate 1: all 3 online to sign, 2 shares reconstruct" in made.out
+    shown = json.loads(keymoot("roster", "show", roster, "--json").out)
+    assert [signer["fingerprint"] for signer in shown["signers"]] == [one.fingerprint for one in identities.values()]
+    assert keymoot("roster", "check", roster, "--identity", paths[1]).code == 0
+
+
+def test_a_roster_with_another_key_for_a_signer_fails_the_check(keymoot: Keymoot, tmp_path: Path) -> None:
+    paths = [write_identity(tmp_path / f"{name}.json", an_identity(name)) for name in ("a", "b", "c")]
+    roster = tmp_path / "roster.yaml"
+    keymoot("roster", "assemble", *paths, "--tolerate", "1", "--out", roster)
+    write_identity(paths[1], an_identity("b"))
+    outcome = keymoot("roster", "check", roster, "--identity", paths[1])
+    assert outcome.code == 2
+    assert "lists another key for b" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("names", "networks", "tolerate", "said"),
+    [
+        (("a", "b", "c"), ("net", "net", "other"), 1, "different networks: net, other"),
+        (("a", "b", "c"), ("net", "net", "net"), 2, "3 signers cannot tolerate 2"),
+        (("a", "b", "a"), ("net", "net", "net"), 1, "two signers have the same name"),
+        (("a", "b"), ("net", "net"), 1, "no roster can be made"),
+    ],
+)
+def test_signers_that_do_not_fit_make_no_roster(
+    keymoot: Keymoot, tmp_path: Path, names: tuple[str, ...], networks: tuple[str, ...], tolerate: int, said: str
+) -> None:
+    paths = [
+        write_identity(tmp_path / f"{number}.json", an_identity(name, network))
+        for number, (name, network) in enumerate(zip(names, networks, strict=True))
+    ]
+    outcome = keymoot("roster", "assemble", *paths, "--tolerate", str(tolerate), "-o", tmp_path / "roster.yaml")
+    assert outcome.code == 2
+    assert said in outcome.err
+    assert not (tmp_path / "roster.yaml").exists()
+
+
+def test_an_identity_whose_fingerprint_is_not_its_keys_is_refused(keymoot: Keymoot, tmp_path: Path) -> None:
+    one, other = an_identity("a"), an_identity("b")
+    swapped = Identity(one.network, one.name, one.operator, other.identity_key, one.fingerprint)
+    path = write_identity(tmp_path / "a.json", swapped)
+    outcome = keymoot("roster", "assemble", path, path, path, "--tolerate", "1", "-o", tmp_path / "r")
+    assert outcome.code == 2
+    assert "the fingerprint is not that of the key" in outcome.err
+
+
+def test_paths_are_bip32_and_not_hardened() -> None:
+    assert parse_path("m") == ()
+    assert parse_path("m/0/5") == (0, 5)
+    for text in ("", "0/5", "m/", "m/0'", "m/-1", "m/0x1", "M/1", "m/²"):
+        with pytest.raises(CallerError, match="non-hardened"):
+            parse_path(text)
+
+
+@pytest.mark.parametrize("text", ["", "0x", "0x123", "0xzz", "@/does/not/exist"])
+def test_signing_something_that_is_no_hex_is_the_callers_mistake(keymoot: Keymoot, text: str) -> None:
+    outcome = keymoot("sign", "ethereum", "key_" + "0" * 32, text)
+    assert outcome.code == 2
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("presign", "--signers", "4", "--tolerate", "2"), ("presign", "--batch", "0"), ("online", "--concurrency", "0")],
+)
+def test_impossible_benchmarks_are_refused_before_anything_starts(keymoot: Keymoot, arguments: tuple[str, ...]) -> None:
+    outcome = keymoot("bench", *arguments)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+
+
+def test_new_gate_secrets_are_fresh_and_different_in_each_direction() -> None:
+    pairs = [json.loads(new_secrets()) for _ in range(2)]
+    values = [value for pair in pairs for value in pair.values()]
+    assert {tuple(sorted(pair)) for pair in pairs} == {("answer_hmac", "request_hmac")}
+    assert len(set(values)) == 4
+    assert all(len(base64.b64decode(value.removeprefix("whsec_"))) == 32 for value in values)
