@@ -14,12 +14,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
+from appliance.api.derivation import SECP256K1_ORDER
 from appliance.api.models import Key
 from enclave import wire
 from policies.errors import CallerError
 from policies.roster import Roster, RosterSigner
 
-SECP256K1_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 MAX_ACKNOWLEDGEMENT_HEX = 2 * 4096
 
 

@@ -10,11 +10,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
+from appliance.api.derivation import SECP256K1_ORDER
 from appliance.api.models import SignatureValue
 from policies.errors import CallerError
 from policies.requests import EthereumTransaction, Hash, SigningBody
-
-SECP256K1_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
 class SignatureRefused(CallerError):

@@ -1,0 +1,315 @@
+"""The client against an API that may lie: nothing unverified is returned. Real TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import pathlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import coincurve
+import msgspec
+import pytest
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import utils
+
+from appliance.api import models
+from appliance.api.client import (
+    ApiError,
+    AsyncClient,
+    CertificateRefused,
+    Client,
+    Failed,
+    Rejected,
+    SignatureRefused,
+)  # fmt: skip
+from appliance.api.derivation import SECP256K1_ORDER, derive
+from appliance.api.jws import ClientKey, generate_client_key
+from appliance.api.signatures import what_is_signed
+from policies.errors import CallerError, Unavailable
+from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Hash, SigningBody
+from tests.fakes.certificates import KEY_ID, Dealer
+from tests.fakes.servers import serving
+from tests.fakes.tls import TlsFiles
+
+replace = msgspec.structs.replace
+HASH = Hash(hash="0x" + "11" * 32, external_id="one", derivation_path=(0, 5))
+DEALER = Dealer.make()
+OTHER = Dealer.make(seed=2)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    return TlsFiles.make(tmp_path_factory.mktemp("tls"))
+
+
+class FakeApi:
+    """Answers as an honest coordinator would; a test changes `lie_key` or `lie_signature`."""
+
+    def __init__(self) -> None:
+        self.lie_key: Callable[[models.Key], models.Key] = lambda key: key
+        self.lie_signature: Callable[[models.Signature], models.Signature] = lambda signature: signature
+        self.polls_before_done = 2
+        self.seen: list[tuple[str, str, bytes, str]] = []
+        self._body: SigningBody = HASH
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_post("/v1/keys", self._create)
+        app.router.add_get("/v1/keys", self._list)
+        app.router.add_get("/v1/keys/{id}", self._key)
+        app.router.add_post("/v1/keys/{id}/signatures", self._sign)
+        app.router.add_get("/v1/keys/{id}/signatures/{sid}", self._signature)
+        return app
+
+    async def _create(self, request: web.Request) -> web.Response:
+        await self._see(request)
+        pending = replace(
+            DEALER.key_answer(),
+            status=models.KeyState.PENDING, id=None, public_key=None, chain_code=None, certificate=None,
+        )  # fmt: skip
+        return answer(pending, 202)
+
+    async def _key(self, request: web.Request) -> web.Response:
+        if request.match_info["id"] not in (KEY_ID, "req_1"):
+            problem = models.Problem("about:blank", "Not found", 404, "unknown-key", "there is no such key")
+            return answer(problem, 404)
+        return answer(self.lie_key(DEALER.key_answer()))
+
+    async def _list(self, request: web.Request) -> web.Response:
+        key = self.lie_key(DEALER.key_answer())
+        if request.query.get("cursor") == "second":
+            return answer(models.KeyList(items=(replace(key, external_id="second"),)))
+        return answer(models.KeyList(items=(key,), next_cursor="second"))
+
+    async def _sign(self, request: web.Request) -> web.Response:
+        self._body = msgspec.json.decode(await self._see(request), type=SigningBody)
+        return answer(signature_of(self._body, models.SignatureState.PENDING), 202)
+
+    async def _signature(self, request: web.Request) -> web.Response:
+        self.polls_before_done -= 1
+        done = self.polls_before_done <= 0
+        state = models.SignatureState.SIGNED if done else models.SignatureState.EXECUTING
+        signature = signature_of(self._body, state)
+        return answer(self.lie_signature(signature) if done else signature)
+
+    async def _see(self, request: web.Request) -> bytes:
+        body = await request.read()
+        self.seen.append((request.method, request.path, body, request.headers["Keymoot-Signature"]))
+        return body
+
+
+def answer(struct: msgspec.Struct, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(struct), content_type="application/json")
+
+
+def signature_of(body: SigningBody, state: models.SignatureState) -> models.Signature:
+    """What an honest network answers for `body` under the dealt key."""
+    return models.Signature(
+        id="sig_1", key_id=KEY_ID, status=state, kind=type(body).__name__, external_id=body.external_id,
+        derivation_path=body.derivation_path, created_at="2026-01-01T00:00:00Z",
+        signature=value_of(body) if state is models.SignatureState.SIGNED else None,
+    )  # fmt: skip
+
+
+def value_of(body: SigningBody) -> models.SignatureValue:
+    """The signature by the dealt child key."""
+    public, tweak = derive(DEALER.secret.public_key.format(), DEALER.chain_code, body.derivation_path)
+    child = DEALER.secret.add(tweak.to_bytes(32, "big")) if tweak else DEALER.secret
+    digest = what_is_signed(body)
+    raw = child.sign_recoverable(digest, hasher=None)
+    r, s = raw[:32], raw[32:64]
+    return models.SignatureValue(
+        r="0x" + r.hex(), s="0x" + s.hex(), recid=raw[64], rsv="0x" + raw.hex(), hash="0x" + digest.hex(),
+        der="0x" + utils.encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big")).hex(),
+        public_key="0x" + public.hex(),
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def connected(tls: TlsFiles, key: ClientKey | None = None) -> AsyncIterator[tuple[FakeApi, AsyncClient]]:
+    api = FakeApi()
+    async with serving(api.app(), tls) as port:
+        client = AsyncClient(f"https://127.0.0.1:{port}", DEALER.roster, key or generate_client_key("alice"), tls.ca)
+        async with client:
+            yield api, client
+
+
+async def test_create_get_list(tls: TlsFiles) -> None:
+    async with connected(tls) as (api, client):
+        key = await client.create_key("treasury", "first")
+        assert (key.id, key.label, key.public_key()) == (KEY_ID, "treasury", DEALER.secret.public_key.format())
+        assert key.scheme_statement == "3 signers, tolerate 1: all 3 online to sign, 2 shares reconstruct"
+        ((method, path, body, jws),) = api.seen
+        assert (method, path, jws.count(".")) == ("POST", "/v1/keys", 2)
+        assert msgspec.json.decode(body) == {
+            "scheme": "ECDSA", "curve": "secp256k1", "signers": 3, "tolerate": 1, "label": "treasury",
+            "externalId": "first",
+        }  # fmt: skip
+        assert (await client.get_key(KEY_ID)).certified == key.certified
+        listed = await client.list_keys()
+        assert [item.answer.external_id for item in listed] == ["first", "second"]
+        assert [item.certified is not None for item in listed] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        HASH,
+        EthereumTransaction(transaction="0x02c0", external_id="two"),
+        BitcoinBip143Preimage(preimage="0x" + "ab" * 182, external_id="three", derivation_path=(1,)),
+    ],
+)
+async def test_sign_returns_what_it_verified(tls: TlsFiles, body: SigningBody) -> None:
+    async with connected(tls) as (_, client):
+        signature = await client.sign(KEY_ID, body)
+        assert signature.signature == value_of(body)
+        assert await client.get_signature(KEY_ID, "sig_1", body) == signature
+        assert await client.get_signature(KEY_ID, "sig_1") == signature
+
+
+def test_hashes_are_computed_here() -> None:
+    preimage = bytes(range(100))
+    body = BitcoinBip143Preimage(preimage="0x" + preimage.hex(), external_id="x")
+    assert what_is_signed(body) == hashlib.sha256(hashlib.sha256(preimage).digest()).digest()
+    keccak_of_nothing = "c5d2460186f7233c927e7db2dcc703c0e500b653ca82273b7bfad8045d85a470"
+    assert what_is_signed(EthereumTransaction("0x", "x")).hex() == keccak_of_nothing
+
+
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        ({"public_key": OTHER.key_answer().public_key}, "publicKey"),
+        ({"chain_code": "0x" + bytes(32).hex()}, "chainCode"),
+        ({"certificate": None}, "no certificate"),
+        ({"certificate": OTHER.key_answer().certificate, "public_key": OTHER.key_answer().public_key}, "not signed"),
+    ],
+)
+async def test_a_lying_coordinator_shows_no_key(tls: TlsFiles, lie: dict[str, Any], message: str) -> None:
+    async with connected(tls) as (api, client):
+        api.lie_key = lambda key: replace(key, **lie)
+        for ask in (
+            client.create_key("treasury", "first"),
+            client.get_key(KEY_ID),
+            client.list_keys(),
+            client.sign(KEY_ID, HASH),
+        ):
+            with pytest.raises(CertificateRefused, match=message):
+                await ask
+        assert all(path == "/v1/keys" for _, path, _, _ in api.seen)  # nothing was asked to be signed
+
+
+async def test_another_key_than_asked_for(tls: TlsFiles) -> None:
+    async with connected(tls) as (api, client):
+        with pytest.raises(CertificateRefused, match="label other"):
+            await client.create_key("other", "first")
+        api.lie_key = lambda key: replace(key, status=models.KeyState.PENDING)
+        with pytest.raises(CertificateRefused, match="shows the public key of a key that is Pending"):
+            await client.list_keys()
+
+
+def high_s(value: models.SignatureValue) -> models.SignatureValue:
+    r, s = bytes.fromhex(value.r[2:]), SECP256K1_ORDER - int(value.s, 16)
+    raw, recid = r + s.to_bytes(32, "big"), value.recid ^ 1
+    der = utils.encode_dss_signature(int.from_bytes(r, "big"), s).hex()
+    rsv = f"0x{raw.hex()}{recid:02x}"
+    return replace(value, s=f"0x{s:064x}", recid=recid, rsv=rsv, der="0x" + der)
+
+
+def wrong_recid(value: models.SignatureValue) -> models.SignatureValue:
+    return replace(value, recid=value.recid ^ 1, rsv=value.rsv[:-2] + f"{value.recid ^ 1:02x}")
+
+
+def forged(value: models.SignatureValue) -> models.SignatureValue:
+    """A good signature of somebody else that claims the certified key."""
+    digest = bytes.fromhex(value.hash[2:])
+    raw = coincurve.PrivateKey(b"\x05" * 32).sign_recoverable(digest, hasher=None)
+    der = utils.encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:64], "big")).hex()
+    return replace(
+        value, r="0x" + raw[:32].hex(), s="0x" + raw[32:64].hex(), recid=raw[64], rsv="0x" + raw.hex(), der="0x" + der
+    )
+
+
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        (lambda v: value_of(replace(HASH, hash="0x" + "22" * 32)), "not over what was asked for"),
+        (lambda v: value_of(replace(HASH, derivation_path=(0, 6))), "not under the certified key"),
+        (high_s, "not low"),
+        (wrong_recid, "recid"),
+        (lambda v: replace(v, rsv=v.rsv[:-2] + "1b"), "rsv does not hold"),
+        (lambda v: replace(v, der=v.der[:-2] + "00"), "der does not hold"),
+        (lambda v: replace(v, r="0x" + "0" * 64), "rsv does not hold"),
+        (lambda v: replace(v, s=v.s.upper()), "lowercase hex"),
+        (forged, "does not verify"),
+        (lambda v: None, "holds no signature"),
+    ],
+)
+async def test_a_lying_coordinator_hands_out_no_signature(tls: TlsFiles, lie: Any, message: str) -> None:
+    async with connected(tls) as (api, client):
+        api.lie_signature = lambda signature: replace(signature, signature=lie(signature.signature))
+        with pytest.raises(SignatureRefused, match=message):
+            await client.sign(KEY_ID, HASH)
+
+
+async def test_a_refusal_names_signer_and_reason(tls: TlsFiles) -> None:
+    async with connected(tls) as (api, client):
+        reason = models.Reason(code="gate", message="not today", signer="signer-2")
+        api.lie_signature = lambda s: replace(s, status=models.SignatureState.REJECTED, signature=None, reason=reason)
+        with pytest.raises(Rejected, match="rejected by signer signer-2: gate: not today") as caught:
+            await client.sign(KEY_ID, HASH)
+        assert (caught.value.signer, caught.value.code, caught.value.reason) == ("signer-2", "gate", "not today")
+        api.lie_signature = lambda s: replace(s, status=models.SignatureState.FAILED, signature=None)
+        with pytest.raises(Failed, match="no reason was given"):
+            await client.sign(KEY_ID, HASH)
+
+
+async def test_errors_of_the_api_are_typed(tls: TlsFiles) -> None:
+    async with connected(tls) as (_, client):
+        with pytest.raises(ApiError) as caught:
+            await client.get_key("key_" + "00" * 16)
+        assert (caught.value.status, caught.value.code) == (404, "unknown-key")
+
+
+async def test_a_result_that_never_comes(tls: TlsFiles) -> None:
+    async with connected(tls) as (api, client):
+        api.polls_before_done = 10**9
+        with pytest.raises(Unavailable, match=r"no result within 0\.1 s"):
+            await client.sign(KEY_ID, HASH, timeout_s=0.1)
+
+
+async def test_a_coordinator_of_another_ca(tls: TlsFiles, tmp_path: pathlib.Path) -> None:
+    foreign, api = TlsFiles.make(tmp_path), FakeApi()
+    async with serving(api.app(), tls) as port:
+        client = AsyncClient(f"https://127.0.0.1:{port}", DEALER.roster, generate_client_key("a"), foreign.ca)
+        async with client:
+            with pytest.raises(Unavailable, match="pinned CA"):
+                await client.create_key("treasury", "first")
+    assert api.seen == []
+    with pytest.raises(CallerError, match="https://"):
+        AsyncClient("http://127.0.0.1:1", DEALER.roster, None, tls.ca)
+
+
+async def test_a_client_without_key_reads_but_asks_nothing(tls: TlsFiles) -> None:
+    api = FakeApi()
+    async with (
+        serving(api.app(), tls) as port,
+        AsyncClient(f"https://127.0.0.1:{port}", DEALER.roster, None, tls.ca) as client,
+    ):
+        assert (await client.get_key(KEY_ID)).id == KEY_ID
+        with pytest.raises(CallerError, match="no key to sign requests with"):
+            await client.sign(KEY_ID, HASH)
+
+
+async def test_the_synchronous_client_does_the_same(tls: TlsFiles) -> None:
+    def use(port: int) -> models.Signature:
+        with Client(f"https://127.0.0.1:{port}", DEALER.roster, generate_client_key("alice"), tls.ca) as client:
+            assert client.create_key("treasury", "first").id == KEY_ID
+            assert len(client.list_keys()) == 2
+            return client.sign(client.get_key(KEY_ID).id, HASH)
+
+    async with serving(FakeApi().app(), tls) as port:
+        signature = await asyncio.to_thread(use, port)
+    assert signature.signature == value_of(HASH)
