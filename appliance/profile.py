@@ -1,53 +1,49 @@
-"""A client's profile, `client.yaml`, and the API client made of it."""
+"""A client's profile, `client.yaml`: where the API is, which roster is pinned, which key signs requests."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
-import typer
 
+from appliance.api.jws import ClientKey, load_client_key
 from policies.errors import CallerError
-
-if TYPE_CHECKING:
-    from appliance.api.client import Client
-
-ENVIRONMENT_VARIABLE = "KEYMOOT_PROFILE"
-
-ProfileOption = Annotated[
-    Path,
-    typer.Option("--profile", "-p", envvar=ENVIRONMENT_VARIABLE, help="The client's profile (`keymoot init client`)."),
-]
-DEFAULT_PROFILE = Path("client.yaml")
+from policies.load import load_yaml
+from policies.roster import Roster
 
 
-class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`client.yaml`. Relative paths are taken from its directory. `client` is the `kid` of its requests."""
+class ProfileFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`client.yaml` as written. Relative paths are taken from its directory. `client` is the `kid` of its requests."""
 
     network: str
     api: Annotated[str, msgspec.Meta(pattern=r"^https://")]
-    ca: str
-    roster: str
+    ca: Path
+    roster: Path
     client: str
-    key: str
+    key: Path
 
 
-def open_client(path: Path) -> Client:
-    """The API client of a profile. Raises `CallerError` for a profile, roster or key that cannot be used."""
-    from appliance.api.client import Client
-    from appliance.api.jws import load_client_key
-    from policies.load import load_yaml
-    from policies.roster import Roster
+@dataclass(frozen=True)
+class Profile:
+    """The profile with its files loaded."""
 
+    api: str
+    roster: Roster
+    key: ClientKey
+    ca: Path
+
+
+def load_profile(path: Path) -> Profile:
+    """Load a profile. Raises `CallerError` where it, its roster or its key cannot be used."""
     if not path.is_file():
         raise CallerError(f"no client profile {path}: make one with `keymoot init client`, or name it with --profile")
-    profile = load_yaml(path, Profile)
+    file = load_yaml(path, ProfileFile)
     directory = path.resolve().parent
-    if not (directory / profile.roster).is_file():
-        raise CallerError(f"the profile {path} needs the network's roster: put it at {directory / profile.roster}")
-    roster = load_yaml(directory / profile.roster, Roster)
-    if roster.network != profile.network:
-        raise CallerError(f"{path} is for network {profile.network}, but its roster is of {roster.network}")
-    key = load_client_key(directory / profile.key, profile.client)
-    return Client(profile.api, roster, key, directory / profile.ca)
+    if not (directory / file.roster).is_file():
+        raise CallerError(f"the profile {path} needs the network's roster: put it at {directory / file.roster}")
+    roster = load_yaml(directory / file.roster, Roster)
+    if roster.network != file.network:
+        raise CallerError(f"{path} is for network {file.network}, but its roster is of {roster.network}")
+    return Profile(file.api, roster, load_client_key(directory / file.key, file.client), directory / file.ca)

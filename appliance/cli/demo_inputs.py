@@ -33,7 +33,7 @@ BIP143_SIGHASH = "c37af31116d1b27caf68aae9e3ac82f1477929014d5b917657d0eb49478cb6
 
 def unsigned_transaction(destination: str) -> str:
     """A transfer of 1.5 ether on mainnet as an unsigned EIP-1559 transaction, hex with 0x."""
-    return "0x" + (_TYPE_EIP1559 + rlp.encode(_fields(destination))).hex()
+    return "0x" + (_TYPE_EIP1559 + bytes(rlp.encode(_fields(destination)))).hex()
 
 
 def recovered_sender(destination: str, value: SignatureValue) -> str:

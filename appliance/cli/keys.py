@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, open_client
 from appliance.cli.output import Json, show_fields, show_json
-from appliance.profile import DEFAULT_PROFILE, ProfileOption, open_client
 from policies.errors import CallerError
 
 if TYPE_CHECKING:

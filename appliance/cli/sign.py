@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, open_client
 from appliance.cli.keys import ExternalIdOption, PathOption, new_external_id, parse_path
 from appliance.cli.output import Json, show_fields, show_json
-from appliance.profile import DEFAULT_PROFILE, ProfileOption, open_client
 from policies.errors import CallerError
 from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Hash
 

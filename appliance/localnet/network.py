@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from appliance.api.client import Client
+from appliance.api.client import AsyncClient, Client
 from appliance.localnet.files import COORDINATOR, LOOPBACK, Plan, Written, write_network
 from appliance.localnet.process import ManagedProcess
-from appliance.profile import open_client
+from appliance.profile import load_profile
 from policies.errors import Unavailable
 from policies.roster import Roster
 
@@ -123,8 +123,7 @@ class LocalNet:
         """Wait until a process answers. A signer listens nowhere: it is only watched for an early end."""
         kind, _, number = name.partition("-")
         if kind == "enclave":
-            path = self.plan.signer(int(number)) / "run" / "enclave.sock"
-            self.wait_for(path.exists, f"{name} to listen on its socket")
+            self.wait_for(self.socket(int(number)).exists, f"{name} to listen on its socket")
         elif kind == "gate":
             port = self._files.gate_ports[int(number) - 1]
             self.wait_for(lambda: _listens(port), f"{name} to listen")
@@ -155,7 +154,17 @@ class LocalNet:
 
     def client(self) -> Client:
         """The API's client with the network's one client key; use it as `with`."""
-        return open_client(self.profile)
+        profile = load_profile(self.profile)
+        return Client(profile.api, profile.roster, profile.key, profile.ca)
+
+    def async_client(self) -> AsyncClient:
+        """The same for code with an event loop."""
+        profile = load_profile(self.profile)
+        return AsyncClient(profile.api, profile.roster, profile.key, profile.ca)
+
+    def socket(self, index: int) -> Path:
+        """The socket of a signer's enclave."""
+        return self.plan.signer(index) / "run" / "enclave.sock"
 
     def log(self, name: str) -> Path:
         """The log file of a process."""
