@@ -61,9 +61,7 @@ class Authority(Issued):
         """The authority's private key."""
         loaded = serialization.load_pem_private_key(self.key_pem, password=None)
         if not isinstance(loaded, ec.EllipticCurvePrivateKey):
-            raise CallerError(
-                "the authority's key is not an elliptic-curve key: make a new one with `keymoot init`"
-            )
+            raise CallerError("the authority's key is not an elliptic-curve key: make a new one with `keymoot init`")
         return loaded
 
 
@@ -85,9 +83,7 @@ def load_ca(certificate: Path, key: Path) -> Authority:
     try:
         return Authority(certificate.read_bytes(), key.read_bytes())
     except OSError as error:
-        raise CallerError(
-            f"cannot read the certificate authority: {error.strerror}: {error.filename}"
-        ) from None
+        raise CallerError(f"cannot read the certificate authority: {error.strerror}: {error.filename}") from None
 
 
 def issue(
@@ -116,9 +112,7 @@ def issue(
         .add_extension(_key_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose.value]), critical=False)
         .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key()), critical=False)
         .sign(ca.key, hashes.SHA256())
     )
     return Issued(_pem(certificate), _key_pem(key))
@@ -130,9 +124,7 @@ def write_new(path: Path, data: bytes, mode: int = PUBLIC_MODE) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError:
-        raise CallerError(
-            f"{path} exists: nothing is overwritten; remove it first or choose another place"
-        ) from None
+        raise CallerError(f"{path} exists: nothing is overwritten; remove it first or choose another place") from None
     except OSError as error:
         raise CallerError(f"cannot write {path}: {error.strerror}") from None
     with os.fdopen(descriptor, "wb") as file:

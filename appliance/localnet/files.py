@@ -18,7 +18,12 @@ from policies.errors import Unavailable
 from policies.roster import Roster
 
 LOOPBACK = "127.0.0.1"
-SOFTHSM_LIBS = ("/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/pkcs11/libsofthsm2.so")
+SOFTHSM_LIBS = (
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib64/pkcs11/libsofthsm2.so",
+)
 TOKEN_LABEL = "keymoot"  # noqa: S105
 COORDINATOR = "coordinator"
 CLIENT = "loopback"

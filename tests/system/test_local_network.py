@@ -1,0 +1,143 @@
+"""The whole appliance in real processes on SoftHSM: it signs, refuses, and comes back after every kill -9."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.api.client import ApiError, CertifiedKey, Client, Failed, Rejected
+from appliance.cli import demo_inputs as inputs
+from appliance.localnet import LocalNet
+from policies.errors import Unavailable
+from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Hash
+
+REFUSING = 2
+BACK_TIMEOUT_S = 60.0
+NETWORK_TIMEOUT_S = 170
+
+pytestmark = pytest.mark.timeout(NETWORK_TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[LocalNet]:
+    with LocalNet(refuse={REFUSING: (inputs.REFUSED_DESTINATION,)}) as made:
+        made.wait_for_pool(100)
+        yield made
+
+
+@pytest.fixture
+def client(net: LocalNet) -> Iterator[Client]:
+    with net.client() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def key(net: LocalNet) -> CertifiedKey:
+    with net.client() as made:
+        return made.create_key("test/system", "system-key")
+
+
+def new_id() -> str:
+    return "test-" + secrets.token_hex(8)
+
+
+def test_an_ethereum_transaction_is_sent_by_the_keys_address(client: Client, key: CertifiedKey) -> None:
+    body = EthereumTransaction(inputs.unsigned_transaction(inputs.DESTINATION), new_id())
+    value = client.sign(key.id, body).signature
+    assert value is not None
+    assert inputs.recovered_sender(inputs.DESTINATION, value) == key.ethereum_address()
+
+
+def test_bip_143s_example_verifies_in_openssl_and_libsecp256k1(client: Client, key: CertifiedKey) -> None:
+    value = client.sign(key.id, BitcoinBip143Preimage("0x" + inputs.BIP143_PREIMAGE.hex(), new_id())).signature
+    assert value is not None
+    assert value.hash == "0x" + inputs.BIP143_SIGHASH
+    assert inputs.openssl_verifies(key.public_key(), value, inputs.BIP143_PREIMAGE)
+    assert inputs.libsecp256k1_verifies(key.public_key(), value)
+
+
+def test_a_child_key_signs_a_hash(client: Client, key: CertifiedKey) -> None:
+    value = client.sign(key.id, Hash("0x" + secrets.token_hex(32), new_id(), (44, 60, 0))).signature
+    assert value is not None
+    assert inputs.libsecp256k1_verifies(key.public_key((44, 60, 0)), value)
+    assert not inputs.libsecp256k1_verifies(key.public_key(), value)
+
+
+def test_a_gates_refusal_names_its_signer_and_costs_no_presignature(
+    net: LocalNet, client: Client, key: CertifiedKey
+) -> None:
+    before = net.pools()
+    body = EthereumTransaction(inputs.unsigned_transaction(inputs.REFUSED_DESTINATION), new_id())
+    with pytest.raises(Rejected) as refused:
+        client.sign(key.id, body)
+    assert refused.value.signer == f"signer-{REFUSING}"
+    assert inputs.REFUSED_DESTINATION in refused.value.reason
+    assert net.pools() == before
+
+
+def test_the_same_external_id_gives_the_same_signature_and_another_body_is_a_conflict(
+    client: Client, key: CertifiedKey
+) -> None:
+    body = Hash("0x" + secrets.token_hex(32), new_id())
+    first, again = client.sign(key.id, body), client.sign(key.id, body)
+    assert first.signature == again.signature
+    with pytest.raises(ApiError) as conflict:
+        client.sign(key.id, Hash("0x" + secrets.token_hex(32), body.external_id))
+    assert conflict.value.status == 409
+
+
+def test_the_command_line_shows_the_key_and_signs_with_it(net: LocalNet, key: CertifiedKey) -> None:
+    shown = json.loads(_keymoot("keys", "show", key.id, "--json", "--profile", str(net.profile)))
+    assert shown["ethereum"] == key.ethereum_address()
+    assert shown["scheme"] == "3 signers, tolerate 1: all 3 online to sign, 2 shares reconstruct"
+    digest = secrets.token_hex(32)
+    signed = json.loads(_keymoot("sign", "hash", key.id, digest, "--json", "--profile", str(net.profile)))
+    assert signed["signature"]["hash"] == "0x" + digest
+
+
+@pytest.mark.parametrize("victim", ["enclave-1", "signer-3", "coordinator"])
+def test_after_kill_9_the_network_comes_back_and_signs(net: LocalNet, key: CertifiedKey, victim: str) -> None:
+    net.kill(victim, signal.SIGKILL)
+    net.restart(victim)
+    with net.client() as client:
+        value = _sign_once_back(client, key)
+    assert inputs.libsecp256k1_verifies(key.public_key(), value)
+
+
+def test_nothing_is_left_behind() -> None:
+    net = LocalNet()
+    with net:
+        pids = [process.pid for process in net.processes.values()]
+        assert all(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+    assert not net.root.exists()
+
+
+def _sign_once_back(client: Client, key: CertifiedKey):  # type: ignore[no-untyped-def]
+    """A signature as soon as the network gives one; until then it may only be away, never refuse or lie."""
+    deadline_s = time.monotonic() + BACK_TIMEOUT_S
+    while True:
+        try:
+            return client.sign(key.id, Hash("0x" + secrets.token_hex(32), new_id()), timeout_s=20.0).signature
+        except (Failed, Unavailable) as error:
+            if time.monotonic() > deadline_s:
+                raise AssertionError("the network did not come back") from error
+        except ApiError as error:
+            if error.status < 500 or time.monotonic() > deadline_s:
+                raise
+
+
+def _keymoot(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance.cli", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
