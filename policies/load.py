@@ -90,11 +90,13 @@ class _Mark(Protocol):
     def column(self) -> int: ...
 
 
-def _to_path(kind: type, value: object) -> Path:
-    """msgspec knows no paths: a string stands for one."""
+def _to_path(kind: type, value: object) -> object:
+    """msgspec knows no paths: a string stands for one. `object` takes any value."""
+    if kind is object:
+        return value
     if kind is Path and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(f"no such type in a configuration: {kind}")
+    raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
 
 
 class _Reader:
