@@ -1,0 +1,164 @@
+"""The API: `/v1`. The coordinator only takes requests in and shows what came of them; enclaves judge them."""
+
+from __future__ import annotations
+
+import re
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from appliance.api.models import KeyList, KeyState, SignatureState
+from appliance.coordinator.keybook import KeyBook
+from appliance.coordinator.network import Network
+from appliance.coordinator.problems import NotFound, answer_problems
+from appliance.coordinator.views import show_key, show_signature
+from appliance.coordinator.work import Work
+from appliance.store import CoordinatorStore
+from appliance.store.coordinator import KeyRow
+from enclave import wire
+from policies.errors import CallerError
+from policies.requests import KEY_ID_PATTERN, KEYS_PATH, KeyCreation, SigningBody, signatures_path
+from policies.roster import Roster
+
+JWS_HEADER = "Keymoot-Signature"
+JWS_PATTERN = re.compile(r"^[A-Za-z0-9_-]{1,2048}\.\.[A-Za-z0-9_-]{1,1024}$")
+DEFAULT_WAIT_S, MAX_WAIT_S = 30.0, 60.0
+PAGE = 100
+UNFINISHED_KEY = (KeyState.PENDING,)
+UNFINISHED_SIGNATURE = (SignatureState.PENDING, SignatureState.EXECUTING)
+
+T = TypeVar("T")
+
+
+class Health(msgspec.Struct, frozen=True, rename="camel"):
+    """Whether signatures can be made now. `trouble` says why not; `presignatures`: per committee."""
+
+    status: str
+    trouble: str
+    online: tuple[str, ...]
+    presignatures: dict[str, int]
+
+
+class Api:
+    """The handlers of the API."""
+
+    def __init__(self, store: CoordinatorStore, roster: Roster, work: Work, keybook: KeyBook, network: Network) -> None:
+        self._store, self._roster, self._work = store, roster, work
+        self._keybook, self._network = keybook, network
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(client_max_size=wire.MAX_BODY_BYTES, middlewares=[answer_problems])
+        app.add_routes(
+            [
+                web.post(KEYS_PATH, self._create_key),
+                web.get(KEYS_PATH, self._list_keys),
+                web.get(KEYS_PATH + "/{key}", self._get_key),
+                web.post(KEYS_PATH + "/{key}/signatures", self._create_signature),
+                web.get(KEYS_PATH + "/{key}/signatures/{signature}", self._get_signature),
+                web.get("/v1/healthz", self._health),
+                web.get("/healthz", self._health),
+            ]
+        )
+        return app
+
+    async def _create_key(self, request: web.Request) -> web.Response:
+        wait_s = _wait_s(request)
+        client = await _client_request(request, KEYS_PATH)
+        body = _parse(client.body, KeyCreation)
+        if (body.signers, body.tolerate) != (self._roster.n, self._roster.tolerate):
+            raise CallerError(f"this network has {self._roster.n} signers and tolerates {self._roster.tolerate}")
+        request_id, new = await self._work.create_key(client, body)
+        await self._work.wait(request_id, wait_s)
+        shown = show_key(self._key_row(request_id), self._roster)
+        return _posted(shown, new, ended=shown.status not in UNFINISHED_KEY)
+
+    async def _create_signature(self, request: web.Request) -> web.Response:
+        wait_s = _wait_s(request)
+        key_id = request.match_info["key"]
+        key = self._keybook.get(key_id) if re.match(KEY_ID_PATTERN, key_id) else None
+        if key is None:
+            raise NotFound("there is no active key of this id")
+        client = await _client_request(request, signatures_path(key_id))
+        body: SigningBody = _parse(client.body, SigningBody)  # type: ignore[arg-type]
+        signature_id, new = await self._work.create_signature(client, key, body)
+        await self._work.wait(signature_id, wait_s)
+        row = self._store.signature(signature_id)
+        if row is None:
+            raise NotFound("there is no such signature")
+        shown = show_signature(row)
+        return _posted(shown, new, ended=shown.status not in UNFINISHED_SIGNATURE)
+
+    async def _list_keys(self, request: web.Request) -> web.Response:
+        cursor = request.query.get("cursor", "0")
+        if not re.fullmatch(r"[0-9]{1,15}", cursor):
+            raise CallerError("cursor: use the nextCursor of the page before")
+        rows = self._store.keys_after(int(cursor), PAGE)
+        following = str(rows[-1].seq) if len(rows) == PAGE else None
+        return _json(KeyList(tuple(show_key(row, self._roster) for row in rows), following))
+
+    async def _get_key(self, request: web.Request) -> web.Response:
+        return _json(show_key(self._key_row(request.match_info["key"]), self._roster))
+
+    async def _get_signature(self, request: web.Request) -> web.Response:
+        row = self._store.signature(request.match_info["signature"])
+        if row is None or row.key_id != request.match_info["key"]:
+            raise NotFound("there is no such signature of this key")
+        return _json(show_signature(row))
+
+    async def _health(self, request: web.Request) -> web.Response:
+        network = self._network
+        trouble = network.trouble()
+        health = Health(
+            status="degraded" if trouble else "ready",
+            trouble=trouble,
+            online=tuple(network.signers.name(index) for index in network.signers.online()),
+            presignatures={
+                "-".join(map(str, committee)): network.pools.available(committee)
+                for committee in sorted(network.pools.committees())
+            },
+        )
+        return _json(health)
+
+    def _key_row(self, name: str) -> KeyRow:
+        """By key id, or by the id of its request, which is all there is before the key is active."""
+        row = self._store.key(name) or self._store.key_request(name)
+        if row is None:
+            raise NotFound("there is no such key")
+        return row
+
+
+async def _client_request(request: web.Request, path: str) -> wire.ClientRequest:
+    """The request as its client signed it. Raises `CallerError` where it can't be one."""
+    jws = request.headers.get(JWS_HEADER, "")
+    if not JWS_PATTERN.match(jws):
+        raise CallerError(f"{JWS_HEADER}: a detached JWS (header..signature) over the body is needed")
+    if request.content_type != "application/json":
+        raise CallerError("Content-Type: the body must be application/json")
+    return wire.ClientRequest("POST", path, await request.read(), jws)
+
+
+def _parse(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CallerError(f"body: {str(error)[:300]}") from None
+
+
+def _wait_s(request: web.Request) -> float:
+    text = request.query.get("wait")
+    if text is None:
+        return DEFAULT_WAIT_S
+    if not re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,3})?", text) or float(text) > MAX_WAIT_S:
+        raise CallerError(f"wait: seconds, 0 to {MAX_WAIT_S:.0f}")
+    return float(text)
+
+
+def _posted(shown: msgspec.Struct, new: bool, *, ended: bool) -> web.Response:
+    """202 while it is under way; 201 for a new resource that has ended, 200 for one that was there already."""
+    return _json(shown, 202 if not ended else 201 if new else 200)
+
+
+def _json(shown: msgspec.Struct, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(shown), content_type="application/json")

@@ -1,0 +1,125 @@
+"""Ceremonies that are under way: orders out, reports in, by ceremony id; bounded in number and in waiting reports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from appliance.coordinator.errors import CeremonyEnded, failure
+from enclave import wire
+
+MAX_CEREMONIES = 8192
+REPORTS_PER_MEMBER = 16
+
+R = TypeVar("R", bound=wire.Wire)
+
+
+class Ceremony:
+    """One ceremony. Reports that nobody ordered (wrong sender, ended ceremony) never get here."""
+
+    def __init__(self, ceremony_id: bytes, members: Sequence[int], send: Callable[[int, wire.OrderBody], bool]) -> None:
+        self.id, self.members = ceremony_id, tuple(members)
+        self._send = send
+        self._inbox: asyncio.Queue[tuple[int, wire.ReportBody | CeremonyEnded]] = asyncio.Queue(
+            REPORTS_PER_MEMBER * len(self.members)
+        )
+        self._flooded: CeremonyEnded | None = None
+
+    def order(self, index: int, body: wire.OrderBody) -> None:
+        """Send an order. Raises `CeremonyEnded` where the signer is away."""
+        if not self._send(index, body):
+            raise CeremonyEnded("signer-away", f"signer {index} is not connected", index)
+
+    def order_all(self, body: wire.OrderBody) -> None:
+        """Send one order to every member. Raises `CeremonyEnded` where one is away."""
+        for index in self.members:
+            self.order(index, body)
+
+    def abandon(self) -> None:
+        """Tell every member that can be reached to forget this ceremony."""
+        for index in self.members:
+            self._send(index, wire.AbandonOrder(self.id))
+
+    async def next(self, deadline_s: float, awaited: Iterable[int]) -> tuple[int, wire.ReportBody]:
+        """The next report. Raises `CeremonyEnded` at `deadline_s` (of the loop's clock), naming who is `awaited`,
+        or when a member is lost or floods."""
+        if self._flooded is not None:
+            raise self._flooded
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                index, report = await self._inbox.get()
+        except TimeoutError:
+            silent = sorted(awaited)
+            names = ", ".join(map(str, silent))
+            raise CeremonyEnded(
+                "timeout", f"no answer in time from signer {names}", silent[0] if len(silent) == 1 else 0
+            ) from None
+        if isinstance(report, CeremonyEnded):
+            raise report
+        return index, report
+
+    async def one_each(self, kind: type[R], timeout_s: float) -> dict[int, R]:
+        """One report of `kind` from every member, by index. Raises `CeremonyEnded` or `Rejected` for any other."""
+        got: dict[int, R] = {}
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while len(got) < len(self.members):
+            index, report = await self.next(deadline_s, set(self.members) - got.keys())
+            if not isinstance(report, kind):
+                raise failure(index, report)
+            if index in got:
+                raise CeremonyEnded("unexpected-report", f"{kind.__name__} came twice", index)
+            got[index] = report
+        return got
+
+    def put(self, index: int, report: wire.ReportBody | CeremonyEnded) -> None:
+        """Hand in a report. Too many waiting ones end the ceremony."""
+        try:
+            self._inbox.put_nowait((index, report))
+        except asyncio.QueueFull:
+            self._flooded = CeremonyEnded("flood", "too many reports of one ceremony", index)
+
+
+class Ceremonies:
+    """The table of ceremonies. `random(16)` names them."""
+
+    def __init__(
+        self,
+        send: Callable[[int, wire.OrderBody], bool],
+        random: Callable[[int], bytes],
+        max_ceremonies: int = MAX_CEREMONIES,
+    ) -> None:
+        self._send, self._random, self._max = send, random, max_ceremonies
+        self._open: dict[bytes, Ceremony] = {}
+        self.unowned_reports = 0
+
+    @contextmanager
+    def open(self, members: Sequence[int]) -> Iterator[Ceremony]:
+        """A ceremony of these members, as long as the block lasts. Raises `CeremonyEnded` where there are too many."""
+        if len(self._open) >= self._max:
+            raise CeremonyEnded("busy", f"{self._max} ceremonies are under way")
+        ceremony = Ceremony(self._random(16), members, self._send)
+        self._open[ceremony.id] = ceremony
+        try:
+            yield ceremony
+        finally:
+            del self._open[ceremony.id]
+
+    def on_report(self, index: int, report: wire.ReportBody) -> None:
+        """Pass a report to its ceremony; one that has none, or not this member, is counted and dropped."""
+        ceremony_id = getattr(report, "ceremony", None)
+        ceremony = self._open.get(ceremony_id) if ceremony_id is not None else None
+        if ceremony is None or index not in ceremony.members:
+            self.unowned_reports += 1
+        else:
+            ceremony.put(index, report)
+
+    def on_lost(self, index: int) -> None:
+        """A signer's connection is gone, and with it the ceremonies it is a member of."""
+        for ceremony in list(self._open.values()):
+            if index in ceremony.members:
+                ceremony.put(index, CeremonyEnded("signer-away", f"signer {index} has disconnected", index))
+
+    def __len__(self) -> int:
+        return len(self._open)

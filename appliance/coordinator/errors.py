@@ -1,0 +1,42 @@
+"""How a ceremony ends without a result."""
+
+from __future__ import annotations
+
+from enclave import wire
+from policies.errors import KeymootError, Refused
+
+RETRIABLE_RULES = frozenset({"unavailable", "busy", "committee", "key/pending", "request/attempts"})
+
+
+class CeremonyEnded(KeymootError):
+    """No result, and nobody decided so: a failure. `code` is stable; `signer` is an index, 0 for none."""
+
+    def __init__(self, code: str, reason: str, signer: int = 0) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code, self.reason, self.signer = code, reason, signer
+
+
+class Rejected(Refused):
+    """Signer `signer` decided that the request is not to be carried out."""
+
+    def __init__(self, rule: str, reason: str, signer: int) -> None:
+        super().__init__(rule, reason)
+        self.signer = signer
+
+
+def failure(signer: int, report: wire.ReportBody) -> CeremonyEnded | Rejected:
+    """The error that a report of `signer` stands for, where a result was awaited."""
+    match report:
+        case wire.RequestRefused(_, rule, reason) if rule in RETRIABLE_RULES:
+            return CeremonyEnded(rule, reason, signer)
+        case wire.RequestRefused(_, rule, reason):
+            return Rejected(rule, reason, signer)
+        case wire.CeremonyFailed(_, kind, step, reason):
+            where = f"step {step}: " if step else ""
+            return CeremonyEnded(f"ceremony/{kind}", where + reason, signer)
+        case wire.OrderRefused(_, reason):
+            return CeremonyEnded("order-refused", reason, signer)
+        case wire.OnlineRefused(_, reason):
+            return CeremonyEnded("online-refused", reason, signer)
+        case _:
+            return CeremonyEnded("unexpected-report", f"{type(report).__name__} was not due", signer)

@@ -1,0 +1,130 @@
+"""The coordinator process: `keymoot coordinator run`. Composition root of everything in this package."""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import secrets
+import signal
+import time
+from contextlib import AsyncExitStack
+
+import structlog
+from aiohttp import web
+
+from appliance.coordinator.api import Api
+from appliance.coordinator.changes import Changes
+from appliance.coordinator.config import CoordinatorConfig, load_config, load_roster, split_listen
+from appliance.coordinator.gateway import Gateway
+from appliance.coordinator.keybook import KeyBook
+from appliance.coordinator.network import Network
+from appliance.coordinator.signing import Signing
+from appliance.coordinator.work import Work
+from appliance.store import CoordinatorStore
+from appliance.telemetry import configure_logging
+from appliance.tls import server_context
+from policies.errors import Unavailable
+
+SHUTDOWN_S = 3.0
+
+log = structlog.get_logger()
+
+
+def run(config_path: pathlib.Path) -> None:
+    """Run until SIGTERM or SIGINT. Raises `CallerError` for a bad configuration, `Unavailable` for store or ports."""
+    config = load_config(config_path)
+    configure_logging("coordinator")
+    asyncio.run(_run_until_signal(config))
+
+
+async def _run_until_signal(config: CoordinatorConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Coordinator(config) as coordinator:
+        log.info("coordinator-started", network=config.network, name=config.name)
+        await coordinator.run_until(stop)
+    log.info("coordinator-stopped")
+
+
+class Coordinator:
+    """All parts of one coordinator, started by entering and stopped by leaving the block."""
+
+    def __init__(self, config: CoordinatorConfig) -> None:
+        """Raises `CallerError`: configuration, roster, TLS files or listening addresses."""
+        self._config = config
+        self._roster = load_roster(config)
+        signers, api = config.signers, config.api
+        self._signers_tls = server_context(signers.certificate, signers.key, signers.client_ca)
+        self._api_tls = server_context(api.certificate, api.key)
+        self._stack = AsyncExitStack()
+        self._failed: asyncio.Future[None] | None = None
+        self.ports: dict[str, int] = {}
+
+    async def __aenter__(self) -> Coordinator:
+        """Open store and ports. Raises `Unavailable`."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def run_until(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set. Raises what broke an invariant: the process must not go on then."""
+        stopped = asyncio.ensure_future(stop.wait())
+        assert self._failed is not None
+        try:
+            await asyncio.wait([stopped, self._failed, self._loops], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        for ended in (self._failed, self._loops):
+            if ended.done():
+                ended.result()
+
+    async def _start(self) -> None:
+        config, roster, stack = self._config, self._roster, self._stack
+        self._failed = asyncio.get_running_loop().create_future()
+        store = CoordinatorStore.open(config.state)
+        stack.push_async_callback(store.close)
+        keybook = KeyBook(store)
+        network = Network(roster, config.pool, Changes(), keybook, secrets.token_bytes)
+        signing = Signing(network.ceremonies, network.pools, network, time.time)
+        work = Work(store, roster, network, signing, keybook, secrets.token_bytes, time.time, self._fail)
+        stack.push_async_callback(work.close)
+        await work.resume()
+        self._loops = asyncio.create_task(network.run())
+        stack.push_async_callback(_cancel, self._loops)
+        gateway = web.Application()
+        gateway.add_routes(Gateway(roster, network.signers).routes())
+        await self._listen("signers", gateway, config.signers.listen, self._signers_tls)
+        stack.callback(network.signers.end_all, "the coordinator is stopping")
+        api = Api(store, roster, work, keybook, network).application()
+        await self._listen("api", api, config.api.listen, self._api_tls)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def _listen(self, what: str, app: web.Application, listen: str, tls: object) -> None:
+        host, port = split_listen(listen)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, host, port, ssl_context=tls)  # type: ignore[arg-type]
+        try:
+            await site.start()
+        except OSError as error:
+            raise Unavailable(
+                f"cannot listen on {listen} for {what}: {error.strerror}", "free the port or name another"
+            ) from error
+        self.ports[what] = runner.addresses[0][1]
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

@@ -1,0 +1,178 @@
+"""The signers that are connected: both connections of each, their links, and the relay between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from aiohttp import WSCloseCode
+
+from appliance import relay
+from appliance.coordinator.changes import Changes
+from appliance.coordinator.connection import Connection
+from enclave import wire
+from policies.roster import Roster
+
+
+class Listener(Protocol):
+    """Who is told about signers."""
+
+    def on_online(self, index: int) -> None:
+        """Signer `index` is connected on both connections now."""
+
+    def on_lost(self, index: int) -> None:
+        """Signer `index` is not connected any more."""
+
+    def on_report(self, index: int, report: wire.ReportBody) -> None:
+        """A report of signer `index`."""
+
+
+class Session:
+    """One life of a signer's two connections. `prss_epoch` follows what the enclave reports."""
+
+    def __init__(self, index: int, enclave: wire.Attached) -> None:
+        self.index, self.enclave = index, enclave
+        self.prss_epoch = enclave.prss_epoch
+        self.connections: dict[bool, Connection] = {}
+        self.links: set[int] = set()
+
+    @property
+    def online(self) -> bool:
+        """Whether both connections are announced."""
+        return len(self.connections) == 2
+
+    def send(self, message: relay.Down, *, bulk: bool) -> None:
+        """Queue a message on one connection, where it is there."""
+        connection = self.connections.get(bulk)
+        if connection is not None:
+            connection.send(wire.encode(message))
+
+    def end(self, code: WSCloseCode, reason: str) -> None:
+        """Close both connections."""
+        for connection in self.connections.values():
+            connection.end(code, reason)
+
+
+class Signers:
+    """All sessions, at most one for each signer of the roster."""
+
+    def __init__(self, roster: Roster, changes: Changes, listener: Listener) -> None:
+        self._roster, self._changes, self._listener = roster, changes, listener
+        self._sessions: dict[int, Session] = {}
+
+    # --- coming and going ---
+
+    def join(self, index: int, enclave: wire.Attached, connection: Connection, *, bulk: bool) -> Session:
+        """A connection has announced itself: the other half of a session, or the first of a new one.
+
+        The newest connection wins: where its half is taken, or the enclave is another one, the old session ends.
+        """
+        session = self._sessions.get(index)
+        if session is not None and (bulk in session.connections or session.enclave.boot_nonce != enclave.boot_nonce):
+            self.leave(session, "a newer connection of this signer has come")
+            session = None
+        if session is None:
+            session = self._sessions[index] = Session(index, enclave)
+        session.connections[bulk] = connection
+        if session.online:
+            # The newer half says the newer epoch.
+            session.prss_epoch = enclave.prss_epoch
+            self._tell_online()
+            self._listener.on_online(index)
+            self._changes.notify()
+        return session
+
+    def leave(self, session: Session, reason: str) -> None:
+        """A session ends, with both connections. Once more for one that has ended does nothing."""
+        session.end(WSCloseCode.GOING_AWAY, reason)
+        if self._sessions.get(session.index) is not session:
+            return
+        del self._sessions[session.index]
+        if session.online:
+            for other in self._sessions.values():
+                other.links.discard(session.index)
+            self._tell_online()
+            self._listener.on_lost(session.index)
+            self._changes.notify()
+
+    def end_all(self, reason: str) -> None:
+        """The coordinator stops."""
+        for session in list(self._sessions.values()):
+            session.end(WSCloseCode.GOING_AWAY, reason)
+
+    def _tell_online(self) -> None:
+        online = relay.Online(self.online())
+        for index in online.indices:
+            self._sessions[index].send(online, bulk=False)
+
+    # --- what passes ---
+
+    def on_message(self, session: Session, message: relay.Up, *, bulk: bool) -> None:
+        """A message of a session that has joined. Raises `Malformed` for one that is not due."""
+        match message:
+            case relay.Forward(receiver, data):
+                target = self._sessions.get(receiver)
+                if receiver == session.index:
+                    raise wire.Malformed("a frame to the sender itself")
+                # Who is away gets nothing: the channel between the enclaves notices by itself.
+                if target is not None and target.online and session.online:
+                    target.send(relay.Deliver(session.index, data), bulk=bulk)
+            case relay.ReportUp(body):
+                self._note(session, body)
+                self._listener.on_report(session.index, body)
+            case relay.Announce():
+                raise wire.Malformed("announced twice on one connection")
+
+    def _note(self, session: Session, report: wire.ReportBody) -> None:
+        match report:
+            case wire.LinkReport(peer, up, _):
+                if up:
+                    session.links.add(peer)
+                else:
+                    session.links.discard(peer)
+                self._changes.notify()
+            case wire.SetupDone(_, epoch):
+                session.prss_epoch = epoch
+                self._changes.notify()
+            case _:
+                pass
+
+    def order(self, index: int, body: wire.OrderBody) -> bool:
+        """Send an order to signer `index`; False where it is away. Presigning goes on bulk (see `relay`)."""
+        session = self._sessions.get(index)
+        if session is None or not session.online:
+            return False
+        presigning = isinstance(body, wire.PresignOrder) or (
+            isinstance(body, wire.PrepareOrder) and body.purpose == "presign"
+        )
+        session.send(relay.OrderDown(body), bulk=presigning)
+        return True
+
+    # --- what is known ---
+
+    def online(self) -> tuple[int, ...]:
+        """Indices of the signers that are connected on both connections, in order."""
+        return tuple(sorted(index for index, session in self._sessions.items() if session.online))
+
+    def linked(self, members: Iterable[int]) -> bool:
+        """Whether these are online and every two of them have both reported their link up."""
+        group = set(members)
+        sessions = [self._sessions.get(index) for index in group]
+        return all(
+            session is not None and session.online and group - {session.index} <= session.links for session in sessions
+        )
+
+    def epochs(self, members: Iterable[int]) -> set[int]:
+        """The PRSS epochs that these signers are at; 0 for one that is away or has none."""
+        sessions = (self._sessions.get(index) for index in members)
+        return {session.prss_epoch if session is not None else 0 for session in sessions}
+
+    def ready(self, members: Iterable[int]) -> bool:
+        """Whether these are linked and of one PRSS epoch: they can presign and sign together."""
+        group = tuple(members)
+        epochs = self.epochs(group)
+        return self.linked(group) and len(epochs) == 1 and 0 not in epochs
+
+    def name(self, index: int) -> str:
+        """The roster's name of signer `index`; empty for 0."""
+        return self._roster.signer(index).name if index else ""

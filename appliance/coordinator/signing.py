@@ -1,0 +1,160 @@
+"""One signature (SPEC 4), straight through: authorise, online step, combine; three attempts at most."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from appliance.api.models import SignatureValue
+from appliance.coordinator.ceremonies import Ceremonies, Ceremony
+from appliance.coordinator.combine import combine
+from appliance.coordinator.errors import CeremonyEnded, failure
+from appliance.coordinator.pools import Pools, Reservation
+from enclave import wire
+
+MAX_ATTEMPTS = 3
+MAX_RENAMES = 3
+COMMITTEE_TIMEOUT_S = 30.0
+AUTHORISE_TIMEOUT_S = 75.0
+ONLINE_TIMEOUT_S = 20.0
+MAX_GATE_WAIT_S = 24 * 3600.0
+GATE_MARGIN_S = 15.0
+
+
+class Network(Protocol):
+    """What signing needs of the rest of the coordinator."""
+
+    async def committee(self, timeout_s: float) -> tuple[int, ...]:
+        """Exactly 2t+1 linked signers that have presignatures. Raises `CeremonyEnded`."""
+
+    async def activate_key(self, index: int, key_id: str) -> None:
+        """Let signer `index` activate a pending key. Raises `CeremonyEnded`."""
+
+    def resync(self, members: Sequence[int]) -> None:
+        """Ask these signers which presignatures they hold."""
+
+
+@dataclass(frozen=True)
+class SigningRequest:
+    """What is to be signed. `h`: the 32-byte hash; `public_key`: the child key, 33 bytes.
+
+    `on_pending` is called when a gate says that it needs time.
+    """
+
+    client: wire.ClientRequest
+    key_id: str
+    h: bytes
+    public_key: bytes
+    on_pending: Callable[[], Awaitable[None]]
+
+
+class Signing:
+    """Runs signing requests. `wall_clock`: Unix seconds."""
+
+    def __init__(self, ceremonies: Ceremonies, pools: Pools, network: Network, wall_clock: Callable[[], float]) -> None:
+        self._ceremonies, self._pools, self._network = ceremonies, pools, network
+        self._clock = wall_clock
+
+    async def sign(self, request: SigningRequest) -> SignatureValue:
+        """A verified signature. Raises `Rejected` where a signer said no, else `CeremonyEnded` of the last attempt."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            committee = await self._network.committee(COMMITTEE_TIMEOUT_S)
+            try:
+                return await self._attempt(request, committee)
+            except CeremonyEnded as error:
+                if attempt == MAX_ATTEMPTS:
+                    raise
+                if error.code == "key/pending":
+                    await self._network.activate_key(error.signer, request.key_id)
+        raise AssertionError("unreachable")
+
+    async def _attempt(self, request: SigningRequest, committee: tuple[int, ...]) -> SignatureValue:
+        signed = False
+        reservation = Reservation(self._pools, committee)
+        try:
+            with self._ceremonies.open(committee) as approval:
+                try:
+                    authorizations = await self._authorise(approval, request, reservation)
+                    # Some member may take it out of its pool from here on.
+                    reservation.spend()
+                    shares = await self._online_step(request, committee, authorizations)
+                    value = combine(request.h, shares, request.public_key)
+                    signed = True
+                    return value
+                finally:
+                    if not signed:
+                        approval.abandon()
+        finally:
+            reservation.release()
+
+    async def _authorise(
+        self, approval: Ceremony, request: SigningRequest, reservation: Reservation
+    ) -> tuple[wire.SignedAuthorization, ...]:
+        """SPEC 4.1: every member's authorization of the request, for one presignature."""
+        members = approval.members
+        got: dict[int, wire.SignedAuthorization] = {}
+        deadline_s = asyncio.get_running_loop().time() + AUTHORISE_TIMEOUT_S
+        pending, renames = False, 0
+        self._order_signing(approval, request, reservation)
+        while len(got) < len(members):
+            index, report = await approval.next(deadline_s, set(members) - got.keys())
+            match report:
+                case wire.Authorized(_, signed):
+                    if signed.authorization.index != index:
+                        raise CeremonyEnded("unexpected-report", "another signer's authorization", index)
+                    # One that names an earlier presignature was under way when it was renamed.
+                    if signed.authorization.terms.presignature == reservation.name:
+                        got[index] = signed
+                case wire.GatePending(_, gate_deadline_s):
+                    deadline_s = max(deadline_s, self._gate_deadline_s(gate_deadline_s))
+                    if not pending:
+                        pending = True
+                        await request.on_pending()
+                case wire.UnknownPresignature(_, unknown) if unknown != reservation.name:
+                    pass
+                case wire.UnknownPresignature():
+                    renames += 1
+                    self._network.resync(members)
+                    if renames > MAX_RENAMES:
+                        raise CeremonyEnded("no-presignatures", "the pools of the signers do not agree", index)
+                    reservation.rename(index)
+                    got.clear()
+                    self._order_signing(approval, request, reservation)
+                case _:
+                    raise failure(index, report)
+        _check_terms(got, request)
+        return tuple(got[index] for index in members)
+
+    def _order_signing(self, approval: Ceremony, request: SigningRequest, reservation: Reservation) -> None:
+        approval.order_all(
+            wire.SignOrder(approval.id, request.key_id, request.client, approval.members, reservation.name)
+        )
+
+    def _gate_deadline_s(self, gate_deadline_s: int) -> float:
+        """On the loop's clock, when a pending gate's answer must be there."""
+        wait_s = min(max(gate_deadline_s - self._clock(), 0.0), MAX_GATE_WAIT_S) + GATE_MARGIN_S
+        return asyncio.get_running_loop().time() + wait_s
+
+    async def _online_step(
+        self,
+        request: SigningRequest,
+        committee: tuple[int, ...],
+        authorizations: tuple[wire.SignedAuthorization, ...],
+    ) -> dict[int, wire.ShareReport]:
+        """SPEC 4.2: every member's signature share. A ceremony of its own, so that no share of another attempt fits."""
+        with self._ceremonies.open(committee) as online:
+            online.order_all(wire.OnlineOrder(online.id, request.key_id, authorizations))
+            return await online.one_each(wire.ShareReport, ONLINE_TIMEOUT_S)
+
+
+def _check_terms(got: dict[int, wire.SignedAuthorization], request: SigningRequest) -> None:
+    """All members authorised the same, and the very hash that was asked for. Raises `CeremonyEnded`."""
+    first = next(iter(got.values())).authorization.terms
+    for index, signed in got.items():
+        terms = signed.authorization.terms
+        if terms != first:
+            raise CeremonyEnded("terms", "the signers authorised different terms", index)
+        if terms.h != request.h:
+            raise CeremonyEnded("terms", "the signer authorised another hash", index)

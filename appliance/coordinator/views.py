@@ -1,0 +1,73 @@
+"""Rows of the store as the API shows them."""
+
+from __future__ import annotations
+
+import datetime
+
+import msgspec
+
+from appliance.api.certificates import encode_acknowledgement
+from appliance.api.models import (
+    Certificate,
+    Key,
+    KeyState,
+    Reason,
+    Signature,
+    SignatureState,
+    SignatureValue,
+)
+from appliance.coordinator.keybook import decode_certificate
+from appliance.store.coordinator import KeyRow, SignatureRow
+from policies.roster import Roster, describe_scheme
+
+
+def show_key(row: KeyRow, roster: Roster) -> Key:
+    """A key: what makes it usable only together with its certificate."""
+    shown = Key(
+        request_id=row.id,
+        status=KeyState(row.state),
+        scheme="ECDSA",
+        curve="secp256k1",
+        signers=roster.n,
+        tolerate=roster.tolerate,
+        scheme_statement=describe_scheme(roster.n, roster.tolerate),
+        label=row.label,
+        external_id=row.external_id,
+        created_at=_time(row.created_at_ms),
+        reason=_reason(row),
+    )
+    if row.certificate is None:
+        return shown
+    certificate = decode_certificate(row.certificate)
+    proven = certificate[0].acknowledgement
+    return msgspec.structs.replace(
+        shown,
+        id=proven.key_id,
+        public_key="0x" + proven.public_key.hex(),
+        chain_code="0x" + proven.chain_code.hex(),
+        certificate=Certificate(tuple(encode_acknowledgement(signed) for signed in certificate)),
+    )
+
+
+def show_signature(row: SignatureRow) -> Signature:
+    """A signing request and what came of it."""
+    return Signature(
+        id=row.id,
+        key_id=row.key_id,
+        status=SignatureState(row.state),
+        kind=row.kind,
+        derivation_path=msgspec.json.decode(row.derivation_path, type=tuple[int, ...]),
+        external_id=row.external_id,
+        created_at=_time(row.created_at_ms),
+        signature=None if row.result is None else msgspec.json.decode(row.result, type=SignatureValue),
+        reason=_reason(row),
+    )
+
+
+def _reason(row: KeyRow | SignatureRow) -> Reason | None:
+    return Reason(row.reason_code, row.reason_message, row.reason_signer) if row.reason_code else None
+
+
+def _time(ms: int) -> str:
+    moment = datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

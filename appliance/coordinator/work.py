@@ -1,0 +1,189 @@
+"""Accepted requests and their execution: on disk before an order goes out, ended on disk before it is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine
+from functools import partial
+
+import msgspec
+import structlog
+
+from appliance.api.derivation import derive
+from appliance.coordinator.errors import CeremonyEnded, Rejected
+from appliance.coordinator.keybook import CertifiedKey, KeyBook
+from appliance.coordinator.keygen import keygen
+from appliance.coordinator.messages import message_hash
+from appliance.coordinator.network import Network
+from appliance.coordinator.signing import Signing, SigningRequest
+from appliance.store import CoordinatorStore
+from appliance.store.coordinator import Accepted, KeyRow, SignatureRow
+from enclave import wire
+from policies.errors import Unavailable
+from policies.requests import KeyCreation, SigningBody
+from policies.roster import Roster
+
+MAX_UNDER_WAY = 4096
+KEYGENS_AT_ONCE = 4
+LINK_TIMEOUT_S = 30.0
+RESUME_WITHIN_S = 300
+
+log = structlog.get_logger()
+
+
+class Work:
+    """Runs every accepted request once, in a task of its own. `fatal` is told of an error that nobody foresaw."""
+
+    def __init__(
+        self,
+        store: CoordinatorStore,
+        roster: Roster,
+        network: Network,
+        signing: Signing,
+        keybook: KeyBook,
+        random: Callable[[int], bytes],
+        wall_clock: Callable[[], float],
+        fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._store, self._roster, self._network = store, roster, network
+        self._signing, self._keybook = signing, keybook
+        self._random, self._clock, self._fatal = random, wall_clock, fatal
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._keygen_slots = asyncio.Semaphore(KEYGENS_AT_ONCE)
+
+    # --- acceptance ---
+
+    async def create_key(self, client: wire.ClientRequest, body: KeyCreation) -> tuple[str, bool]:
+        """Accept the request for a key. Returns its id, and False where its external id stood for it already.
+
+        Raises `ExternalIdTaken`; `Unavailable` where nothing was accepted.
+        """
+        self._check_room()
+        accepted = self._accepted("kreq_", client, body.external_id)
+        request_id, new = await self._store.accept_key(accepted, body.label)
+        if new:
+            self._start(request_id, self._run_key(request_id, client, body.label))
+        return request_id, new
+
+    async def create_signature(
+        self, client: wire.ClientRequest, key: CertifiedKey, body: SigningBody
+    ) -> tuple[str, bool]:
+        """Accept a signing request under `key`. Returns and raises as `create_key`; `CallerError` for a path that
+        has no child key."""
+        self._check_room()
+        acknowledgement = key.acknowledgement
+        public_key, _ = derive(acknowledgement.public_key, acknowledgement.chain_code, body.derivation_path)
+        accepted = self._accepted("sig_", client, body.external_id)
+        key_id, kind = acknowledgement.key_id, type(body).__name__
+        signature_id, new = await self._store.accept_signature(accepted, key_id, kind, body.derivation_path)
+        if new:
+            run = self._run_signature(signature_id, client, key_id, public_key, body)
+            self._start(signature_id, run)
+        return signature_id, new
+
+    async def wait(self, request_id: str, timeout_s: float) -> None:
+        """Until the request has ended, or the time is over."""
+        task = self._tasks.get(request_id)
+        if task is not None:
+            await asyncio.wait([task], timeout=timeout_s)
+
+    def _check_room(self) -> None:
+        if len(self._tasks) >= MAX_UNDER_WAY:
+            raise Unavailable(f"{MAX_UNDER_WAY} requests are under way", "try again shortly")
+
+    def _accepted(self, prefix: str, client: wire.ClientRequest, external_id: str) -> Accepted:
+        path = client.path.encode()
+        return Accepted(
+            id=prefix + self._random(16).hex(),
+            external_id=external_id,
+            path=client.path,
+            body=client.body,
+            jws=client.jws,
+            created_at_ms=int(self._clock() * 1000),
+            digest=hashlib.sha256(len(path).to_bytes(4, "big") + path + client.body).digest(),
+        )
+
+    # --- execution ---
+
+    async def _run_key(self, request_id: str, client: wire.ClientRequest, label: str) -> None:
+        try:
+            async with self._keygen_slots:
+                await self._network.everybody(LINK_TIMEOUT_S)
+                key = await keygen(self._network.ceremonies, self._roster, client, label)
+            await self._keybook.add(request_id, key)
+            self._network.activate_later(set(self._roster.indices) - key.activated)
+        except Rejected as error:
+            await self._store.end_key(
+                request_id, "Rejected", error.rule, error.reason, self._network.signers.name(error.signer)
+            )
+        except CeremonyEnded as error:
+            await self._store.end_key(
+                request_id, "Failed", error.code, error.reason, self._network.signers.name(error.signer)
+            )
+
+    async def _run_signature(
+        self,
+        signature_id: str,
+        client: wire.ClientRequest,
+        key_id: str,
+        public_key: bytes,
+        body: SigningBody,
+    ) -> None:
+        pending = partial(self._store.set_executing, signature_id)
+        request = SigningRequest(client, key_id, message_hash(body), public_key, pending)
+        end = partial(self._store.end_signature, signature_id)
+        name = self._network.signers.name
+        try:
+            value = await self._signing.sign(request)
+        except Rejected as error:
+            await end("Rejected", error.rule, error.reason, name(error.signer))
+        except CeremonyEnded as error:
+            await end("Failed", error.code, error.reason, name(error.signer))
+        else:
+            await self._store.finish_signature(signature_id, msgspec.json.encode(value))
+
+    def _start(self, request_id: str, run: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(run, name=request_id)
+        self._tasks[request_id] = task
+        task.add_done_callback(partial(self._ended, request_id))
+
+    def _ended(self, request_id: str, task: asyncio.Task[None]) -> None:
+        del self._tasks[request_id]
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, Unavailable):
+            # It stays unfinished on disk: the next start takes it up or ends it.
+            log.error("request-interrupted", request=request_id, reason=str(error))
+        elif error is not None:
+            self._fatal(error)
+
+    # --- restart and stop ---
+
+    async def resume(self) -> None:
+        """Take up what the last run of this process left unfinished, or end it. Raises `Unavailable`."""
+        for key in self._store.unfinished_keys():
+            await self._store.end_key(key.id, "Failed", "restart", _restarted(key), "")
+        oldest_ms = int((self._clock() - RESUME_WITHIN_S) * 1000)
+        for row in self._store.unfinished_signatures():
+            key_facts = self._keybook.get(row.key_id)
+            if row.created_at_ms < oldest_ms or key_facts is None or len(self._tasks) >= MAX_UNDER_WAY:
+                await self._store.end_signature(row.id, "Failed", "restart", _restarted(row), "")
+                continue
+            body = msgspec.json.decode(row.body, type=SigningBody)
+            facts = key_facts.acknowledgement
+            public_key, _ = derive(facts.public_key, facts.chain_code, body.derivation_path)
+            client = wire.ClientRequest("POST", row.path, row.body, row.jws)
+            self._start(row.id, self._run_signature(row.id, client, row.key_id, public_key, body))
+
+    async def close(self) -> None:
+        """Cancel what is under way; it stays unfinished on disk."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _restarted(row: KeyRow | SignatureRow) -> str:
+    return f"the coordinator restarted while {row.external_id} was under way: ask again under another externalId"
