@@ -107,7 +107,7 @@ class Api:
             raise NotFound("there is no such signature of this key")
         return _json(show_signature(row))
 
-    async def _health(self, request: web.Request) -> web.Response:
+    async def _health(self, _: web.Request) -> web.Response:
         network = self._network
         trouble = network.trouble()
         health = Health(

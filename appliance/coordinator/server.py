@@ -6,8 +6,10 @@ import asyncio
 import pathlib
 import secrets
 import signal
+import ssl
 import time
 from contextlib import AsyncExitStack
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -23,7 +25,7 @@ from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
 from appliance.telemetry import configure_logging
 from appliance.tls import server_context
-from policies.errors import Unavailable
+from policies.errors import Bug, Unavailable
 
 SHUTDOWN_S = 3.0
 
@@ -77,9 +79,11 @@ class Coordinator:
     async def run_until(self, stop: asyncio.Event) -> None:
         """Until `stop` is set. Raises what broke an invariant: the process must not go on then."""
         stopped = asyncio.ensure_future(stop.wait())
-        assert self._failed is not None
+        if self._failed is None:
+            raise Bug("run before it was started")
+        ends: list[asyncio.Future[Any]] = [stopped, self._failed, self._loops]
         try:
-            await asyncio.wait([stopped, self._failed, self._loops], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopped.cancel()
         for ended in (self._failed, self._loops):
@@ -110,12 +114,12 @@ class Coordinator:
         if self._failed is not None and not self._failed.done():
             self._failed.set_exception(error)
 
-    async def _listen(self, what: str, app: web.Application, listen: str, tls: object) -> None:
+    async def _listen(self, what: str, app: web.Application, listen: str, tls: ssl.SSLContext) -> None:
         host, port = split_listen(listen)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, host, port, ssl_context=tls)  # type: ignore[arg-type]
+        site = web.TCPSite(runner, host, port, ssl_context=tls)
         try:
             await site.start()
         except OSError as error:
