@@ -17,6 +17,7 @@ from policies.transcript import DIGEST_BYTES
 from tests.fakes.network import seeded_random
 from tests.fakes.rounds import (
     CHEATER,
+    ROSTER_DIGEST,
     Ceremony,
     committed_opening,
     honest,
@@ -164,7 +165,9 @@ def test_a_fault_seen_while_storing_is_not_forgotten() -> None:
     random = seeded_random("setup/3/1/1")
 
     def start(session: Session) -> Any:
-        return setup.setup(session, 1, 1, random, install) if session.me == 1 else ceremony.start(session)
+        return (
+            setup.setup(session, 1, 1, ROSTER_DIGEST, random, install) if session.me == 1 else ceremony.start(session)
+        )
 
     last = len(ceremony.rounds)
     kept: dict[int, bytes] = {}

@@ -19,6 +19,7 @@ from enclave.wire import SignedAcknowledgement
 from policies.transcript import DIGEST_BYTES
 from tests.fakes.network import Network, Tamper, results, seeded_random
 
+ROSTER_DIGEST = b"r" * 32
 Alter = Callable[[RoundMessage, int | None], RoundMessage]
 Seen = tuple[str, tuple[int, ...], tuple[int, ...]] | str | None
 
@@ -100,10 +101,10 @@ def setup_ceremony(n: int = 3, t: int = 1) -> Ceremony:
     """SPEC 1."""
 
     async def install(seeds: setup.Seeds) -> None:
-        assert seeds.epoch == 1
+        assert (seeds.epoch, seeds.roster_digest) == (1, ROSTER_DIGEST)
 
     def start(session: Session) -> Coroutine[Any, None, setup.Seeds]:
-        return setup.setup(session, t, 1, seeded_random(f"setup/{n}/{t}/{session.me}"), install)
+        return setup.setup(session, t, 1, ROSTER_DIGEST, seeded_random(f"setup/{n}/{t}/{session.me}"), install)
 
     def agree(finished: dict[int, setup.Seeds]) -> None:
         known: dict[setup.Group, bytes] = {}
@@ -125,12 +126,19 @@ def verify_fake_signature(signed: SignedAcknowledgement) -> bool:
     return signed.signature == fake_signature(ack.index, ack.digest())
 
 
-def keygen_ceremony(n: int = 3, t: int = 1, labels: tuple[str, ...] = ("a", "b")) -> Ceremony:
-    """SPEC 2."""
-    plan = keygen.KeyPlan("test", b"r" * 32, t, 1, labels)
+def keygen_ceremony(
+    n: int = 3,
+    t: int = 1,
+    labels: tuple[str, ...] = ("a", "b"),
+    kept: dict[int, tuple[keygen.NewKey, ...]] | None = None,
+) -> Ceremony:
+    """SPEC 2. `kept` gets what each member stored as pending."""
+    plan = keygen.KeyPlan("test", ROSTER_DIGEST, t, 1, labels)
 
     def start(session: Session) -> Coroutine[Any, None, Any]:
         async def store_pending(keys: Any) -> tuple[SignedAcknowledgement, ...]:
+            if kept is not None:
+                kept[session.me] = tuple(keys)
             return tuple(
                 SignedAcknowledgement(key.acknowledgement, fake_signature(session.me, key.acknowledgement.digest()))
                 for key in keys

@@ -8,7 +8,7 @@ import pytest
 from coincurve import PublicKey
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from enclave.crypto import bulk
+from enclave.crypto import bulk, polynomials
 from enclave.crypto.curve import SECP256K1, InvalidPoint, Secp256k1, compress
 
 Q = SECP256K1.q
@@ -163,9 +163,36 @@ def test_a_combination_that_is_the_identity_is_refused() -> None:
         bulk.combine_rows(SECP256K1, {1: row(5, 6), 2: row(1, 6)}, {1: 1, 2: -1})
 
 
-def test_coefficients_too_large_for_repeated_addition_are_refused() -> None:
-    with pytest.raises(InvalidPoint, match="too large"):
-        bulk.combine_rows(SECP256K1, {1: row(5)}, {1: bulk.MAX_REPEATED_TERMS + 1})
+@pytest.mark.parametrize("large", [bulk.MAX_REPEATS, bulk.MAX_REPEATS + 1, 1000, 2**40])
+def test_large_coefficients_are_multiplied_in(large: int) -> None:
+    """On both sides of the bound up to which a row is repeated."""
+    rows = {1: row(5, 6), 2: row(7, 8)}
+    for terms in ({1: large, 2: 1}, {1: large, 2: -1}, {1: 1, 2: -large}, {1: large, 2: large + 1}):
+        expected = b"".join(openssl((terms[1] * a + terms[2] * b) % Q) for a, b in ((5, 7), (6, 8)))
+        assert bulk.combine_rows(SECP256K1, rows, terms) == expected
+    fits = {1: row(large, 1), 2: row(1, 2)}
+    assert bulk.relation_fails(SECP256K1, fits, {1: 1, 2: -large}) == 1
+    assert bulk.relation_fails(SECP256K1, {1: row(large), 2: row(1)}, {1: 1, 2: -large}) is None
+    assert bulk.relation_fails(SECP256K1, {1: row(large), 2: row(1)}, {1: -1, 2: large}) is None
+
+
+@pytest.mark.parametrize(
+    ("C", "t"),
+    [((1, 8, 16), 1), ((1, 2, 9, 15, 16), 2), ((1, 2, 3, 9, 14, 15, 16), 3), ((1, 3, 5, 7, 9, 11, 13, 15, 16), 4)],
+)
+def test_committees_far_apart(C: tuple[int, ...], t: int) -> None:
+    """Relations and combination hold with the large coefficients of members whose indices lie far apart."""
+    f = [12345 + k for k in range(t + 1)]
+    rows = {j: row(polynomials.evaluate(f, j, Q)) for j in C}
+    for relation in polynomials.degree_relations(C, t):
+        assert bulk.relation_fails(SECP256K1, rows, relation) is None
+    first = polynomials.lagrange(C[: t + 1])
+    combined = bulk.combine_rows(SECP256K1, {j: rows[j] for j in C[: t + 1]}, first.numerators)
+    assert combined == openssl(first.denominator * f[0])
+    for j in C:
+        wrong = {**rows, j: row(polynomials.evaluate(f, j, Q) + 1)}
+        relations = polynomials.degree_relations(C, t)
+        assert any(bulk.relation_fails(SECP256K1, wrong, relation) == 0 for relation in relations)
 
 
 @pytest.mark.parametrize("scalar", SCALARS)
