@@ -19,7 +19,7 @@ from enclave.config import EnclaveConfig
 from enclave.creation import KeyCreation
 from enclave.dispatch import Dispatch
 from enclave.effects import Effects
-from enclave.errors import KeymootError
+from enclave.errors import Unavailable
 from enclave.gate import GateKeys
 from enclave.hsm import Hsm
 from enclave.log import Log
@@ -116,6 +116,7 @@ class EnclaveCore:
             self._sign_identity,
             lambda coordinator, peer, data: self.effects.to_peer(coordinator, peer, False, data),
             self._on_link,
+            self._on_failed_attempt,
         )
 
     def _surroundings(self) -> Surroundings:
@@ -151,7 +152,7 @@ class EnclaveCore:
         def signed() -> None:
             try:
                 self.effects.audit(self._audit.record_head(seq, head, promise.result()))
-            except KeymootError as error:
+            except Unavailable as error:
                 self._outside.log.warning("audit head not signed", reason=str(error))
 
         promise.on_done(signed)
@@ -163,6 +164,11 @@ class EnclaveCore:
             self._outside.log.info("link up", peer=name, coordinator=coordinator)
         else:
             self._outside.log.warning("link down", peer=name, coordinator=coordinator, reason=reason)
+
+    def _on_failed_attempt(self, coordinator: str, peer: int, reason: str) -> None:
+        self.dispatch.on_failed_attempt(coordinator, peer, reason)
+        name = self._config.roster.signer(peer).name
+        self._outside.log.warning("no link", peer=name, coordinator=coordinator, reason=reason)
 
     def _peer(self, coordinator: str, index: int) -> PeerSession | None:
         link = self._links.get(coordinator, index)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from enclave.errors import Refused
 from enclave.shares import KeyFacts
-from enclave.wire import Authorization, SignOrder
+from enclave.wire import Authorization, PresignatureName
 
 MAX_ATTEMPTS = 3
 MAX_REQUESTS = 20_000
@@ -29,22 +29,40 @@ class Approval:
     until_s: int
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """Which coordinator named which committee and presignature for a request, and what it calls the attempt."""
+
+    coordinator: str
+    ceremony: bytes
+    committee: tuple[int, ...]
+    presignature: PresignatureName
+
+
 @dataclass
 class RequestState:
     """One client request.
 
-    `order` is the newest attempt's, answered when the decision is there; `asking`: policy or gate are at it;
-    `approval` is their yes; `authorization` is outstanding: signed, unused; `closed`: never again.
+    `attempt` is the newest, answered when the decision is there; `asking`: policy and gate are at it, or a key is being
+    made; `asked`: how often; `approval` is their yes; `authorization` is outstanding: signed, unused; `closed`: never
+    again (the gate said no, or the key was made).
     """
 
     digest: bytes
     keep_until_s: float
     attempts: int = 0
+    asked: int = 0
     closed: bool = False
     asking: bool = False
-    order: SignOrder | None = None
+    attempt: Attempt | None = None
     approval: Approval | None = None
     authorization: Authorization | None = None
+
+    def count_question(self) -> None:
+        """Policy and gate are about to be asked. Raises `Refused` beyond three times: nobody is worn down."""
+        if self.asked >= MAX_ATTEMPTS:
+            raise Refused("request/attempts", f"this request was put to the gate {MAX_ATTEMPTS} times")
+        self.asked += 1
 
     def count_attempt(self, authorization: Authorization) -> None:
         """Let `authorization` be outstanding; an older one can't be used any more. Raises `Refused` beyond three."""
@@ -60,46 +78,48 @@ class RequestBook:
     def __init__(self, wall_clock: Callable[[], float]) -> None:
         self._clock = wall_clock
         self._requests: dict[bytes, RequestState] = {}
-        self._by_ceremony: dict[bytes, RequestState] = {}
+        self._by_attempt: dict[tuple[str, bytes], RequestState] = {}
         self._next_sweep_s = 0.0
 
+    def __len__(self) -> int:
+        return len(self._requests)
+
     def get(self, digest: bytes) -> RequestState | None:
-        """The request's state, if it was opened."""
-        return self._requests.get(digest)
+        """The request's state, if it was opened and can still be valid."""
+        state = self._requests.get(digest)
+        return state if state is not None and state.keep_until_s >= self._clock() else None
 
     def open(self, digest: bytes, keep_until_s: float) -> RequestState:
         """The request's state, new or known. Raises `Refused` where the book is full or the request is closed."""
         self._sweep()
-        state = self._requests.get(digest)
+        state = self.get(digest)
         if state is None:
             if len(self._requests) >= MAX_REQUESTS:
                 raise Refused("busy", f"{MAX_REQUESTS} requests are remembered; try again in some minutes")
             state = self._requests[digest] = RequestState(digest, keep_until_s)
         if state.closed:
-            raise Refused("request/replayed", "this request was carried out before")
+            raise Refused("request/replayed", "this request was decided before")
         return state
 
-    def abandon(self, ceremony: bytes) -> None:
+    def begin(self, state: RequestState, attempt: Attempt) -> None:
+        """`attempt` is now the newest one of the request."""
+        self._forget_attempt(state)
+        state.attempt = attempt
+        self._by_attempt[attempt.coordinator, attempt.ceremony] = state
+
+    def abandon(self, coordinator: str, ceremony: bytes) -> None:
         """Withdraw the unused authorization of an attempt."""
-        state = self._by_ceremony.pop(ceremony, None)
+        state = self._by_attempt.get((coordinator, ceremony))
         if state is not None:
             state.authorization = None
 
-    def attempt(self, state: RequestState, order: SignOrder) -> None:
-        """`order` is now the newest attempt of the request."""
-        if state.order is not None:
-            self._by_ceremony.pop(state.order.ceremony, None)
-        state.order = order
-        self._by_ceremony[order.ceremony] = state
-
-    def __len__(self) -> int:
-        return len(self._requests)
+    def _forget_attempt(self, state: RequestState) -> None:
+        if state.attempt is not None:
+            self._by_attempt.pop((state.attempt.coordinator, state.attempt.ceremony), None)
 
     def _sweep(self) -> None:
         now = self._clock()
         if now >= self._next_sweep_s or len(self._requests) >= MAX_REQUESTS:
             self._next_sweep_s = now + 10.0
             for digest in [d for d, state in self._requests.items() if state.keep_until_s < now]:
-                state = self._requests.pop(digest)
-                if state.order is not None:
-                    self._by_ceremony.pop(state.order.ceremony, None)
+                self._forget_attempt(self._requests.pop(digest))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 
 from enclave.asking import Gate
-from enclave.attempts import Approval, RequestBook, RequestState
+from enclave.attempts import Approval, Attempt, RequestBook, RequestState
 from enclave.audit import AuditLog
 from enclave.channels.frames import sign_digest, verify_digest
 from enclave.channels.handshake import PeerSession
@@ -25,7 +25,7 @@ from enclave.crypto import bip32
 from enclave.crypto.curve import SECP256K1
 from enclave.effects import Effects
 from enclave.errors import CallerError, Refused, Unavailable
-from enclave.gate import RequestInfo, SignerInfo, show_decoded
+from enclave.gate import GateSaidNo, RequestInfo, SignerInfo, show_decoded
 from enclave.members import OwnSession
 from enclave.payloads import Payload, decode_payload
 from enclave.pool import PresignaturePool
@@ -34,6 +34,7 @@ from enclave.prss_state import PrssState
 from enclave.requests import VerifiedRequest, parse_signing_body, verify_request
 from enclave.shares import KeyFacts, Vault
 from enclave.wire import (
+    AuditEntry,
     Authorization,
     AuthorizationTerms,
     Authorized,
@@ -100,21 +101,22 @@ class Authoriser:
     async def authorise(self, coordinator: str, order: SignOrder, record: Record | None) -> None:
         """Answer a signing request: `Authorized`, `RequestRefused`, `UnknownPresignature`; nothing while an earlier
         attempt of the same request is being decided, which then answers the newest one."""
+        state: RequestState | None = None
         try:
-            state = self._open(order)
+            state = self._open(coordinator, order)
             if state.asking:
                 return
             if not self._is_approved(state, order):
                 await self._approve(coordinator, state, order, record)
-            self._authorize(coordinator, state)
+            self._authorize(state)
         except Refused as refusal:
-            self._refuse(coordinator, order, refusal.rule, refusal.reason)
+            self._refuse(coordinator, order, state, refusal.rule, refusal.reason)
         except CallerError as error:
-            self._refuse(coordinator, order, "record", str(error))
+            self._refuse(coordinator, order, state, "record", str(error))
         except Unavailable as error:
-            self._refuse(coordinator, order, "unavailable", str(error))
+            self._refuse(coordinator, order, state, "unavailable", str(error))
 
-    def _open(self, order: SignOrder) -> RequestState:
+    def _open(self, coordinator: str, order: SignOrder) -> RequestState:
         rules = self._rules
         if not rules.roster.is_committee(order.committee) or self._session.index not in order.committee:
             raise Refused("committee", "not a committee of 2t + 1 signers with this one among them")
@@ -123,9 +125,12 @@ class Authoriser:
             request = self._verify(order.request)
             keep_until_s = request.expires_at_s + rules.gate_deadline_s + AUTHORIZATION_S + CLOCK_SKEW_S
             known = self.book.open(request.digest, keep_until_s)
+        if known.closed:
+            raise Refused("request/replayed", "this request was decided before")
         if order.request.path != signatures_path(order.key_id):
             raise Refused("request/path", "the signed path is not that of this key's signatures")
-        self.book.attempt(known, order)
+        attempt = Attempt(coordinator, order.ceremony, order.committee, order.presignature)
+        self.book.begin(known, attempt)
         return known
 
     def _is_approved(self, state: RequestState, order: SignOrder) -> bool:
@@ -133,9 +138,13 @@ class Authoriser:
         return approval is not None and approval.committee == order.committee and approval.until_s > self._clock()
 
     async def _approve(self, coordinator: str, state: RequestState, order: SignOrder, record: Record | None) -> None:
+        state.count_question()
         state.asking = True
         try:
             state.approval = await self._decide(coordinator, order, self._verify(order.request), record)
+        except GateSaidNo:
+            state.closed = True
+            raise
         finally:
             state.asking = False
 
@@ -192,10 +201,10 @@ class Authoriser:
         allowed = await self.gate.ask(info, told, deadline_s, pending)
         return allowed.expires_at_s
 
-    def _authorize(self, coordinator: str, state: RequestState) -> None:
+    def _authorize(self, state: RequestState) -> None:
         """Sign the terms of the newest attempt, which may have come while the gate was asked."""
-        order, approval = state.order, state.approval
-        if order is None or approval is None or order.committee != approval.committee:
+        attempt, approval = state.attempt, state.approval
+        if attempt is None or approval is None or attempt.committee != approval.committee:
             raise Refused("committee", "another committee was named while the gate was asked: try again")
         acknowledgement = approval.key.acknowledgement
         terms = AuthorizationTerms(
@@ -209,11 +218,12 @@ class Authoriser:
             path=approval.path,
             h=approval.h,
             request_digest=state.digest,
-            committee=order.committee,
-            presignature=order.presignature,
+            committee=attempt.committee,
+            presignature=attempt.presignature,
         )
         if not self._pool.holds(terms.presignature, terms.committee, terms.prss_epoch):
-            self._effects.report(coordinator, UnknownPresignature(order.ceremony, order.presignature))
+            unknown = UnknownPresignature(attempt.ceremony, attempt.presignature)
+            self._effects.report(attempt.coordinator, unknown)
             return
         authorization = Authorization(
             terms,
@@ -232,16 +242,22 @@ class Authoriser:
             request=state.digest.hex(),
             key_id=terms.key_id,
             hash=terms.h.hex(),
-            committee=list(order.committee),
+            committee=list(attempt.committee),
         )
         self._count("requests_authorized")
-        self._effects.report(coordinator, Authorized(order.ceremony, signed), (entry,))
+        self._effects.report(attempt.coordinator, Authorized(attempt.ceremony, signed), (entry,))
 
-    def _refuse(self, coordinator: str, order: SignOrder, rule: str, reason: str) -> None:
+    def _refuse(self, coordinator: str, order: SignOrder, state: RequestState | None, rule: str, reason: str) -> None:
+        """Answer the newest attempt. Only a request that verified goes into the audit chain: others cost nothing to
+        send, and would fill the disk."""
         self._count(f"requests_refused_{rule.split('/')[0]}")
-        digest_hex = order.request.digest(self._rules.roster.network).hex()
-        entry = self._audit.record("refused", request=digest_hex, rule=rule, reason=reason[:300])
-        self._effects.report(coordinator, RequestRefused(order.ceremony, rule, reason[:500]), (entry,))
+        entries: tuple[AuditEntry, ...] = ()
+        ceremony = order.ceremony
+        if state is not None:
+            entries = (self._audit.record("refused", request=state.digest.hex(), rule=rule, reason=reason[:300]),)
+            if state.attempt is not None:
+                coordinator, ceremony = state.attempt.coordinator, state.attempt.ceremony
+        self._effects.report(coordinator, RequestRefused(ceremony, rule, reason[:500]), entries)
 
     # --- SPEC 4.2 to 4.5 ---
 
@@ -330,7 +346,7 @@ class Authoriser:
             self._session.index,
             terms.committee,
             presignature,
-            order.authorizations,
+            [signed.authorization for signed in order.authorizations],
             terms.h,
             epsilon,
             int.from_bytes(opened.share, "big"),

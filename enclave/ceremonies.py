@@ -63,6 +63,10 @@ class Ceremonies:
         if len(self._runs) >= MAX_CEREMONIES:
             raise Refused("busy", f"{MAX_CEREMONIES} ceremonies are under way")
 
+    def running(self, kind: str) -> bool:
+        """Whether a ceremony of this kind is under way."""
+        return any(run.ticket.kind == kind for run, _ in self._runs.values())
+
     def add(self, run: CeremonyRun) -> None:
         """Enter a run. No context comes twice in a boot: it holds a nonce of ours that is spent (SPEC 0.4)."""
         ticket = run.ticket

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from enclave.attempts import RequestBook
+from enclave.attempts import RequestBook, RequestState
 from enclave.authorise import SigningRules
 from enclave.effects import Effects
 from enclave.errors import Refused
@@ -14,6 +14,8 @@ from enclave.wire import ClientRequest, KeygenOrder, RequestRefused
 from policies.decide import Refuse, decide
 from policies.model import Action, Counters, Request
 from policies.requests import KEYS_PATH
+
+REMEMBERED_S = 600.0
 
 
 class KeyCreation:
@@ -37,10 +39,7 @@ class KeyCreation:
         """
         try:
             labels = [self._check(request) for request in order.requests]
-            states = [
-                self._book.open(request.digest(self._rules.roster.network), self._clock() + 600)
-                for request in order.requests
-            ]
+            states = self._open(order)
         except Refused as refusal:
             self._effects.report(coordinator, RequestRefused(order.ceremony, refusal.rule, refusal.reason[:500]))
             return
@@ -49,7 +48,23 @@ class KeyCreation:
             for state in states:
                 state.closed = True
 
-        self._orders.start_keygen(coordinator, order, labels, kept)
+        def ended() -> None:
+            for state in states:
+                state.asking = False
+
+        self._orders.start_keygen(coordinator, order, labels, kept, ended)
+        for state in states:
+            state.asking = not state.closed
+
+    def _open(self, order: KeygenOrder) -> list[RequestState]:
+        """One request makes one key: none twice in an order, none that is being carried out or was."""
+        digests = [request.digest(self._rules.roster.network) for request in order.requests]
+        if len(set(digests)) != len(digests):
+            raise Refused("request/replayed", "one request twice in an order")
+        states = [self._book.open(digest, self._clock() + REMEMBERED_S) for digest in digests]
+        if any(state.asking for state in states):
+            raise Refused("request/busy", "this request is being carried out")
+        return states
 
     def _check(self, request: ClientRequest) -> str:
         """The label the key will have."""

@@ -1,12 +1,14 @@
 """The enclave's surface: which message is handled where, in which phase. What is not listed is refused.
 
-Before `Attach` only `Attach` and `StatusQuery` are handled; afterwards everything. An error on the way of an order
+Before `Attach` only `Attach` and `StatusQuery` are handled; until `Attached` is the answer, nothing more; afterwards
+everything but `Attach`. An error on the way of an order
 becomes a report to its coordinator; an error of a frame is counted, since nothing about a frame is verified.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from enum import Enum
 from typing import Any
 
 from enclave.authorise import Authoriser
@@ -50,6 +52,14 @@ MAX_COORDINATORS = 16
 ATTACH_RETRY_S = 1.0
 
 
+class Phase(Enum):
+    """What the signer may say: see the module's docstring."""
+
+    DETACHED = "no signer is attached"
+    LOADING = "the attachment is under way"
+    ATTACHED = "attached"
+
+
 class Dispatch:
     """Routes what the signer says to where it is handled."""
 
@@ -67,7 +77,8 @@ class Dispatch:
         self._around, self._orders, self._creation = around, orders, creation
         self._authoriser, self._effects, self._timers = authoriser, effects, timers
         self._describe, self._status = describe, status
-        self._attached = False
+        self._phase = Phase.DETACHED
+        self._attachments = 0
         self._coordinators: set[str] = set()
         self.counters: dict[str, int] = {}
         self._routes: dict[type[Any], Callable[[Any], None]] = {
@@ -95,13 +106,15 @@ class Dispatch:
 
     def handle(self, message: ToEnclave) -> None:
         """One message from the signer. Raises `CallerError` for one that is not due; nothing else escapes."""
-        if not self._attached and not isinstance(message, Attach | StatusQuery):
-            raise CallerError(f"{type(message).__name__} before Attach")
+        allowed = (Attach, StatusQuery) if self._phase is Phase.DETACHED else (StatusQuery, Stored)
+        if self._phase is not Phase.ATTACHED and not isinstance(message, allowed):
+            raise CallerError(f"{type(message).__name__} while {self._phase.value}")
         self._routes[type(message)](message)
 
     def on_detached(self) -> None:
         """The signer is gone, and with it the way to everybody. The pool stays."""
-        self._attached = False
+        self._phase = Phase.DETACHED
+        self._attachments += 1
         self._effects.detach()
         self._around.links.drop_all("the signer process went away")
         self._coordinators.clear()
@@ -110,27 +123,30 @@ class Dispatch:
 
     def _on_attach(self, message: Attach) -> None:
         if message.protocol != PROTOCOL_VERSION:
-            raise CallerError(f"signer speaks protocol {message.protocol}, this enclave {PROTOCOL_VERSION}")
-        if self._attached:
-            raise CallerError("attached already")
-        self._attached = True
-        missed = self._around.audit.adopt(message.audit_seq, message.audit_head)
-        self._effects.audit(*missed)
-        self._run(self._load(message))
+            raise CallerError(f"the signer speaks protocol {message.protocol}, this enclave {PROTOCOL_VERSION}")
+        self._phase = Phase.LOADING
+        self._run(self._load(message, self._attachments))
 
-    async def _load(self, message: Attach) -> None:
+    async def _load(self, message: Attach, attachment: int) -> None:
         """Unseal the PRSS seeds, waiting for the HSM as long as it takes; then say who we are."""
-        around = self._around
+        around, unreadable = self._around, ""
         while around.prss.epoch == 0 and message.prss is not None:
             try:
-                around.prss.install(await around.vault.open_seeds(message.prss))
+                around.prss.install(await around.vault.open_seeds(message.prss, around.roster.digest()))
             except Unavailable:
                 await self._timers.sleep(ATTACH_RETRY_S)
             except (CallerError, Refused) as error:
                 # Regenerable: the next setup replaces them.
-                self._effects.audit(around.audit.record("prss-unreadable", reason=str(error)[:300]))
+                unreadable = str(error)[:300]
                 break
+        if attachment != self._attachments:
+            return
+        missed = around.audit.adopt(message.audit_seq, message.audit_head)
+        self._phase = Phase.ATTACHED
         self._effects.emit(self._describe())
+        self._effects.audit(*missed)
+        if unreadable:
+            self._effects.audit(around.audit.record("prss-unreadable", reason=unreadable))
 
     def _on_status(self, _: StatusQuery) -> None:
         self._effects.emit(self._status())
@@ -166,6 +182,11 @@ class Dispatch:
             around.pool.drop(lambda _, key: key.boots.get(peer, boot) != boot)
         self._effects.report(coordinator, LinkReport(peer, link is not None, reason[:500]))
 
+    def on_failed_attempt(self, coordinator: str, peer: int, reason: str) -> None:
+        """A handshake came to nothing; if a link is up, it stays."""
+        if self._around.links.get(coordinator, peer) is None:
+            self._effects.report(coordinator, LinkReport(peer, False, reason[:500]))
+
     # --- orders ---
 
     def _on_order(self, order: Order) -> None:
@@ -198,7 +219,7 @@ class Dispatch:
         await self._authoriser.give_share(order.coordinator, body, order.key)
 
     async def _abandon(self, order: Order, body: AbandonOrder) -> None:
-        self._authoriser.book.abandon(body.ceremony)
+        self._authoriser.book.abandon(order.coordinator, body.ceremony)
         self._around.ceremonies.abandon(order.coordinator, body.ceremony)
 
     async def _activate(self, order: Order, body: ActivateOrder) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from enclave.errors import Refused, Unavailable
 from enclave.tasks import Promise
-from enclave.wire import Audit, AuditEntry, FromEnclave, Record, Report, ReportBody, Store, ToPeer
+from enclave.wire import Attached, Audit, AuditEntry, FromEnclave, Record, Report, ReportBody, Status, Store, ToPeer
 
 MAX_OPEN_STORES = 256
 
@@ -16,12 +16,13 @@ class Effects:
 
     def __init__(self) -> None:
         self._sink: Callable[[FromEnclave], None] | None = None
+        self._greeted = False
         self._stores: dict[int, Promise[None]] = {}
         self._next_ticket = 1
 
     def attach(self, sink: Callable[[FromEnclave], None]) -> None:
         """A signer is there."""
-        self._sink = sink
+        self._sink, self._greeted = sink, False
 
     def detach(self) -> None:
         """The signer is gone: what it was asked to store may not be stored."""
@@ -33,8 +34,10 @@ class Effects:
             )
 
     def emit(self, message: FromEnclave) -> None:
-        """Say something to the signer."""
-        if self._sink is not None:
+        """Say something to the signer. The first thing it hears is `Attached`; what would come before is dropped."""
+        if isinstance(message, Attached):
+            self._greeted = True
+        if self._sink is not None and (self._greeted or isinstance(message, Status)):
             self._sink(message)
 
     def report(self, coordinator: str, body: ReportBody, audit: tuple[AuditEntry, ...] = ()) -> None:

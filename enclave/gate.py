@@ -127,6 +127,13 @@ class GateAllowed:
     expires_at_s: int
 
 
+class GateSaidNo(Refused):
+    """The handler's verified no: final for the request."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("gate", reason)
+
+
 @dataclass(frozen=True)
 class GatePending:
     """A person decides: ask again after so many seconds."""
@@ -189,7 +196,7 @@ def is_retriable(status: int) -> bool:
 
 
 def verify_reply(reply: GateReply, *, call: GateCall, keys: GateKeys, now_s: int) -> GateAllowed | GatePending:
-    """The verified yes, or a not-yet (202). Raises `Refused` for everything else, saying why."""
+    """The verified yes, or a not-yet (202). Raises `GateSaidNo` for a verified no, `Refused` for all else."""
     if reply.status == 202:
         return GatePending(reply.retry_after_s)
     if reply.status != 200:
@@ -207,7 +214,7 @@ def verify_reply(reply: GateReply, *, call: GateCall, keys: GateKeys, now_s: int
     _check_echo(answer, call)
     if not answer.allowed:
         said = answer.status.reason or answer.status.message or str(answer.status.code) or "no reason given"
-        raise Refused("gate", said[:300])
+        raise GateSaidNo(said[:300])
     expires_at_s = _parse_time(answer.expiresAt)
     if expires_at_s <= now_s:
         raise Refused("gate", "the gate's yes has expired already: check both clocks")

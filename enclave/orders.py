@@ -15,8 +15,8 @@ from enclave.channels.links import Links
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import KeymootError, LinkFault, Refused, Unavailable
 from enclave.members import NonceBook, OwnSession, ceremony_context, verify_nonces
-from enclave.pool import BatchKey, PresignaturePool
-from enclave.protocol import keygen, setup
+from enclave.pool import BYTES_PER_PRESIGNATURE, BatchKey, PresignaturePool
+from enclave.protocol import keygen, presign, setup
 from enclave.protocol.session import RoundMessage
 from enclave.prss_state import PrssState
 from enclave.shares import KeyRecord, Vault
@@ -42,6 +42,8 @@ from policies.roster import Roster
 
 FIRST_KEY_EPOCH = 1
 MAX_BATCHES_UNDER_WAY = 4
+MAX_EPOCH_STEP = 1024
+FRAME_ALLOWANCE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -76,38 +78,57 @@ class CeremonyOrders:
     def start_setup(self, coordinator: str, order: SetupOrder) -> None:
         """PRSS seeds of a new epoch, all `n` signers."""
         around = self._around
-        if order.epoch <= around.prss.epoch:
-            raise Refused("epoch", f"PRSS epoch {order.epoch} is not after {around.prss.epoch}")
-        run = self._local_run(
-            coordinator, order.ceremony, "setup", [order.epoch.to_bytes(4, "big")], order.nonces, setup.ROUNDS
-        )
+        self._check_epoch(coordinator, order.epoch)
+        parameters = [order.epoch.to_bytes(8, "big")]
+        run = self._local_run(coordinator, order.ceremony, "setup", parameters, order.nonces, setup.ROUNDS)
 
-        async def routine() -> None:
-            t = around.roster.tolerate
-            await setup.setup(run.session, t, order.epoch, around.random, self._install_seeds)
+        async def install(seeds: setup.Seeds) -> None:
+            await self._install_seeds(seeds)
             entry = around.audit.record("setup", prss_epoch=order.epoch)
             around.report(coordinator, SetupDone(order.ceremony, order.epoch), (entry,))
 
+        async def routine() -> None:
+            t, roster_digest = around.roster.tolerate, around.roster.digest()
+            await setup.setup(run.session, t, order.epoch, roster_digest, around.random, install)
+
         run.start(routine())
 
-    async def _install_seeds(self, seeds: setup.Seeds) -> None:
-        # SPEC 1.6: pools of older epochs go before the new one is acknowledged.
+    def _check_epoch(self, coordinator: str, epoch: int) -> None:
+        """A later epoch than ours, but not so late that a hostile coordinator could use all of them up."""
         around = self._around
+        if around.ceremonies.running("setup"):
+            raise Refused("busy", "a setup is under way")
+        if epoch <= around.prss.epoch:
+            raise Refused("epoch", f"PRSS epoch {epoch} is not after {around.prss.epoch}")
+        peers = (around.links.get(coordinator, j) for j in around.roster.indices)
+        highest = max([around.prss.epoch, *(link.peer.prss_epoch for link in peers if link is not None)])
+        if epoch > highest + MAX_EPOCH_STEP:
+            raise Refused("epoch", f"PRSS epoch {epoch} is more than {MAX_EPOCH_STEP} after {highest}")
+
+    async def _install_seeds(self, seeds: setup.Seeds) -> None:
+        # SPEC 1.6: stored, then in one step in force and everything of older epochs gone; acknowledged only then.
+        around = self._around
+        await around.vault.keep_seeds(seeds)
+        around.prss.install(seeds)
         around.pool.drop(lambda *_: True)
         for run in list(self._batches.values()):
             run.stop(KeymootError("a new PRSS epoch"))
-        await around.vault.keep_seeds(seeds)
-        around.prss.install(seeds)
 
     # --- SPEC 2 ---
 
     def start_keygen(
-        self, coordinator: str, order: KeygenOrder, labels: Sequence[str], kept: Callable[[], None]
+        self,
+        coordinator: str,
+        order: KeygenOrder,
+        labels: Sequence[str],
+        kept: Callable[[], None],
+        ended: Callable[[], None],
     ) -> None:
-        """One key for each label; the requests behind them are verified. `kept` is called once shares are stored."""
+        """One key for each label; the requests behind them are verified. `kept` is called once shares are stored,
+        `ended` when the ceremony is over, however."""
         around = self._around
         digests = [request.digest(around.roster.network) for request in order.requests]
-        parameters = [FIRST_KEY_EPOCH.to_bytes(4, "big"), *digests]
+        parameters = [FIRST_KEY_EPOCH.to_bytes(8, "big"), *digests]
         run = self._local_run(coordinator, order.ceremony, "keygen", parameters, order.nonces, keygen.ROUNDS)
         roster = around.roster
         plan = keygen.KeyPlan(roster.network, roster.digest(), roster.tolerate, FIRST_KEY_EPOCH, tuple(labels))
@@ -123,10 +144,13 @@ class CeremonyOrders:
                 around.report(coordinator, KeysAcknowledged(order.ceremony, signed), entries)
                 return signed
 
-            certificates = await keygen.keygen(
-                run.session, SECP256K1, plan, around.random, store_pending, self._acknowledgement_verifies
-            )
-            await around.vault.keep_keys([_record(key, active=True) for key in new])
+            try:
+                certificates = await keygen.keygen(
+                    run.session, SECP256K1, plan, around.random, store_pending, self._acknowledgement_verifies
+                )
+                await around.vault.keep_keys([_record(key, active=True) for key in new])
+            finally:
+                ended()
             self._report_activated(coordinator, order.ceremony, certificates)
 
         run.start(routine())
@@ -199,16 +223,16 @@ class CeremonyOrders:
         if around.prss.epoch == 0:
             raise Unavailable("no PRSS seeds yet", "all signers must be online once, for the setup")
         # SPEC 3.1
-        parameters = [around.prss.epoch.to_bytes(4, "big"), order.count.to_bytes(4, "big")]
+        parameters = [around.prss.epoch.to_bytes(8, "big"), around.prss.context, order.count.to_bytes(4, "big")]
         ticket, keys, links = self._open_ceremony(
             coordinator, order.ceremony, "presign", order.committee, parameters, order.nonces
         )
         boots = {j: link.peer.boot_nonce for j, link in links.items()}
         batch_key = BatchKey(coordinator, order.committee, around.prss.epoch, boots)
-        run = WorkerRun(self, ticket, batch_key)
+        subset_seeds, pair_seeds = around.prss.sub_seeds(order.committee, ticket.context)
+        run = WorkerRun(self, ticket, batch_key, order.count)
         around.ceremonies.add(run)
         self._batches[ticket.context] = run
-        subset_seeds, pair_seeds = around.prss.sub_seeds(order.committee, ticket.context)
         begin = Begin(
             sid=ticket.context,
             me=around.session.index,
@@ -320,12 +344,19 @@ class CeremonyOrders:
 class WorkerRun(CeremonyRun):
     """A batch under way in the worker."""
 
-    def __init__(self, orders: CeremonyOrders, ticket: Ticket, batch_key: BatchKey) -> None:
+    def __init__(self, orders: CeremonyOrders, ticket: Ticket, batch_key: BatchKey, count: int) -> None:
         super().__init__(ticket)
         self._orders, self.batch_key = orders, batch_key
+        self._max_frame_bytes = count * BYTES_PER_PRESIGNATURE + FRAME_ALLOWANCE_BYTES
+        self._frames = dict.fromkeys(batch_key.committee, 0)
 
     def receive(self, sender: int, frame: bytes) -> None:
-        self._orders.forward(self.ticket.context, sender, frame)
+        # Unverified, and the worker may be busy: what can wait for it is bounded here.
+        self._frames[sender] += 1
+        if self._frames[sender] > len(presign.ROUNDS) or len(frame) > self._max_frame_bytes:
+            self.stop(LinkFault(sender, "more or larger frames than the protocol has"))
+        else:
+            self._orders.forward(self.ticket.context, sender, frame)
 
     def stop(self, error: KeymootError) -> None:
         self._orders.give_up_batch(self, error)

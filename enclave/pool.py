@@ -78,9 +78,10 @@ class PresignaturePool:
             raise Refused("pool", f"the pool is full ({len(self)} of {MAX_PRESIGNATURES})")
 
     def insert(self, sid: bytes, key: BatchKey, inverse_shares: bytes, points: bytes) -> None:
-        """Take in a batch confirmed by its whole committee. Raises `Refused` for a `sid` that is here."""
+        """Take in a batch confirmed by its committee. Raises `Refused` for a `sid` that is here, or without room."""
         if sid in self._batches:
             raise Refused("presign", "this sid is in the pool")
+        self.check_room(len(points) // AFFINE_POINT_BYTES)
         self._batches[sid] = _Batch(key, inverse_shares, points)
 
     def holds(self, name: PresignatureName, committee: tuple[int, ...], prss_epoch: int) -> bool:

@@ -22,6 +22,11 @@ class PrssState:
         """The PRSS epoch in force, 0 before the first setup."""
         return self._seeds.epoch if self._seeds else 0
 
+    @property
+    def context(self) -> bytes:
+        """The context of the setup that made the seeds: tells two setups of one epoch apart."""
+        return self._current().context
+
     def install(self, seeds: Seeds) -> None:
         """Use these seeds from now on. The pools of the older epoch are gone by then (SPEC 1.6)."""
         self._seeds = seeds

@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 from enclave.assembly import EnclaveCore, Outside
 from enclave.config import EnclaveConfig
+from enclave.crypto.curve import SECP256K1
 from enclave.errors import CallerError, KeymootError
 from enclave.framing import Stream
 from enclave.gate import GateKeys
 from enclave.gate_secrets import open_gate_secrets
 from enclave.hsm import Hsm, HsmThread, open_hsm
 from enclave.log import Log
-from enclave.serve import MAX_QUEUED_TO_SIGNER_BYTES, Server
+from enclave.serve import MAX_QUEUED_TO_WORKER_BYTES, Server
 from enclave.tasks import Promise
 from enclave.worker import MAX_WORKER_MESSAGE_BYTES, fork_worker
 
@@ -24,7 +25,7 @@ HSM_START_TIMEOUT_S = 30.0
 
 def run_enclave(config: EnclaveConfig) -> None:
     """Run until SIGTERM. The presign worker is forked before the PKCS#11 module is loaded (and any thread starts)."""
-    worker = Stream(fork_worker(), MAX_QUEUED_TO_SIGNER_BYTES, MAX_WORKER_MESSAGE_BYTES)
+    worker = Stream(fork_worker(), MAX_QUEUED_TO_WORKER_BYTES, MAX_WORKER_MESSAGE_BYTES)
     log = Log("enclave", network=config.file.network, signer=config.file.signer)
     thread = HsmThread(lambda: open_hsm(config.hsm, config.file.network, config.index))
     try:
@@ -46,6 +47,7 @@ def _serve(config: EnclaveConfig, gate_keys: GateKeys | None, thread: HsmThread,
         to_worker=lambda message: server.to_worker(message),
         log=log,
     )
+    SECP256K1.randomize(os.urandom(32))
     core = EnclaveCore(config, gate_keys, outside)
     uid = config.file.signer_uid
     server = Server(

@@ -19,6 +19,8 @@ from enclave.wire import FromEnclave, ToEnclave, decode, encode
 from enclave.worker import FromWorker
 
 MAX_QUEUED_TO_SIGNER_BYTES = 64 * 1024 * 1024
+# What all batches under way may have waiting at most: 4 of 16,384 presignatures with 14 peers, 192 bytes each.
+MAX_QUEUED_TO_WORKER_BYTES = 256 * 1024 * 1024
 LONGEST_WAIT_S = 1.0
 _UCRED = struct.Struct("3i")
 
@@ -101,7 +103,11 @@ class Server:
     # --- the signer ---
 
     def _accept(self, listener: socket.socket) -> None:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError as error:
+            self._log.warning("connection not accepted", reason=str(error))
+            return
         uid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
         if uid != self._signer_uid:
             self._log.warning("connection refused", reason=f"user id {uid} is not the signer's", uid=uid)
@@ -147,7 +153,7 @@ class Server:
             if events & selectors.EVENT_READ:
                 for data in self._worker.read():
                     self._orders.on_worker(decode(data, FromWorker))  # type: ignore[arg-type]
-        except EOFError as error:
+        except (EOFError, Malformed) as error:
             raise WorkerGone(str(error)) from None
 
     def _stop(self) -> None:

@@ -100,12 +100,14 @@ class Vault:
         sealed = await self._seal("prss", PRSS_NAME, seeds.epoch, encode(seeds))
         await self._store((Record("prss", PRSS_NAME, seeds.epoch, sealed),))
 
-    async def open_seeds(self, record: Record) -> Seeds:
-        """The PRSS seeds of a stored record."""
+    async def open_seeds(self, record: Record, roster_digest: bytes) -> Seeds:
+        """The PRSS seeds of a stored record. Raises `Refused` for those of another roster."""
         with await self._unseal(record, record.version) as plaintext:
             seeds = decode(plaintext.reveal(), Seeds)
         if record.kind != "prss" or seeds.epoch != record.version:
             raise Refused("prss", "the PRSS record is of another epoch")
+        if seeds.roster_digest != roster_digest:
+            raise Refused("prss", "the PRSS record is of another roster")
         return seeds
 
     def _remember(self, record: KeyRecord) -> None:

@@ -125,14 +125,15 @@ class Timers:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
-        self._cancelled: set[int] = set()
+        self._live: set[int] = set()
         self._numbers = itertools.count()
 
     def after(self, delay_s: float, callback: Callable[[], None]) -> Callable[[], None]:
         """Call back once after `delay_s`; returns what cancels it."""
         number = next(self._numbers)
         heapq.heappush(self._heap, (self._clock() + delay_s, number, callback))
-        return lambda: self._cancel(number)
+        self._live.add(number)
+        return lambda: self._live.discard(number)
 
     def sleep(self, delay_s: float) -> Promise[None]:
         """A promise that resolves after `delay_s`."""
@@ -145,17 +146,12 @@ class Timers:
         now = self._clock()
         while self._heap and self._heap[0][0] <= now:
             _, number, callback = heapq.heappop(self._heap)
-            if number in self._cancelled:
-                self._cancelled.discard(number)
-            else:
+            if number in self._live:
+                self._live.discard(number)
                 callback()
 
     def next_in_s(self) -> float | None:
         """Seconds until something is due, None if nothing is."""
-        while self._heap and self._heap[0][1] in self._cancelled:
-            self._cancelled.discard(heapq.heappop(self._heap)[1])
+        while self._heap and self._heap[0][1] not in self._live:
+            heapq.heappop(self._heap)
         return max(0.0, self._heap[0][0] - self._clock()) if self._heap else None
-
-    def _cancel(self, number: int) -> None:
-        if any(entry[1] == number for entry in self._heap):
-            self._cancelled.add(number)

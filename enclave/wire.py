@@ -37,13 +37,13 @@ Bytes16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Point33 = Annotated[bytes, msgspec.Meta(min_length=33, max_length=33)]
 Signature64 = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
-Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 ShortText = Annotated[str, msgspec.Meta(max_length=512)]
 Committee = Annotated[tuple[Index, ...], msgspec.Meta(min_length=3, max_length=16)]
 DerivationPath = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=10)]
-KeyId = Annotated[str, msgspec.Meta(pattern=r"^key_[0-9a-f]{32}$")]
-Label = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,95}$")]
+KeyId = Annotated[str, msgspec.Meta(pattern=r"^key_[0-9a-f]{32}$(?!\n)")]
+Label = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,95}$(?!\n)")]
 SealedBytes = Annotated[bytes, msgspec.Meta(max_length=64 * 1024)]
 
 
@@ -57,7 +57,7 @@ class Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 class Record(Wire, frozen=True):
     """A sealed record as the signer's store keeps it: opaque to the signer. `name`: a key id, or `prss`."""
 
-    kind: Annotated[str, msgspec.Meta(pattern=r"^(key|prss)$")]
+    kind: Annotated[str, msgspec.Meta(pattern=r"^(key|prss)$(?!\n)")]
     name: Annotated[str, msgspec.Meta(max_length=64)]
     version: Count
     sealed: SealedBytes
@@ -100,7 +100,7 @@ class SignedNonce(Wire, frozen=True):
     """A member's fresh ceremony nonce (SPEC 0.4, 3.1), signed with its frame key; serves one ceremony."""
 
     index: Index
-    purpose: Annotated[str, msgspec.Meta(pattern=r"^(setup|keygen|presign)$")]
+    purpose: Annotated[str, msgspec.Meta(pattern=r"^(setup|keygen|presign)$(?!\n)")]
     boot_nonce: Bytes32
     nonce: Bytes32
     signature: Signature64
@@ -123,7 +123,7 @@ class Acknowledgement(Wire, frozen=True):
     roster_digest: Bytes32
     key_id: KeyId
     label: Label
-    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$")]
+    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$(?!\n)")]
     public_key: Point33
     public_shares: tuple[Point33, ...]
     chain_code: Bytes32
@@ -146,8 +146,8 @@ class SignedAcknowledgement(Wire, frozen=True):
 class AuthorizationTerms(Wire, frozen=True):
     """SPEC 4.1: what all committee members must say identically before anybody computes a signature share."""
 
-    scheme: Annotated[str, msgspec.Meta(pattern=r"^KU25$")]
-    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$")]
+    scheme: Annotated[str, msgspec.Meta(pattern=r"^KU25$(?!\n)")]
+    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$(?!\n)")]
     roster_digest: Bytes32
     prss_epoch: Epoch
     key_epoch: Epoch
@@ -194,7 +194,7 @@ class PrepareOrder(Wire, frozen=True, tag=1):
     """Asks for one signed nonce for a ceremony of `purpose`. Answer: `NonceReport`."""
 
     ceremony: Bytes16
-    purpose: Annotated[str, msgspec.Meta(pattern=r"^(setup|keygen|presign)$")]
+    purpose: Annotated[str, msgspec.Meta(pattern=r"^(setup|keygen|presign)$(?!\n)")]
 
 
 class SetupOrder(Wire, frozen=True, tag=2):
@@ -335,7 +335,7 @@ class CeremonyFailed(Wire, frozen=True, tag=7):
     `timeout`; `culprits` only where SPEC names them; `suspects` is a link's peer or a silent member."""
 
     ceremony: Bytes16
-    kind: Annotated[str, msgspec.Meta(pattern=r"^(link|peer|caller|unavailable|refused|timeout)$")]
+    kind: Annotated[str, msgspec.Meta(pattern=r"^(link|peer|caller|unavailable|refused|timeout)$(?!\n)")]
     step: ShortText
     reason: ShortText
     culprits: tuple[Index, ...]
@@ -507,7 +507,7 @@ class Attached(Wire, frozen=True, tag=1):
     fingerprint: ShortText
     roster_digest: Bytes32
     policy_digest: Bytes32
-    gate_mode: Annotated[str, msgspec.Meta(pattern=r"^(signed|status|none)$")]
+    gate_mode: Annotated[str, msgspec.Meta(pattern=r"^(signed|status|none)$(?!\n)")]
     boot_nonce: Bytes32
     prss_epoch: Epoch
 
@@ -556,7 +556,7 @@ class Audit(Wire, frozen=True, tag=6):
 class Status(Wire, frozen=True, tag=7):
     """Counters and state, nothing secret. `counters` are monotonic since boot; `gauges` are present values."""
 
-    state: Annotated[str, msgspec.Meta(pattern=r"^(ready|waiting|hsm-away)$")]
+    state: Annotated[str, msgspec.Meta(pattern=r"^(ready|waiting|hsm-away)$(?!\n)")]
     reason: ShortText
     counters: dict[str, int]
     gauges: dict[str, int]

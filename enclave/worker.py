@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Annotated
@@ -18,7 +19,7 @@ from typing import Annotated
 import msgspec
 
 from enclave.channels.frames import CeremonyChannel, PeerKeys
-from enclave.crypto.curve import AFFINE_POINT_BYTES, SCALAR_BYTES, Secp256k1
+from enclave.crypto.curve import AFFINE_POINT_BYTES, SCALAR_BYTES, SECP256K1, Secp256k1
 from enclave.errors import CallerError, KeymootError, LinkFault, PeerFault, Refused, Unavailable
 from enclave.framing import Stream
 from enclave.protocol import presign
@@ -151,11 +152,11 @@ class _Run:
 def describe_failure(sid: bytes, error: KeymootError, missing: tuple[int, ...]) -> Failed:
     """How a ceremony's error is told: its kind, whom it convicts and whom it merely waits for."""
     if isinstance(error, PeerFault):
-        return Failed(sid, "peer", error.step, error.reason, error.culprits, error.subset)
+        return Failed(sid, "peer", error.step, error.reason[:500], error.culprits, error.subset)
     if isinstance(error, LinkFault):
-        return Failed(sid, "link", "", error.reason, (), (error.peer,) if error.peer else ())
+        return Failed(sid, "link", "", error.reason[:500], (), (error.peer,) if error.peer else ())
     if isinstance(error, CallerError):
-        return Failed(sid, "caller", "", str(error), (), ())
+        return Failed(sid, "caller", "", str(error)[:500], (), ())
     if isinstance(error, Refused):
         return Failed(sid, "refused", "", str(error)[:500], (), ())
     if isinstance(error, Unavailable):
@@ -174,6 +175,8 @@ def fork_worker() -> socket.socket:
             _die_with(parent)
             serve(theirs)
             code = 0
+        except Exception as error:  # noqa: BLE001 - the edge of this process; the enclave ends with it
+            sys.stderr.write(f"keymoot presign worker: {type(error).__name__}\n")
         finally:
             os._exit(code)
     theirs.close()
@@ -205,7 +208,8 @@ def serve(sock: socket.socket) -> None:
     """The worker's loop: until the enclave closes its end."""
     stream = Stream(sock, MAX_QUEUED_BYTES, MAX_WORKER_MESSAGE_BYTES)
     sock.setblocking(True)
-    worker = Worker(Secp256k1(os.urandom(32)), stream.write)
+    SECP256K1.randomize(os.urandom(32))
+    worker = Worker(SECP256K1, stream.write)
     with contextlib.suppress(EOFError):
         while True:
             for data in stream.read():

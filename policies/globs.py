@@ -48,6 +48,4 @@ def path_matches(pattern: str, path: tuple[int, ...]) -> bool:
         if len(path) <= len(steps):
             return False
         path = path[: len(steps)]
-    return len(steps) == len(path) and all(
-        step in ("*", str(index)) for step, index in zip(steps, path, strict=True)
-    )
+    return len(steps) == len(path) and all(step in ("*", str(index)) for step, index in zip(steps, path, strict=True))

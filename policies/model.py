@@ -13,7 +13,7 @@ import msgspec
 from policies.globs import check_label_glob, check_path_glob
 from policies.transcript import Tag, digest
 
-CLIENT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+CLIENT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$(?!\n)"
 MAX_CLIENTS = 256
 MAX_RULES = 256
 MAX_PATTERNS = 256

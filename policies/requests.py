@@ -11,31 +11,29 @@ import msgspec
 
 KEYS_PATH = "/v1/keys"
 
-LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,95}$"
-KEY_ID_PATTERN = r"^key_[0-9a-f]{32}$"
+LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,95}$(?!\n)"
+KEY_ID_PATTERN = r"^key_[0-9a-f]{32}$(?!\n)"
 
-ExternalId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+ExternalId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}$(?!\n)")]
 Path = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=10)]
-HexBytes = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-f]{2})*$", max_length=2 + 2 * 48 * 1024)]
+HexBytes = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-f]{2})*$(?!\n)", max_length=2 + 2 * 48 * 1024)]
 
 
 class KeyCreation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """`POST /v1/keys`. `label` is immutable. `signers` and `tolerate` must be the roster's."""
 
-    scheme: Annotated[str, msgspec.Meta(pattern=r"^ECDSA$")]
-    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$")]
+    scheme: Annotated[str, msgspec.Meta(pattern=r"^ECDSA$(?!\n)")]
+    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$(?!\n)")]
     signers: Annotated[int, msgspec.Meta(ge=3, le=16)]
     tolerate: Annotated[int, msgspec.Meta(ge=1, le=7)]
     label: Annotated[str, msgspec.Meta(pattern=LABEL_PATTERN)]
     external_id: ExternalId
 
 
-class Hash(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", tag="Hash", tag_field="kind"
-):
+class Hash(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", tag="Hash", tag_field="kind"):
     """Blind signing of a bare 32-byte hash: nobody but the client knows what it stands for."""
 
-    hash: Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{64}$")]
+    hash: Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{64}$(?!\n)")]
     external_id: ExternalId
     derivation_path: Path = ()
 

@@ -6,6 +6,7 @@ Its digest is part of every ceremony's context, of every key certificate and of 
 from __future__ import annotations
 
 import base64
+from math import comb
 from typing import Annotated
 
 import msgspec
@@ -14,10 +15,11 @@ from policies.errors import CallerError
 from policies.transcript import Tag, digest
 
 MAX_SIGNERS = 16
+MAX_SEEDS = 900  # of one signer, which must fit one sealed record
 P256_POINT_BYTES = 65
 
 Index = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIGNERS)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)")]
 
 
 class RosterSigner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,6 +66,11 @@ class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.n < self.committee_size:
             raise ValueError(
                 f"{self.n} signers cannot tolerate {self.tolerate}: KU25 needs {self.committee_size} online"
+            )
+        seeds = comb(self.n - 1, self.tolerate) + 2 * (self.n - 1)
+        if seeds > MAX_SEEDS:
+            raise ValueError(
+                f"{self.n} signers that tolerate {self.tolerate} need {seeds} seeds each, at most {MAX_SEEDS}"
             )
 
     @property

@@ -14,8 +14,8 @@ from policies.errors import CallerError
 from policies.load import load_yaml
 
 MAX_SECRETS_BYTES = 4096
-Listen = Annotated[str, msgspec.Meta(pattern=r"^[^\s:]+:[0-9]{1,5}$")]
-Secret = Annotated[str, msgspec.Meta(pattern=r"^whsec_[A-Za-z0-9+/]{32,128}={0,2}$")]
+Listen = Annotated[str, msgspec.Meta(pattern=r"^[^\s:]+:[0-9]{1,5}$(?!\n)")]
+Secret = Annotated[str, msgspec.Meta(pattern=r"^whsec_[A-Za-z0-9+/]{32,128}={0,2}$(?!\n)")]
 
 
 class GateRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,7 +11,7 @@ from policies.errors import CallerError
 from policies.load import load_yaml
 from policies.roster import Name
 
-HttpsUrl = Annotated[str, msgspec.Meta(pattern=r"^https://[^\s/?#@]+(/[^\s?#]*)?$", max_length=512)]
+HttpsUrl = Annotated[str, msgspec.Meta(pattern=r"^https://[^\s/?#@]+(/[^\s?#]*)?$(?!\n)", max_length=512)]
 
 
 class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

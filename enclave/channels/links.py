@@ -63,10 +63,12 @@ class Links:
         sign: Callable[[bytes], Promise[bytes]],
         send: Callable[[str, int, bytes], None],
         changed: Callable[[str, int, Link | None, str], None],
+        failed: Callable[[str, int, str], None],
     ) -> None:
-        """`sign`: the HSM's signature over a digest. `changed(coordinator, peer, link or None, reason)`."""
+        """`sign`: the HSM's signature over a digest. `changed(coordinator, peer, link or None, reason)`: a link is up
+        or down. `failed(coordinator, peer, reason)`: an attempt came to nothing; a link that is up stays."""
         self._identity, self._random, self._timers, self._clock = identity, random, timers, clock
-        self._sign, self._send, self._changed = sign, send, changed
+        self._sign, self._send, self._changed, self._failed = sign, send, changed, failed
         self._links: dict[Key, Link] = {}
         self._attempts: dict[Key, _Attempt] = {}
         self._online: dict[str, frozenset[int]] = {}
@@ -107,6 +109,7 @@ class Links:
         for key in {*self._links, *self._attempts}:
             self._drop(key, reason)
         self._online.clear()
+        self._rations.clear()
 
     # --- the three messages ---
 
@@ -135,7 +138,7 @@ class Links:
         try:
             responder = Responder(self._identity, key[1], message, self._random)
         except LinkFault as fault:
-            self._changed(key[0], key[1], None, fault.reason)
+            self._failed(key[0], key[1], fault.reason)
             raise
         attempt = self._attempts.setdefault(key, _Attempt(started_at_s=self._clock()))
         attempt.responder = responder
@@ -189,7 +192,7 @@ class Links:
     def _run(self, key: Key, step: Callable[[], object]) -> None:
         def ended(task: Task[None]) -> None:
             if isinstance(task.outcome, KeymootError):
-                self._changed(key[0], key[1], None, str(task.outcome))
+                self._failed(key[0], key[1], str(task.outcome))
 
         Task(step(), ended).start()  # type: ignore[arg-type]
 

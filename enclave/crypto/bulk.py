@@ -6,7 +6,7 @@ One library call per operation over preallocated buffers, no Python objects per 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from coincurve._libsecp256k1 import ffi, lib
@@ -20,7 +20,7 @@ from enclave.crypto.curve import (
     Secp256k1,
 )
 
-MAX_REPEATED_TERMS = 64
+MAX_REPEATS = 16
 
 
 def generate_many(curve: Secp256k1, scalars: bytes) -> bytes:
@@ -73,22 +73,21 @@ def relation_fails(curve: Secp256k1, rows: Mapping[int, PointRow], terms: Mappin
 
     `terms`: integer coefficients `c_j`, both signs among them. Checked point by point, no random combination.
     """
-    left = _repeated({j: c for j, c in terms.items() if c > 0})
-    right = _repeated({j: -c for j, c in terms.items() if c < 0})
     m = next(iter(rows.values())).m
+    left = _summands(curve, rows, {j: c for j, c in terms.items() if c > 0}, m)
+    right = _summands(curve, rows, {j: -c for j, c in terms.items() if c < 0}, m)
     one, other = ffi.new("secp256k1_pubkey *"), ffi.new("secp256k1_pubkey *")
     left_pointers, right_pointers = (
         ffi.new("secp256k1_pubkey *[]", len(left)),
         ffi.new("secp256k1_pubkey *[]", len(right)),
     )
-    left_keys, right_keys = [rows[j].keys for j in left], [rows[j].keys for j in right]
     context, combine, compare = curve.context, lib.secp256k1_ec_pubkey_combine, lib.secp256k1_ec_pubkey_cmp
     left_count, right_count = len(left), len(right)
     left_only, right_only = left_count == 1, right_count == 1
     for l in range(m):
-        for place, keys in enumerate(left_keys):
+        for place, keys in enumerate(left):
             left_pointers[place] = keys + l
-        for place, keys in enumerate(right_keys):
+        for place, keys in enumerate(right):
             right_pointers[place] = keys + l
         # `combine` says 0 for the identity; then both sides must be the identity.
         left_ok = left_only or combine(context, one, left_pointers, left_count)
@@ -109,10 +108,8 @@ def combine_rows(curve: Secp256k1, rows: Mapping[int, PointRow], terms: Mapping[
     Raises `InvalidPoint` where a sum is the identity.
     """
     m = next(iter(rows.values())).m
-    positive = _repeated({j: c for j, c in terms.items() if c > 0})
-    negative = _repeated({j: -c for j, c in terms.items() if c < 0})
-    negated = {j: _negated(curve, rows[j], m) for j in set(negative)}
-    sources = [rows[j].keys for j in positive] + [negated[j] for j in negative]
+    sources = _summands(curve, rows, {j: c for j, c in terms.items() if c > 0}, m)
+    sources += _summands(curve, rows, {j: -c for j, c in terms.items() if c < 0}, m, negated=True)
     pointers = ffi.new("secp256k1_pubkey *[]", len(sources))
     total = ffi.new("secp256k1_pubkey *")
     encoded, size = ffi.new("unsigned char[65]"), ffi.new("size_t *")
@@ -135,17 +132,26 @@ def combine_rows(curve: Secp256k1, rows: Mapping[int, PointRow], terms: Mapping[
     return bytes(out)
 
 
-def _negated(curve: Secp256k1, row: PointRow, m: int) -> Any:
-    keys = ffi.new("secp256k1_pubkey[]", m)
-    ffi.memmove(keys, row.keys, ffi.sizeof("secp256k1_pubkey") * m)
-    for l in range(m):
-        lib.secp256k1_ec_pubkey_negate(curve.context, keys + l)
-    return keys
+def _summands(
+    curve: Secp256k1, rows: Mapping[int, PointRow], terms: Mapping[int, int], m: int, *, negated: bool = False
+) -> list[Any]:
+    """Rows whose plain sum is `Σ c_j·P_j`, all `c_j > 0`; their negatives where `negated`.
 
-
-def _repeated(terms: Mapping[int, int]) -> Sequence[int]:
-    """`{j: c}` as a list that holds `j` `c` times: for small integers, repeated addition beats multiplication."""
-    flat = [j for j, c in sorted(terms.items()) for _ in range(c)]
-    if len(flat) > MAX_REPEATED_TERMS:
-        raise InvalidPoint(f"coefficients too large for repeated addition: {dict(terms)}")
-    return flat
+    A small coefficient repeats its row: a few additions beat a multiplication. A large one (far-apart committee
+    members) is multiplied in; coefficients are public.
+    """
+    summands = []
+    for j, c in sorted(terms.items()):
+        keys = rows[j].keys
+        if negated or c > MAX_REPEATS:
+            keys = ffi.new("secp256k1_pubkey[]", m)
+            ffi.memmove(keys, rows[j].keys, ffi.sizeof("secp256k1_pubkey") * m)
+        if negated:
+            for l in range(m):
+                lib.secp256k1_ec_pubkey_negate(curve.context, keys + l)
+        if c > MAX_REPEATS:
+            factor = c.to_bytes(SCALAR_BYTES, "big")
+            for l in range(m):
+                lib.secp256k1_ec_pubkey_tweak_mul(curve.context, keys + l, factor)
+        summands += [keys] * (1 if c > MAX_REPEATS else c)
+    return summands

@@ -58,15 +58,17 @@ class Curve(Protocol):
 
 
 class Secp256k1:
-    """secp256k1 over libsecp256k1. The context is static but for a randomisation against side channels."""
+    """secp256k1 over libsecp256k1."""
 
     name = "secp256k1"
     q = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
-    def __init__(self, randomness: bytes | None = None) -> None:
+    def __init__(self) -> None:
         self.context = lib.secp256k1_context_create(_CONTEXT_NONE)
-        if randomness is not None:
-            lib.secp256k1_context_randomize(self.context, randomness)
+
+    def randomize(self, randomness: bytes) -> None:
+        """Blind the generator's multiplications with 32 random bytes. Results stay the same."""
+        lib.secp256k1_context_randomize(self.context, randomness)
 
     def generate(self, scalar: int) -> bytes:
         key = ffi.new("secp256k1_pubkey *")

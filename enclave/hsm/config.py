@@ -14,8 +14,8 @@ from enclave.hsm.errors import HsmMisconfigured
 MAX_PIN_BYTES = 256
 WORLD_ACCESS = 0o007
 
-KeyLabel = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,47}$")]
-PinReference = Annotated[str, msgspec.Meta(pattern=r"^(file:.+|credential:[A-Za-z0-9][A-Za-z0-9._-]*)$")]
+KeyLabel = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,47}$(?!\n)")]
+PinReference = Annotated[str, msgspec.Meta(pattern=r"^(file:.+|credential:[A-Za-z0-9][A-Za-z0-9._-]*)$(?!\n)")]
 
 
 class HsmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

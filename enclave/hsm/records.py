@@ -98,7 +98,7 @@ class SealedRecord(Wire, frozen=True):
     """A sealed record's bytes. `salt`: the GCM nonce (12 bytes) or the derivation salt (32 bytes)."""
 
     format: Annotated[int, msgspec.Meta(ge=RECORD_FORMAT, le=RECORD_FORMAT)]
-    profile: Annotated[str, msgspec.Meta(pattern=r"^(gcm|hmac-kdf)$")]
+    profile: Annotated[str, msgspec.Meta(pattern=r"^(gcm|hmac-kdf)$(?!\n)")]
     key_label: Annotated[str, msgspec.Meta(min_length=1, max_length=48)]
     salt: Annotated[bytes, msgspec.Meta(min_length=12, max_length=32)]
     sealed_key: Annotated[bytes, msgspec.Meta(min_length=SEALED_KEY_BYTES, max_length=SEALED_KEY_BYTES)]

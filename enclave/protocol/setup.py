@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from enclave.crypto.prss import pairs, subsets
-from enclave.errors import PeerFault
+from enclave.errors import PeerFault, Refused
 from enclave.protocol.session import RoundMessage, Session
 from enclave.wire import Bytes32, Wire
 from policies.transcript import Tag, digest
@@ -32,15 +32,23 @@ class Group(Wire, frozen=True):
 
 
 class Seeds(Wire, frozen=True):
-    """All seeds that one signer holds of one PRSS epoch, in the order of `groups_of`. Secret."""
+    """All seeds that one signer holds of one PRSS epoch, in the order of `groups_of`. Secret.
+
+    `context` is the setup's: two setups of one epoch differ in it. `roster_digest`: whom the seeds are shared with.
+    """
 
     epoch: int
+    context: Bytes32
+    roster_digest: Bytes32
     groups: tuple[Group, ...]
     seeds: tuple[bytes, ...]
 
     def of(self, purpose: str, members: tuple[int, ...]) -> bytes:
-        """The 32-byte seed of a group this signer is in."""
-        return self.seeds[self.groups.index(Group(purpose, members))]
+        """The 32-byte seed of a group this signer is in. Raises `Refused` for another group."""
+        try:
+            return self.seeds[self.groups.index(Group(purpose, members))]
+        except ValueError:
+            raise Refused("prss", f"no seed for {purpose} {members}") from None
 
     def __repr__(self) -> str:
         return f"Seeds(epoch={self.epoch}, …)"
@@ -86,6 +94,7 @@ async def setup(
     session: Session,
     t: int,
     epoch: int,
+    roster_digest: bytes,
     random: Callable[[int], bytes],
     install: Callable[[Seeds], Awaitable[None]],
 ) -> Seeds:
@@ -118,7 +127,7 @@ async def setup(
     verify_checks(await session.gather(Checks), groups)
 
     # SPEC 1.6
-    result = Seeds(epoch, tuple(seeds), tuple(seeds.values()))
+    result = Seeds(epoch, session.context, roster_digest, tuple(seeds), tuple(seeds.values()))
     await install(result)
     session.broadcast(Acknowledged())
     await session.gather(Acknowledged)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enclave.crypto import prss
 from enclave.crypto.curve import SCALAR_BYTES, Curve
 from enclave.errors import Refused
-from enclave.wire import SignedAuthorization, encode
+from enclave.wire import Authorization, encode
 from policies.transcript import Tag, digest
 
 
@@ -41,7 +41,7 @@ def online_share(
     me: int,
     committee: tuple[int, ...],
     presignature: Presignature,
-    authorizations: Sequence[SignedAuthorization],
+    authorizations: Sequence[Authorization],
     h: bytes,
     epsilon: int,
     key_share: int,

@@ -19,7 +19,6 @@ from enclave.wire import (
     AuthorizationTerms,
     PresignatureName,
     SignedAcknowledgement,
-    SignedAuthorization,
 )
 from tests.fakes.network import Network, results, seeded_random
 
@@ -33,7 +32,7 @@ def run_setup(n: int, t: int, seed: str = "setup") -> tuple[dict[int, setup.Seed
     async def install(seeds: setup.Seeds) -> None:
         assert seeds.epoch == 1
 
-    outcomes = network.run(lambda s: setup.setup(s, t, 1, seeded_random(f"{seed}/{s.me}"), install))
+    outcomes = network.run(lambda s: setup.setup(s, t, 1, b"r" * 32, seeded_random(f"{seed}/{s.me}"), install))
     return results(outcomes), network.transcript.hexdigest()
 
 
@@ -76,7 +75,7 @@ def sign_once(keys, seeds, batches, C, t, l, path, h) -> None:
         "KU25", "secp256k1", b"r" * 32, 1, 1, ack.key_id, ack.public_key, path, h, b"d" * 32, C,
         PresignatureName(batches[C[0]].sid, l),
     )  # fmt: skip
-    authorizations = [SignedAuthorization(Authorization(terms, j, b"b" * 32, os.urandom(32), 10), bytes(64)) for j in C]
+    authorizations = [Authorization(terms, j, b"b" * 32, os.urandom(32), 10) for j in C]
     shares = {}
     for j in C:
         batch = batches[j]
