@@ -9,7 +9,7 @@ from coincurve import PublicKey
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from enclave.crypto import bulk, polynomials
-from enclave.crypto.curve import SECP256K1, InvalidPoint, Secp256k1, compress
+from enclave.crypto.curve import SECP256K1, InvalidPoint, compress
 
 Q = SECP256K1.q
 P = 2**256 - 2**32 - 977
@@ -32,11 +32,6 @@ def row(*scalars: int) -> bulk.PointRow:
 @pytest.mark.parametrize("scalar", SCALARS)
 def test_generate_is_openssls(scalar: int) -> None:
     assert SECP256K1.generate(scalar) == compress(openssl(scalar))
-
-
-def test_a_randomised_context_computes_the_same() -> None:
-    other = Secp256k1(b"\x17" * 32)
-    assert [other.generate(s) for s in SCALARS] == [SECP256K1.generate(s) for s in SCALARS]
 
 
 def test_generate_many_is_openssls() -> None:
