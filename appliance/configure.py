@@ -120,7 +120,7 @@ def write_coordinator(directory: Path, setup: CoordinatorSetup) -> None:
     )
     if setup.signer_cas:
         pki.write_new(directory / "signers-ca.pem", b"".join(setup.signer_cas))
-    pki.write_new(directory / "coordinator.yaml", _coordinator_yaml(setup).encode())
+    pki.write_new(directory / "coordinator.yaml", coordinator_yaml(setup).encode())
     make_directory(directory / "state")
 
 
@@ -229,7 +229,8 @@ coordinators:
 {coordinators}{gate}"""
 
 
-def _coordinator_yaml(setup: CoordinatorSetup) -> str:
+def coordinator_yaml(setup: CoordinatorSetup) -> str:
+    """The text of coordinator.yaml."""
     low, high, batch = setup.pool
     return f"""# The coordinator: relays between signers and serves the API. It holds no key, share or secret.
 network: {quoted(setup.network)}

@@ -64,7 +64,7 @@ class Written:
     """Where things ended up."""
 
     roster: Roster
-    signers_port: int
+    coordinator: configure.CoordinatorSetup
     api_port: int
     gate_ports: tuple[int, ...]
 
@@ -73,16 +73,14 @@ def write_network(plan: Plan) -> Written:
     """Write everything. Raises `Unavailable` without SoftHSM, `CallerError` for an impossible plan."""
     signers_port, api_port, *gate_ports = free_ports(2 + (plan.signers if plan.gate else 0))
     coordinator = plan.root / COORDINATOR
-    configure.write_coordinator(
-        coordinator,
-        configure.CoordinatorSetup(
-            network=plan.network,
-            name=COORDINATOR,
-            listen_signers=f"{LOOPBACK}:{signers_port}",
-            listen_api=f"{LOOPBACK}:{api_port}",
-            pool=plan.pool,
-        ),
+    setup = configure.CoordinatorSetup(
+        network=plan.network,
+        name=COORDINATOR,
+        listen_signers=f"{LOOPBACK}:{signers_port}",
+        listen_api=f"{LOOPBACK}:{api_port}",
+        pool=plan.pool,
     )
+    configure.write_coordinator(coordinator, setup)
     ca = (coordinator / "ca.pem").read_bytes()
     address = configure.CoordinatorAddress(COORDINATOR, f"https://{LOOPBACK}:{signers_port}", ca)
     for index in plan.indices:
@@ -101,7 +99,7 @@ def write_network(plan: Plan) -> Written:
         pki.write_new(plan.signer(index) / "policy.yaml", policy.encode())
     if plan.gate:
         _each(plan, lambda index: _seal_gate_secret(plan, index))
-    return Written(roster, signers_port, api_port, tuple(gate_ports))
+    return Written(roster, setup, api_port, tuple(gate_ports))
 
 
 def free_ports(count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import os
 import shutil
@@ -15,6 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
+
+from appliance import configure
 from appliance.api.client import AsyncClient, Client
 from appliance.localnet.files import COORDINATOR, LOOPBACK, Plan, Written, write_network
 from appliance.localnet.process import ManagedProcess
@@ -25,6 +29,14 @@ from policies.roster import Roster
 READY_TIMEOUT_S = 60.0
 POLL_S = 0.02
 DEFAULT_POOL = (200, 600, 200)
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What is read of the coordinator's /healthz."""
+
+    status: str
+    trouble: str = ""
+    presignatures: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class LocalNet:
@@ -128,7 +140,7 @@ class LocalNet:
             port = self._files.gate_ports[int(number) - 1]
             self.wait_for(lambda: _listens(port), f"{name} to listen")
         elif kind == COORDINATOR:
-            self.wait_for(self.healthy, "the coordinator to be healthy")
+            self.wait_for(lambda: self.health() is not None, "the coordinator to answer")
 
     def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Poll until `condition` holds. Raises `Unavailable` if a process ends meanwhile, or after the time-out."""
@@ -140,15 +152,39 @@ class LocalNet:
                 raise Unavailable(f"waited {timeout_s:.0f} s for {what}", f"see the logs in {self.root / 'logs'}")
             time.sleep(POLL_S)
 
-    def healthy(self) -> bool:
-        """Whether the coordinator's /healthz says 200."""
+    def wait_for_pool(self, count: int, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until every committee that is kept ready has `count` presignatures. Raises `Unavailable`."""
+        roster = self.roster
+        committees = 1 if roster.n == roster.committee_size else roster.n
+
+        def filled() -> bool:
+            pools = self.pools()
+            return len(pools) == committees and min(pools.values()) >= count
+
+        self.wait_for(filled, f"a pool of {count} presignatures", timeout_s)
+
+    def pools(self) -> dict[tuple[int, ...], int]:
+        """Presignatures that can be named now, by committee; empty while the coordinator is away."""
+        health = self.health()
+        if health is None:
+            return {}
+        return {tuple(map(int, name.split("-"))): number for name, number in health.presignatures.items()}
+
+    def configure_pool(self, pool: tuple[int, int, int]) -> None:
+        """Write another pool (low, high, batch) into coordinator.yaml; it counts after a restart."""
+        setup = dataclasses.replace(self._files.coordinator, pool=pool)
+        (self.root / COORDINATOR / "coordinator.yaml").write_text(configure.coordinator_yaml(setup))
+
+    def health(self) -> Health | None:
+        """What the coordinator says of itself; None while it does not answer."""
         context = ssl.create_default_context(cafile=self.root / COORDINATOR / "ca.pem")
         connection = http.client.HTTPSConnection(LOOPBACK, self._files.api_port, context=context, timeout=2.0)
         try:
             connection.request("GET", "/healthz")
-            return connection.getresponse().status == http.client.OK
-        except (OSError, http.client.HTTPException):
-            return False
+            answer = connection.getresponse()
+            return msgspec.json.decode(answer.read(), type=Health) if answer.status == http.client.OK else None
+        except (OSError, http.client.HTTPException, msgspec.DecodeError):
+            return None
         finally:
             connection.close()
 
