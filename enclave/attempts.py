@@ -19,14 +19,26 @@ MAX_REQUESTS = 20_000
 
 @dataclass(frozen=True)
 class Approval:
-    """A request that policy and gate have said yes to, for one committee, with all that its terms need."""
+    """A request that policy and gate have said yes to, for one committee, with all that its terms need.
+
+    `epsilon`: the tweak of `path` (SPEC 4.4), a scalar.
+    """
 
     client_id: str
     key: KeyFacts
     path: tuple[int, ...]
+    epsilon: int
     h: bytes
     committee: tuple[int, ...]
     until_s: int
+
+
+@dataclass(frozen=True)
+class Outstanding:
+    """An authorization that was given out and not used, and the tweak `ε` of its path (SPEC 4.4)."""
+
+    authorization: Authorization
+    epsilon: int
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class RequestState:
     """One client request.
 
     `attempt` is the newest, answered when the decision is there; `asking`: policy and gate are at it, or a key is being
-    made; `asked`: how often; `approval` is their yes; `authorization` is outstanding: signed, unused; `closed`: never
+    made; `asked`: how often; `approval` is their yes; `outstanding`: signed, not used; `closed`: never
     again (the gate said no, or the key was made).
     """
 
@@ -56,7 +68,7 @@ class RequestState:
     asking: bool = False
     attempt: Attempt | None = None
     approval: Approval | None = None
-    authorization: Authorization | None = None
+    outstanding: Outstanding | None = None
 
     def count_question(self) -> None:
         """Policy and gate are about to be asked. Raises `Refused` beyond three times: nobody is worn down."""
@@ -64,12 +76,12 @@ class RequestState:
             raise Refused("request/attempts", f"this request was put to the gate {MAX_ATTEMPTS} times")
         self.asked += 1
 
-    def count_attempt(self, authorization: Authorization) -> None:
-        """Let `authorization` be outstanding; an older one can't be used any more. Raises `Refused` beyond three."""
+    def count_attempt(self, outstanding: Outstanding) -> None:
+        """Let this authorization be outstanding; an older one can't be used any more. Raises `Refused` beyond three."""
         if self.attempts >= MAX_ATTEMPTS:
             raise Refused("request/attempts", f"this request was attempted {MAX_ATTEMPTS} times")
         self.attempts += 1
-        self.authorization = authorization
+        self.outstanding = outstanding
 
 
 class RequestBook:
@@ -111,7 +123,7 @@ class RequestBook:
         """Withdraw the unused authorization of an attempt."""
         state = self._by_attempt.get((coordinator, ceremony))
         if state is not None:
-            state.authorization = None
+            state.outstanding = None
 
     def _forget_attempt(self, state: RequestState) -> None:
         if state.attempt is not None:

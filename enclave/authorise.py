@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import msgspec
 
 from enclave.asking import Gate
-from enclave.attempts import Approval, Attempt, RequestBook, RequestState
+from enclave.attempts import Approval, Attempt, Outstanding, RequestBook, RequestState
 from enclave.audit import AuditLog
 from enclave.channels.frames import sign_digest, verify_digest
 from enclave.channels.handshake import PeerSession
@@ -165,7 +165,7 @@ class Authoriser:
         payload = decode_payload(body)
         sign.message_scalar(payload.h, SECP256K1)
         acknowledgement = key.acknowledgement
-        child, _ = bip32.derive(acknowledgement.public_key, acknowledgement.chain_code, body.derivation_path)
+        child, epsilon = bip32.derive(acknowledgement.public_key, acknowledgement.chain_code, body.derivation_path)
         asked = Request(
             client_id=request.client_id,
             action=Action.SIGN,
@@ -183,7 +183,7 @@ class Authoriser:
             info = self._signer_info(order, key, child, body, payload)
             told = self._request_info(request, body, payload)
             until_s = await self._ask_gate(coordinator, order, info, told)
-        return Approval(request.client_id, key, body.derivation_path, payload.h, order.committee, until_s)
+        return Approval(request.client_id, key, body.derivation_path, epsilon, payload.h, order.committee, until_s)
 
     async def _key(self, key_id: str, record: Record | None) -> KeyFacts:
         key = await self._vault.key_facts(record, key_id)
@@ -232,7 +232,7 @@ class Authoriser:
             self._random(32),
             min(int(self._clock()) + AUTHORIZATION_S, approval.until_s),
         )
-        state.count_attempt(authorization)
+        state.count_attempt(Outstanding(authorization, approval.epsilon))
         signed = SignedAuthorization(
             authorization, sign_digest(self._session.frame_secret, authorization_digest(authorization))
         )
@@ -267,13 +267,13 @@ class Authoriser:
         spent = False
         try:
             # SPEC 4.2
-            own, state = self._check_authorizations(coordinator, order)
-            terms = own.terms
+            state, outstanding = self._check_authorizations(coordinator, order)
+            terms = outstanding.authorization.terms
             # SPEC 4.3: before anything else. Gone even if what follows fails.
             presignature = self._pool.take(terms.presignature, terms.committee, terms.prss_epoch)
             spent = True
-            state.authorization = None
-            share = await self._share(order, record, terms, presignature)
+            state.outstanding = None
+            share = await self._share(order, record, outstanding, presignature)
         except (Refused, CallerError, Unavailable) as error:
             self._count("online_refused")
             self._effects.report(coordinator, OnlineRefused(order.ceremony, str(error)[:500], spent))
@@ -290,14 +290,15 @@ class Authoriser:
         self._effects.report(coordinator, report, (entry,))
         self._count("online_us_total", (time.perf_counter_ns() - started_ns) // 1000)
 
-    def _check_authorizations(self, coordinator: str, order: OnlineOrder) -> tuple[Authorization, RequestState]:
+    def _check_authorizations(self, coordinator: str, order: OnlineOrder) -> tuple[RequestState, Outstanding]:
         """SPEC 4.2. Returns our own outstanding authorization. Raises `Refused`; nothing has changed then."""
         me, now_s = self._session, self._clock()
         terms = order.authorizations[0].authorization.terms
         state = self.book.get(terms.request_digest)
-        own = state.authorization if state is not None else None
-        if state is None or own is None or own.expires_at_s <= now_s:
+        outstanding = state.outstanding if state is not None else None
+        if state is None or outstanding is None or outstanding.authorization.expires_at_s <= now_s:
             raise Refused("authorization", "no outstanding authorization of ours for this request")
+        own = outstanding.authorization
         # The pool was replaced by a new epoch's since.
         if own.terms.prss_epoch != self._prss.epoch:
             raise Refused("epoch", "a new PRSS epoch has begun")
@@ -312,7 +313,7 @@ class Authoriser:
                     raise Refused("authorization", "not our outstanding authorization")
             else:
                 self._check_peer(coordinator, signed, expected_terms, now_s)
-        return own, state
+        return state, outstanding
 
     def _check_peer(self, coordinator: str, signed: SignedAuthorization, expected_terms: bytes, now_s: float) -> None:
         theirs = signed.authorization
@@ -330,9 +331,10 @@ class Authoriser:
         self,
         order: OnlineOrder,
         record: Record | None,
-        terms: AuthorizationTerms,
+        outstanding: Outstanding,
         presignature: sign.Presignature,
     ) -> sign.SignatureShare:
+        terms = outstanding.authorization.terms
         opened = await self._vault.open_key(record, order.key_id)
         acknowledgement = opened.acknowledgement
         if not opened.active or (acknowledgement.public_key, acknowledgement.key_epoch) != (
@@ -340,7 +342,6 @@ class Authoriser:
             terms.key_epoch,
         ):
             raise Refused("key", "the record is not of the key that was authorised")
-        _, epsilon = bip32.derive(acknowledgement.public_key, acknowledgement.chain_code, terms.path)
         return sign.online_share(
             SECP256K1,
             self._session.index,
@@ -348,7 +349,7 @@ class Authoriser:
             presignature,
             [signed.authorization for signed in order.authorizations],
             terms.h,
-            epsilon,
+            outstanding.epsilon,
             int.from_bytes(opened.share, "big"),
             self._prss.online_seeds(terms.committee),
         )
