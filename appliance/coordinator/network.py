@@ -212,8 +212,7 @@ class Network:
 
     def _next_to_fill(self) -> tuple[int, ...] | None:
         """A committee below `low`, or on its way from there to `high`; the emptiest first."""
-        unsynced = self.pools.unsynced()
-        ready = [c for c in self.preferred() if unsynced.isdisjoint(c) and self.signers.ready(c)]
+        ready = [c for c in self.preferred() if self.pools.synced(c) and self.signers.ready(c)]
         for committee in ready:
             available = self.pools.available(committee)
             if available < self._settings.low:
@@ -240,7 +239,7 @@ class Network:
         """A signer that was asked what it holds and has not answered is asked again."""
         while True:
             await asyncio.sleep(RESYNC_S)
-            self.resync(sorted(self.pools.unsynced()))
+            self.resync([index for index in self.signers.online() if not self.pools.synced((index,))])
 
     def _forget_batch(self, sid: bytes, holders: Sequence[int]) -> None:
         for holder in holders:

@@ -6,6 +6,7 @@ and a name that was spent is not named again, whatever is reported later of its 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from appliance.coordinator.changes import Changes
@@ -28,9 +29,14 @@ class Batch:
     spent: int = 0
     available: int = 0
 
+    @property
+    def complete(self) -> bool:
+        """Whether every member has said what it holds of it."""
+        return len(self.holds) == len(self.committee)
+
     def update(self) -> None:
         """Work out what is available: what every member has said it holds, and nobody has named."""
-        if len(self.holds) < len(self.committee):
+        if not self.complete:
             self.available = 0
             return
         bits = ~(self.reserved | self.spent)
@@ -45,20 +51,20 @@ class Pools:
     def __init__(self, low: int, changes: Changes) -> None:
         self._low, self._changes = low, changes
         self._batches: dict[bytes, Batch] = {}
-        self._unsynced: set[int] = set()
+        self._synced: set[int] = set()
         self._presigning: set[tuple[int, ...]] = set()
 
     # --- what is available ---
 
     def available(self, committee: tuple[int, ...]) -> int:
         """How many presignatures can be named now: none before every member has told what it holds."""
-        if not self._unsynced.isdisjoint(committee):
+        if not self.synced(committee):
             return 0
         return sum(batch.available.bit_count() for batch in self._batches.values() if batch.committee == committee)
 
-    def unsynced(self) -> set[int]:
-        """The signers that have not said yet what they hold, since they connected."""
-        return set(self._unsynced)
+    def synced(self, members: Iterable[int]) -> bool:
+        """Whether all of these have said what they hold, since they connected."""
+        return self._synced.issuperset(members)
 
     def committees(self) -> set[tuple[int, ...]]:
         """Committees that have batches."""
@@ -66,7 +72,7 @@ class Pools:
 
     def take(self, committee: tuple[int, ...]) -> wire.PresignatureName:
         """Name the next presignature, oldest batch first. Raises `CeremonyEnded` where there is none."""
-        if self._unsynced.isdisjoint(committee):
+        if self.synced(committee):
             for batch in self._batches.values():
                 if batch.committee == committee and batch.available:
                     bit = batch.available & -batch.available
@@ -110,7 +116,7 @@ class Pools:
 
     def forget_member(self, member: int) -> None:
         """`member` has disconnected: what it holds is unknown until it says so."""
-        self._unsynced.add(member)
+        self._synced.discard(member)
         self._changes.notify()
 
     def presigning(self, committee: tuple[int, ...], *, under_way: bool) -> None:
@@ -136,11 +142,11 @@ class Pools:
             if member in batch.committee and batch.sid not in held:
                 del self._batches[batch.sid]
                 # One that is used up is not lost, and the others may be at its last presignatures now.
-                if batch.available:
-                    lost.append((batch.sid, tuple(other for other in batch.committee if other != member)))
+                if batch.available or not batch.complete:
+                    lost.append((batch.sid, tuple(other for other in batch.holds if other != member)))
         for state in held.values():
             self._learn(member, state)
-        self._unsynced.discard(member)
+        self._synced.add(member)
         lost += self._incomplete()
         self._changes.notify()
         return lost
@@ -171,14 +177,14 @@ class Pools:
         lost = []
         for batch in list(self._batches.values()):
             silent = set(batch.committee) - batch.holds.keys()
-            if silent - self._unsynced:
+            if silent & self._synced:
                 del self._batches[batch.sid]
                 lost.append((batch.sid, tuple(batch.holds)))
         return lost
 
     def _drop_if_used_up(self, batch: Batch) -> None:
         # Until every member's word is there, nothing is known to be used up.
-        if len(batch.holds) == len(batch.committee) and not batch.available and not batch.reserved:
+        if batch.complete and not batch.available and not batch.reserved:
             self._batches.pop(batch.sid, None)
 
 
