@@ -48,7 +48,7 @@ class CeremonyRun:
 
 
 class Ceremonies:
-    """The table of running ceremonies, bounded; at most one for each context."""
+    """The table of running ceremonies, bounded; for each coordinator, at most one for each context."""
 
     def __init__(self, timers: Timers, report: Callable[[str, CeremonyFailed], None]) -> None:
         self._timers, self._report = timers, report
@@ -58,10 +58,10 @@ class Ceremonies:
     def __len__(self) -> int:
         return len(self._runs)
 
-    def check_room(self) -> None:
-        """Raises `Refused` where one more would be too many."""
-        if len(self._runs) >= MAX_CEREMONIES:
-            raise Refused("busy", f"{MAX_CEREMONIES} ceremonies are under way")
+    def check_room(self, coordinator: str) -> None:
+        """Raises `Refused` where one more of this coordinator would be too many."""
+        if sum(run.ticket.coordinator == coordinator for run, _ in self._runs.values()) >= MAX_CEREMONIES:
+            raise Refused("busy", f"{MAX_CEREMONIES} ceremonies of {coordinator} are under way")
 
     def running(self, kind: str) -> bool:
         """Whether a ceremony of this kind is under way."""

@@ -117,7 +117,6 @@ class Dispatch:
         self._attachments += 1
         self._effects.detach()
         self._around.links.drop_all("the signer process went away")
-        self._coordinators.clear()
 
     # --- attachment ---
 
@@ -154,9 +153,7 @@ class Dispatch:
     # --- the network ---
 
     def _on_presence(self, message: Presence) -> None:
-        self._coordinators.add(message.coordinator)
-        if len(self._coordinators) > MAX_COORDINATORS:
-            raise CallerError(f"more than {MAX_COORDINATORS} coordinators")
+        self._know(message.coordinator)
         self._around.links.on_presence(message.coordinator, message.online)
 
     def _on_frame(self, message: PeerFrame) -> None:
@@ -189,7 +186,14 @@ class Dispatch:
 
     # --- orders ---
 
+    def _know(self, coordinator: str) -> None:
+        """Bounds what is kept by coordinator. Raises `CallerError` beyond."""
+        self._coordinators.add(coordinator)
+        if len(self._coordinators) > MAX_COORDINATORS:
+            raise CallerError(f"more than {MAX_COORDINATORS} coordinators")
+
     def _on_order(self, order: Order) -> None:
+        self._know(order.coordinator)
         self._run(self._carry_out(order))
 
     async def _carry_out(self, order: Order) -> None:
@@ -200,7 +204,7 @@ class Dispatch:
             self._effects.report(order.coordinator, OrderRefused(order.body.ceremony, str(error)[:500]))
 
     async def _prepare(self, order: Order, body: PrepareOrder) -> None:
-        nonce = self._around.nonces.issue(body.purpose)
+        nonce = self._around.nonces.issue(order.coordinator, body.purpose)
         self._effects.report(order.coordinator, NonceReport(body.ceremony, nonce))
 
     async def _setup(self, order: Order, body: SetupOrder) -> None:

@@ -33,25 +33,27 @@ class OwnSession:
 
 
 class NonceBook:
-    """SPEC 0.4: own nonces given out and not yet spent. The oldest is forgotten beyond a bound."""
+    """SPEC 0.4: own nonces given out and not yet spent, by coordinator; each one's oldest is forgotten beyond a bound."""
 
     def __init__(self, session: OwnSession, random: Callable[[int], bytes]) -> None:
         self._session, self._random = session, random
-        self._open: OrderedDict[bytes, str] = OrderedDict()
+        self._open: dict[str, OrderedDict[bytes, str]] = {}
 
-    def issue(self, purpose: str) -> SignedNonce:
-        """A fresh signed nonce for one ceremony of `purpose`."""
+    def issue(self, coordinator: str, purpose: str) -> SignedNonce:
+        """A fresh signed nonce for one ceremony of `purpose` that this coordinator will order."""
         nonce = self._random(32)
-        self._open[nonce] = purpose
-        if len(self._open) > MAX_OPEN_NONCES:
-            self._open.popitem(last=False)
+        given = self._open.setdefault(coordinator, OrderedDict())
+        given[nonce] = purpose
+        if len(given) > MAX_OPEN_NONCES:
+            given.popitem(last=False)
         me = self._session
         signature = sign_digest(me.frame_secret, _nonce_digest(me.index, purpose, me.boot_nonce, nonce))
         return SignedNonce(me.index, purpose, me.boot_nonce, nonce, signature)
 
-    def spend(self, nonce: SignedNonce, purpose: str) -> None:
-        """Raises `Refused` unless this nonce was issued for `purpose` and never spent."""
-        if nonce.boot_nonce != self._session.boot_nonce or self._open.pop(nonce.nonce, None) != purpose:
+    def spend(self, coordinator: str, nonce: SignedNonce, purpose: str) -> None:
+        """Raises `Refused` unless this nonce was issued to this coordinator for `purpose` and never spent."""
+        given = self._open.get(coordinator, OrderedDict())
+        if nonce.boot_nonce != self._session.boot_nonce or given.pop(nonce.nonce, None) != purpose:
             raise Refused("nonce", "not an unspent nonce of this enclave for this purpose")
 
 

@@ -325,7 +325,7 @@ class CeremonyOrders:
     ) -> tuple[Ticket, list[PeerKeys], dict[int, Link]]:
         """SPEC 0.2, 0.4: verify the nonces, spend ours, derive the context and every peer's keys."""
         around, me = self._around, self._around.session
-        around.ceremonies.check_room()
+        around.ceremonies.check_room(coordinator)
         links: dict[int, Link] = {}
         for j in members:
             if j != me.index:
@@ -334,7 +334,7 @@ class CeremonyOrders:
                     raise Unavailable(f"no link with signer {j} through {coordinator}", "try again shortly")
                 links[j] = link
         verify_nonces(nonces, members, kind, me.index, {j: link.peer for j, link in links.items()})
-        around.nonces.spend(nonces[members.index(me.index)], kind)
+        around.nonces.spend(coordinator, nonces[members.index(me.index)], kind)
         sessions = {j: link.peer.digest() for j, link in links.items()} | {me.index: me.digest()}
         context = ceremony_context(kind, around.roster.digest(), parameters, nonces, sessions)
         keys = [ceremony_keys(link.key, context, me.index, j, link.peer.frame_key) for j, link in links.items()]

@@ -12,7 +12,7 @@ from policies.errors import CallerError
 from policies.load import load_yaml
 from policies.roster import Name, Roster
 
-Listen = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$")]
+Listen = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$(?!\n)")]
 Mark = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 
 
