@@ -142,6 +142,19 @@ def test_swapped_keys_are_refused() -> None:
     assert run_committed(lambda o: msgspec.structs.replace(o, keys=(o.keys[1], o.keys[0]))) == BLAMED
 
 
+def test_one_proof_for_two_keys_is_refused() -> None:
+    """The same polynomial for both keys, with its right shares: only the number in the proof's context tells."""
+    commitment, opening = committed_opening(lambda o: msgspec.structs.replace(o, keys=(o.keys[0], o.keys[0])))
+    broadcasts = replaced(commitment, opening)
+
+    def alter(message: RoundMessage, receiver: int | None) -> RoundMessage:
+        if isinstance(message, keygen.Shares):
+            return keygen.Shares((message.shares[0], message.shares[0]))
+        return broadcasts(message, receiver)
+
+    assert honest(keygen_ceremony().run(CHEATER, alter)) == BLAMED
+
+
 @pytest.mark.parametrize("s", [0, Q, Q + 1, 2**256 - 1])
 @pytest.mark.parametrize("point", [G, b"\0" * 33])
 def test_proofs_out_of_range_are_refused(s: int, point: bytes) -> None:

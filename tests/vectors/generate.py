@@ -31,7 +31,12 @@ from tests.fakes.network import results, seeded_random
 from tests.fakes.rounds import Ceremony, keygen_ceremony, presign_ceremony, setup_ceremony
 
 FILE = Path(__file__).with_name("vectors.json")
-SCHEMES = {"1-of-3": (3, 1), "2-of-5": (5, 2)}
+# n, t, committee; the last one has a `D` other than 1 (SPEC 3.8).
+SCHEMES = {
+    "n=3 t=1": (3, 1, (1, 2, 3)),
+    "n=5 t=2": (5, 2, (1, 2, 3, 4, 5)),
+    "n=5 t=1 by 1, 3, 5": (5, 1, (1, 3, 5)),
+}
 PATH, HASH = (0, 5), hashlib.sha256(b"known answer").digest()
 
 
@@ -46,14 +51,12 @@ def run(ceremony: Ceremony) -> tuple[dict[int, Any], str]:
     return results(network.run(ceremony.start)), network.transcript.hexdigest()
 
 
-def scheme(n: int, t: int) -> dict[str, Any]:
+def scheme(n: int, t: int, C: tuple[int, ...]) -> dict[str, Any]:
     """Setup, one ceremony of two keys, four presignatures, and a signature with the third of them."""
     keys: dict[int, tuple[keygen.NewKey, ...]] = {}
     seeds, setup_transcript = run(setup_ceremony(n, t))
     certificates, keygen_transcript = run(keygen_ceremony(n, t, kept=keys))
-    ceremony = presign_ceremony(n, t, m=4)
-    batches, presign_transcript = run(ceremony)
-    C = ceremony.members
+    batches, presign_transcript = run(presign_ceremony(n, t, 4, C))
     ack = certificates[1][0][0].acknowledgement
     child, epsilon = bip32.derive(ack.public_key, ack.chain_code, PATH)
     signatures = sign_with(C, seeds, {j: held[0].share for j, held in keys.items()}, batches, ack, epsilon)
@@ -143,7 +146,7 @@ def encodings() -> dict[str, str]:
     ((_, broadcast),) = channel.seal(1, (2,), False, b"broadcast")
     ((_, private),) = channel.seal(2, (2,), True, b"private")
     own = OwnSession(1, b"b" * 32, public, secret)
-    nonces = [NonceBook(own, seeded_random("nonce")).issue("presign")]
+    nonces = [NonceBook(own, seeded_random("nonce")).issue("main", "presign")]
     hello = Hello(
         SUITE, b"r" * 32, 1, 1, 2, b"b" * 32, b"n" * 32, b"x" * 32, b"e" * 1184, public, 7, b"h" * 32
     )  # fmt: skip
@@ -178,7 +181,7 @@ def finish(step: Callable[[None], object]) -> None:
 
 def compute() -> dict[str, Any]:
     """All vectors."""
-    return {"schemes": {name: scheme(n, t) for name, (n, t) in SCHEMES.items()}, "encodings": encodings()}
+    return {"schemes": {name: scheme(*each) for name, each in SCHEMES.items()}, "encodings": encodings()}
 
 
 if __name__ == "__main__":
