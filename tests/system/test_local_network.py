@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from appliance.api.client import ApiError, CertifiedKey, Client, Failed, Rejected
+from appliance.api.models import SignatureValue
 from appliance.cli import demo_inputs as inputs
 from appliance.localnet import LocalNet
 from policies.errors import Unavailable
@@ -121,12 +122,14 @@ def test_nothing_is_left_behind() -> None:
     assert not net.root.exists()
 
 
-def _sign_once_back(client: Client, key: CertifiedKey):  # type: ignore[no-untyped-def]
+def _sign_once_back(client: Client, key: CertifiedKey) -> SignatureValue:
     """A signature as soon as the network gives one; until then it may only be away, never refuse or lie."""
     deadline_s = time.monotonic() + BACK_TIMEOUT_S
     while True:
         try:
-            return client.sign(key.id, Hash("0x" + secrets.token_hex(32), new_id()), timeout_s=20.0).signature
+            value = client.sign(key.id, Hash("0x" + secrets.token_hex(32), new_id()), timeout_s=20.0).signature
+            assert value is not None
+            return value
         except (Failed, Unavailable) as error:
             if time.monotonic() > deadline_s:
                 raise AssertionError("the network did not come back") from error
