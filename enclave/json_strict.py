@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
+
+MAX_DEPTH = 16
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
 
 
 class JsonInvalid(ValueError):
@@ -12,12 +18,22 @@ class JsonInvalid(ValueError):
 
 def parse_json(data: bytes) -> Any:
     """The value of strict UTF-8 JSON. Raises `JsonInvalid`, and nothing else, on any input."""
+    _check_depth(data)
     try:
         return json.loads(data.decode("utf-8", "strict"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except JsonInvalid:
         raise
     except (ValueError, RecursionError) as error:
         raise JsonInvalid(f"not JSON: {str(error)[:100]}") from None
+
+
+def _check_depth(data: bytes) -> None:
+    """Counted, not left to the parsers: where a library has raised the recursion limit they overflow the C stack."""
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise JsonInvalid(f"nested deeper than {MAX_DEPTH}")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

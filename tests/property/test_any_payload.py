@@ -1,0 +1,80 @@
+"""Any bytes: a payload or `Refused`, and nothing else; what is accepted has exactly one encoding."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import rlp as oracle
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enclave.errors import Refused
+from enclave.payloads import Payload, decode_payload, rlp
+from policies.model import BitcoinDecoded
+from policies.requests import BitcoinBip143Preimage, EthereumTransaction, SigningBody
+from tests.fakes.payloads import encoded_transaction, preimage
+
+ITEMS = st.recursive(st.binary(max_size=70), lambda inner: st.lists(inner, max_size=9), max_leaves=14)
+# Single mutations of good input reach deeper than noise does.
+EDITS = st.tuples(st.integers(0, 400), st.sampled_from(["flip", "drop", "double", "cut"]), st.integers(1, 255))
+
+
+def edit(data: bytes, edits: list[tuple[int, str, int]]) -> bytes:
+    for place, what, mask in edits:
+        at = place % max(1, len(data))
+        head, byte, tail = data[:at], data[at : at + 1], data[at + 1 :]
+        flipped = bytes([byte[0] ^ mask]) if byte else b""
+        data = {"flip": head + flipped + tail, "drop": head + tail, "double": head + byte * 2 + tail, "cut": head}[what]
+    return data
+
+
+def decoded(body: SigningBody) -> Payload | None:
+    """The payload, None where it was refused. Any other exception is the finding."""
+    try:
+        return decode_payload(body)
+    except Refused:
+        return None
+
+
+@given(st.binary(max_size=300) | st.lists(EDITS, max_size=3).map(lambda edits: edit(encoded_transaction(), edits)))
+def test_ethereum(data: bytes) -> None:
+    payload = decoded(EthereumTransaction("0x" + data.hex(), "e"))
+    if payload is None:
+        return
+    assert len(payload.h) == 32
+    assert b"\x02" + oracle.encode(oracle.decode(data[1:])) == data
+
+
+@given(st.binary(max_size=300) | st.lists(EDITS, max_size=3).map(lambda edits: edit(preimage(), edits)))
+def test_bitcoin(data: bytes) -> None:
+    payload = decoded(BitcoinBip143Preimage("0x" + data.hex(), "e"))
+    if payload is None:
+        return
+    assert payload.h == hashlib.sha256(hashlib.sha256(data).digest()).digest()
+    assert isinstance(payload.decoded, BitcoinDecoded)
+    assert payload.decoded.script_code in data
+
+
+def depth(item: Any) -> int:
+    return 0 if isinstance(item, bytes) else 1 + max(map(depth, item), default=0)
+
+
+@given(ITEMS)
+def test_rlp_reads_what_another_library_writes(item: Any) -> None:
+    data = bytes(oracle.encode(item))
+    if depth(item) > rlp.MAX_DEPTH + 1:
+        return
+    try:
+        assert rlp.decode(data) == item
+    except Refused:
+        assert depth(item) == rlp.MAX_DEPTH + 1
+
+
+@given(st.binary(max_size=80))
+def test_rlp_accepts_only_the_encoding_that_another_library_writes(data: bytes) -> None:
+    try:
+        item = rlp.decode(data)
+    except Refused:
+        return
+    assert oracle.encode(item) == data

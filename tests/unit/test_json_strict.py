@@ -1,0 +1,66 @@
+"""Strict JSON: one reading for every text, and no input that harms the parser."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enclave.json_strict import MAX_DEPTH, JsonInvalid, parse_json
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"a":[', b'"\\"",[', b"[ "])
+def test_deep_nesting_is_refused_whatever_the_recursion_limit(opening: bytes) -> None:
+    """A library had raised the limit to 100000, and 60 kB of brackets ended the process with a segmentation fault."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        with pytest.raises(JsonInvalid, match=f"nested deeper than {MAX_DEPTH}"):
+            parse_json(opening * 100_000)
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def test_depth_counts_brackets_outside_strings_only() -> None:
+    most = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
+    assert parse_json(most) == json.loads(most)
+    with pytest.raises(JsonInvalid, match="nested deeper"):
+        parse_json(b"[" + most + b"]")
+    for text in ("[" * 99, '"' + "[" * 99, '\\"' + "{" * 99, "\\", "[\n{" * 99):
+        assert parse_json(json.dumps([text, text]).encode()) == [text, text]
+    assert parse_json(b"[" + b"[]," * 999 + b"[]]") == [[]] * 1000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a": 1, "a": 1}', b'[{"a": 1, "\\u0061": 2}]', b"NaN", b"[Infinity]", b"-Infinity", b"\xef\xbb\xbf{}", b"",
+        b'"\xff"', '"é"'.encode("utf-16"), b"{} {}", b"01", b"'a'", b'{"a": 1,}', b"9" * 5000, b'"', b'"\\', b"]",
+    ],
+)  # fmt: skip
+def test_what_is_refused(data: bytes) -> None:
+    with pytest.raises(JsonInvalid):
+        parse_json(data)
+
+
+@given(VALUES)
+def test_json_of_another_writer_is_read(value: object) -> None:
+    with contextlib.suppress(JsonInvalid):
+        assert parse_json(json.dumps(value).encode()) == value
+    assert parse_json(json.dumps([str(value)]).encode()) == [str(value)]
+
+
+@given(st.binary(max_size=60) | st.text(alphabet='[]{}",:\\u0a1 ', max_size=60).map(str.encode))
+def test_any_bytes_are_json_or_refused(data: bytes) -> None:
+    with contextlib.suppress(JsonInvalid):
+        parse_json(data)
