@@ -92,7 +92,6 @@ class Ceremonies:
     ) -> None:
         self._send, self._random, self._max = send, random, max_ceremonies
         self._open: dict[bytes, Ceremony] = {}
-        self.unowned_reports = 0
 
     @contextmanager
     def open(self, members: Sequence[int]) -> Iterator[Ceremony]:
@@ -106,14 +105,14 @@ class Ceremonies:
         finally:
             del self._open[ceremony.id]
 
-    def on_report(self, index: int, report: wire.ReportBody) -> None:
-        """Pass a report to its ceremony; one that has none, or not this member, is counted and dropped."""
+    def on_report(self, index: int, report: wire.ReportBody) -> bool:
+        """Pass a report to its ceremony; False for one that has none, or not this member."""
         ceremony_id = getattr(report, "ceremony", None)
         ceremony = self._open.get(ceremony_id) if ceremony_id is not None else None
         if ceremony is None or index not in ceremony.members:
-            self.unowned_reports += 1
-        else:
-            ceremony.put(index, report)
+            return False
+        ceremony.put(index, report)
+        return True
 
     def on_lost(self, index: int) -> None:
         """A signer's connection is gone, and with it the ceremonies it is a member of."""

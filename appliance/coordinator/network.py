@@ -75,8 +75,13 @@ class Network:
                     self._forget_batch(sid, holders)
             case wire.LinkReport(peer, up, reason):
                 log.info("link", signer=self.signers.name(index), peer=peer, up=up, reason=reason)
+            case _ if self.ceremonies.on_report(index, report):
+                pass
+            case wire.PresignDone(_, sid):
+                # Its ceremony has failed elsewhere meanwhile.
+                self._forget_batch(sid, (index,))
             case _:
-                self.ceremonies.on_report(index, report)
+                log.info("report-dropped", signer=self.signers.name(index), report=type(report).__name__)
 
     # --- what requests need ---
 
@@ -88,10 +93,11 @@ class Network:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
+                    change = self._changes.next()
                     best = max(self._candidates(), key=self.pools.available, default=())
                     if best and self.pools.available(best):
                         return best
-                    await self._changes.wait()
+                    await change.wait()
         except TimeoutError:
             raise CeremonyEnded("no-committee", self.trouble() or "no presignatures in time") from None
 
@@ -100,7 +106,7 @@ class Network:
         try:
             async with asyncio.timeout(timeout_s):
                 while not self.signers.linked(self._roster.indices):
-                    await self._changes.wait()
+                    await self._changes.next().wait()
         except TimeoutError:
             raise CeremonyEnded("no-committee", self.trouble() or "the links came too late") from None
 
@@ -165,13 +171,9 @@ class Network:
         retry_s = FIRST_RETRY_S
         while True:
             try:
-                # A change while the step runs must not be slept through.
-                change = asyncio.ensure_future(self._changes.wait())
-                try:
-                    if not await step():
-                        await change
-                finally:
-                    change.cancel()
+                change = self._changes.next()
+                if not await step():
+                    await change.wait()
                 retry_s = FIRST_RETRY_S
             except (CeremonyEnded, Rejected, Unavailable) as error:
                 log.warning(f"{what}-failed", reason=str(error)[:512], retry_s=retry_s)

@@ -63,6 +63,7 @@ class Coordinator:
         self._stack = AsyncExitStack()
         self._failed: asyncio.Future[None] | None = None
         self.ports: dict[str, int] = {}
+        self.network: Network
 
     async def __aenter__(self) -> Coordinator:
         """Open store and ports. Raises `Unavailable`."""
@@ -96,7 +97,7 @@ class Coordinator:
         store = CoordinatorStore.open(config.state)
         stack.push_async_callback(store.close)
         keybook = KeyBook(store)
-        network = Network(roster, config.pool, Changes(), keybook, secrets.token_bytes)
+        self.network = network = Network(roster, config.pool, Changes(), keybook, secrets.token_bytes)
         signing = Signing(network.ceremonies, network.pools, network, time.time)
         work = Work(store, roster, network, signing, keybook, secrets.token_bytes, time.time, self._fail)
         stack.push_async_callback(work.close)

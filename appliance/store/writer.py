@@ -46,6 +46,7 @@ class GroupCommitWriter:
         self._queue: queue.Queue[_Write | None] = queue.Queue(max_queued)
         self._broken: KeymootError | None = None
         self._lock = threading.Lock()  # between the check of `_broken` and the end of the thread
+        self._in_hand: list[_Write] = []
         self.transactions = 0
         self.writes = 0
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
@@ -97,6 +98,7 @@ class GroupCommitWriter:
 
     def _step(self, connection: Connection) -> bool:
         batch, more = self._collect()
+        self._in_hand = batch
         if batch:
             broken = self._broken if isinstance(self._broken, StoreFailed) else None
             if broken is not None:
@@ -104,6 +106,7 @@ class GroupCommitWriter:
             else:
                 self._commit(connection, batch)
             _deliver(batch)
+        self._in_hand = []
         return more
 
     def _collect(self) -> tuple[list[_Write], bool]:
@@ -166,7 +169,7 @@ class GroupCommitWriter:
         with self._lock:
             if self._broken is None:
                 self._broken = stopped
-            waiting: list[_Write] = []
+            waiting = self._in_hand
             while not self._queue.empty():
                 item = self._queue.get_nowait()
                 if item is not None:

@@ -33,6 +33,13 @@ def number(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest(), "big") % (ORDER - 1) + 1
 
 
+async def until(condition: Callable[[], object], timeout_s: float = 10) -> None:
+    """Wait for `condition`, at most `timeout_s`."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - conditions of a test have no event
+            await asyncio.sleep(0.01)
+
+
 class Files:
     """One CA; certificates of the coordinator and of any client."""
 
@@ -259,11 +266,12 @@ def ecdsa_share(secret: int, h: bytes, index: int, committee: tuple[int, ...], s
 class FakeNetwork:
     """A real coordinator, fake signers of one dealer, and an HTTP client of the API."""
 
-    def __init__(self, dealer: Dealer, files: Files, coordinator: Coordinator, http: aiohttp.ClientSession) -> None:
-        self.dealer, self.files, self.coordinator, self.http = dealer, files, coordinator, http
+    http: aiohttp.ClientSession
+    coordinator: Coordinator
+
+    def __init__(self, dealer: Dealer, files: Files, config: CoordinatorConfig) -> None:
+        self.dealer, self.files, self.config = dealer, files, config
         self.signers = [FakeSigner(dealer, index) for index in dealer.roster.indices]
-        self.gateway = f"https://localhost:{coordinator.ports['signers']}"
-        self.api = f"https://localhost:{coordinator.ports['api']}"
 
     @classmethod
     @asynccontextmanager
@@ -271,12 +279,24 @@ class FakeNetwork:
         """The coordinator alone; signers come when a test connects them."""
         files, dealer = Files(directory), Dealer.make(n, t)
         config = files.config(dealer, PoolSettings(low=2, high=batch, batch=batch))
-        tls = client_context(files.path("ca.pem"))
-        async with (
-            Coordinator(config) as coordinator,
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as http,
-        ):
-            yield cls(dealer, files, coordinator, http)
+        async with Coordinator(config) as coordinator:
+            net = cls(dealer, files, config)
+            net.use(coordinator)
+            async with net.client():
+                yield net
+
+    def use(self, coordinator: Coordinator) -> None:
+        """`coordinator` is the one that runs now."""
+        self.coordinator = coordinator
+        self.gateway = f"https://localhost:{coordinator.ports['signers']}"
+        self.api = f"https://localhost:{coordinator.ports['api']}"
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[None]:
+        """An HTTP client of the API, for the block."""
+        tls = client_context(self.files.path("ca.pem"))
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as self.http:
+            yield
 
     @asynccontextmanager
     async def all_connected(self) -> AsyncIterator[None]:

@@ -1,0 +1,159 @@
+"""Ceremonies: who may report, what a silent, lost or flooding member does, and that everything is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from appliance.coordinator.ceremonies import REPORTS_PER_MEMBER, Ceremonies
+from appliance.coordinator.errors import CeremonyEnded, Rejected
+from appliance.coordinator.presigning import BatchIncomplete, presign
+from enclave import wire
+
+C = (1, 2, 3)
+SID = b"s" * 32
+
+
+class Sent:
+    """Orders that went out; `away` are not connected."""
+
+    def __init__(self) -> None:
+        self.orders: list[tuple[int, wire.OrderBody]] = []
+        self.away: set[int] = set()
+
+    def __call__(self, index: int, order: wire.OrderBody) -> bool:
+        if index in self.away:
+            return False
+        self.orders.append((index, order))
+        return True
+
+
+@pytest.fixture
+def sent() -> Sent:
+    return Sent()
+
+
+@pytest.fixture
+def ceremonies(sent: Sent) -> Ceremonies:
+    numbers = itertools.count(1)
+    return Ceremonies(sent, lambda count: next(numbers).to_bytes(count, "big"), max_ceremonies=2)
+
+
+def done(ceremony: bytes, epoch: int = 1) -> wire.SetupDone:
+    return wire.SetupDone(ceremony, epoch)
+
+
+async def test_one_report_of_each_member_is_collected(ceremonies: Ceremonies) -> None:
+    with ceremonies.open(C) as ceremony:
+        for index in (3, 1, 2):
+            assert ceremonies.on_report(index, done(ceremony.id, index))
+        got = await ceremony.one_each(wire.SetupDone, 5)
+    assert {index: report.epoch for index, report in got.items()} == {1: 1, 2: 2, 3: 3}
+
+
+async def test_reports_of_strangers_and_of_ended_ceremonies_are_not_taken(ceremonies: Ceremonies) -> None:
+    with ceremonies.open(C) as ceremony:
+        assert not ceremonies.on_report(4, done(ceremony.id))
+        assert not ceremonies.on_report(1, done(b"x" * 16))
+    assert not ceremonies.on_report(1, done(ceremony.id))
+    assert len(ceremonies) == 0
+
+
+async def test_a_time_out_names_who_is_silent(ceremonies: Ceremonies) -> None:
+    with ceremonies.open(C) as ceremony:
+        ceremonies.on_report(1, done(ceremony.id))
+        with pytest.raises(CeremonyEnded, match="timeout: no answer in time from signer 2, 3"):
+            await ceremony.one_each(wire.SetupDone, 0.01)
+
+
+async def test_a_lost_member_ends_its_ceremonies_alone(ceremonies: Ceremonies) -> None:
+    with ceremonies.open(C) as first, ceremonies.open((1, 2, 4)) as second:
+        ceremonies.on_lost(3)
+        with pytest.raises(CeremonyEnded, match="signer 3 has disconnected") as caught:
+            await first.one_each(wire.SetupDone, 5)
+        assert caught.value.signer == 3
+        for index in (1, 2, 4):
+            ceremonies.on_report(index, done(second.id))
+        assert len(await second.one_each(wire.SetupDone, 5)) == 3
+
+
+async def test_an_order_to_who_is_away_ends_the_ceremony(ceremonies: Ceremonies, sent: Sent) -> None:
+    sent.away = {2}
+    with ceremonies.open(C) as ceremony, pytest.raises(CeremonyEnded, match="signer-away"):
+        ceremony.order_all(wire.PrepareOrder(ceremony.id, "setup"))
+
+
+async def test_a_flood_ends_the_ceremony_and_takes_no_memory(ceremonies: Ceremonies) -> None:
+    with ceremonies.open(C) as ceremony:
+        for _ in range(10 * REPORTS_PER_MEMBER * len(C)):
+            ceremonies.on_report(1, done(ceremony.id))
+        assert ceremony._inbox.qsize() == REPORTS_PER_MEMBER * len(C)
+        with pytest.raises(CeremonyEnded, match="flood"):
+            await ceremony.one_each(wire.SetupDone, 5)
+
+
+async def test_the_number_of_ceremonies_is_bounded(ceremonies: Ceremonies) -> None:
+    with ceremonies.open(C), ceremonies.open(C):
+        with pytest.raises(CeremonyEnded, match="busy"), ceremonies.open(C):
+            pass
+        assert len(ceremonies) == 2
+
+
+@pytest.mark.parametrize(
+    ("report", "error", "text"),
+    [
+        (wire.OrderRefused(bytes(16), "no link"), CeremonyEnded, "order-refused: no link"),
+        (wire.CeremonyFailed(bytes(16), "peer", "3.4", "T", (2,), ()), CeremonyEnded, "ceremony/peer: step 3.4: T"),
+        (wire.OnlineRefused(bytes(16), "expired", False), CeremonyEnded, "online-refused: expired"),
+        (wire.RequestRefused(bytes(16), "unavailable", "hsm"), CeremonyEnded, "unavailable: hsm"),
+        (wire.RequestRefused(bytes(16), "gate", "no"), Rejected, "gate: no"),
+        (wire.GatePending(bytes(16), 1), CeremonyEnded, "unexpected-report: GatePending was not due"),
+    ],
+)
+async def test_every_other_report_is_an_error_of_its_signer(
+    ceremonies: Ceremonies, report: wire.ReportBody, error: type[Exception], text: str
+) -> None:
+    with ceremonies.open(C) as ceremony:
+        ceremony.put(2, report)
+        with pytest.raises(error) as caught:
+            await ceremony.one_each(wire.SetupDone, 5)
+    assert (str(caught.value), caught.value.signer) == (text, 2)  # type: ignore[attr-defined]
+
+
+async def test_a_batch_that_one_member_failed_names_its_holders(ceremonies: Ceremonies, sent: Sent) -> None:
+    task = asyncio.create_task(presign(ceremonies, C, 4))
+    ceremony = (1).to_bytes(16, "big")
+    await asyncio.sleep(0)
+    for index in C:
+        nonce = wire.SignedNonce(index, "presign", bytes(32), bytes(32), bytes(64))
+        ceremonies.on_report(index, wire.NonceReport(ceremony, nonce))
+    ceremonies.on_report(3, wire.PresignDone(ceremony, SID, C, 4))
+    ceremonies.on_report(1, wire.CeremonyFailed(ceremony, "timeout", "3.5", "silence", (), (2,)))
+    with pytest.raises(BatchIncomplete) as caught:
+        await task
+    assert (caught.value.sid, caught.value.holders) == (SID, (3,))
+    assert sent.orders[-3:] == [(index, wire.AbandonOrder(ceremony)) for index in C]
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        wire.PresignDone((1).to_bytes(16, "big"), SID, (1, 2, 4), 4),
+        wire.PresignDone((1).to_bytes(16, "big"), SID, C, 5),
+        wire.PresignDone((1).to_bytes(16, "big"), b"x" * 32, C, 4),
+    ],
+    ids=["committee", "count", "sid"],
+)
+async def test_a_batch_that_was_not_ordered_is_not_taken(ceremonies: Ceremonies, report: wire.PresignDone) -> None:
+    task = asyncio.create_task(presign(ceremonies, C, 4))
+    await asyncio.sleep(0)
+    for index in C:
+        nonce = wire.SignedNonce(index, "presign", bytes(32), bytes(32), bytes(64))
+        ceremonies.on_report(index, wire.NonceReport(report.ceremony, nonce))
+    for index in (1, 2):
+        ceremonies.on_report(index, wire.PresignDone(report.ceremony, SID, C, 4))
+    ceremonies.on_report(3, report)
+    with pytest.raises(CeremonyEnded, match="unexpected-report"):
+        await task
