@@ -20,7 +20,7 @@ from enclave import webhooks
 from enclave.errors import CallerError, Refused
 from enclave.json_strict import JsonInvalid, parse_json
 from enclave.secret import Secret
-from enclave.wire import MAX_GATE_BODY_BYTES, GateReply
+from enclave.wire import MAX_GATE_REQUEST_BYTES, GateReply
 from policies.model import Decoded
 from policies.transcript import Tag, digest
 
@@ -84,8 +84,8 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: str
     dryRun: bool
     allowed: bool
-    expiresAt: str
     status: Verdict = Verdict()
+    expiresAt: str = ""
 
 
 class SecretsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,7 +178,7 @@ def build_call(
         "requestInfo": msgspec.to_builtins(request_info),
     }
     body = msgspec.json.encode(message)
-    if len(body) > MAX_GATE_BODY_BYTES:
+    if len(body) > MAX_GATE_REQUEST_BYTES:
         raise Refused("gate", f"the request is too large for the gate ({len(body)} bytes)")
     return GateCall(uid, info, uid, str(now_s), webhooks.sign(keys.request, uid, now_s, body), body)
 

@@ -30,6 +30,7 @@ MAX_MESSAGE_BYTES: Final = MAX_PEER_FRAME_BYTES + 64 * 1024
 LENGTH_BYTES: Final = 4
 MAX_BODY_BYTES: Final = 128 * 1024
 MAX_GATE_BODY_BYTES: Final = 64 * 1024
+MAX_GATE_REQUEST_BYTES: Final = 256 * 1024
 MAX_BATCH: Final = 16_384
 MAX_KEYS_PER_CEREMONY: Final = 64
 
@@ -543,7 +544,7 @@ class CallGate(Wire, frozen=True, tag=5):
     webhook_id: ShortText
     webhook_timestamp: ShortText
     webhook_signature: Annotated[str, msgspec.Meta(max_length=2048)]
-    body: Annotated[bytes, msgspec.Meta(max_length=MAX_GATE_BODY_BYTES)]
+    body: Annotated[bytes, msgspec.Meta(max_length=MAX_GATE_REQUEST_BYTES)]
     timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)]
 
 

@@ -35,6 +35,7 @@ from policies.transcript import Tag, digest, encode_parts
 SUITE = "keymoot-1/x25519+mlkem768/hkdf-sha256/chacha20poly1305/ed25519"
 KEM_KEY_BYTES = 1184
 KEM_CIPHERTEXT_BYTES = 1088
+SIGNATURE_BYTES = 64
 RESPONDER, INITIATOR = b"responder", b"initiator"
 
 
@@ -156,7 +157,7 @@ class Responder:
     """The higher index's side of one handshake attempt. Raises `LinkFault` for a hello it does not accept."""
 
     def __init__(self, identity: Identity, peer: int, opening: Open, random: Callable[[int], bytes]) -> None:
-        self._identity, self._peer = identity, peer
+        self._identity, self._peer, self.opening = identity, peer, opening
         theirs = _check_hello(identity, peer, opening.hello, kem_key_bytes=KEM_KEY_BYTES)
         x25519 = X25519PrivateKey.generate()
         self._hello = _hello(identity, peer, random(32), x25519, b"")
@@ -183,6 +184,8 @@ class Responder:
 
 def verify_identity(point: bytes, message_digest: bytes, signature: bytes) -> bool:
     """Whether `signature` (raw r‖s, 64 bytes) over a 32-byte digest is by the P-256 key `point` (65 bytes)."""
+    if len(signature) != SIGNATURE_BYTES:
+        return False
     try:
         public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
         r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")

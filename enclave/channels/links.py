@@ -47,7 +47,6 @@ class _Attempt:
     initiator: Initiator | None = None
     responder: Responder | None = None
     retry_s: float = RETRY_FIRST_S
-    started_at_s: float = 0.0
     cancel_timer: Callable[[], None] = lambda: None
 
 
@@ -101,8 +100,7 @@ class Links:
         elif isinstance(message, Finish):
             self._on_finish(key, message)
         elif self._identity.me < sender:
-            self._ration(key)
-            self._begin(key, _Attempt())
+            self._on_knock(key)
 
     def drop_all(self, reason: str) -> None:
         """The way to the network is gone."""
@@ -118,7 +116,6 @@ class Links:
         if previous is not None:
             previous.cancel_timer()
         self._attempts[key] = attempt
-        attempt.started_at_s = self._clock()
         if self._identity.me < key[1]:
             attempt.initiator = Initiator(self._identity, key[1], self._random)
             self._transmit(key, Open(attempt.initiator.hello))
@@ -131,16 +128,31 @@ class Links:
         if self._attempts.get(key) is attempt and key[1] in self._online.get(key[0], frozenset()):
             self._begin(key, _Attempt(retry_s=min(attempt.retry_s * 2, RETRY_MOST_S)))
 
+    def _on_knock(self, key: Key) -> None:
+        """Say again what was said under way (it may have come before the peer was there), or begin."""
+        self._ration(key)
+        attempt = self._attempts.get(key)
+        if attempt is not None and attempt.initiator is not None:
+            self._transmit(key, Open(attempt.initiator.hello))
+        else:
+            self._begin(key, _Attempt())
+
     def _on_open(self, key: Key, message: Open) -> None:
         if self._identity.me < key[1]:
             raise LinkFault(key[1], "the higher index does not open")
+        attempt = self._attempts.get(key)
+        if attempt is not None and attempt.responder is not None and attempt.responder.opening == message:
+            return  # said again; the answer is on its way
         self._ration(key)
         try:
             responder = Responder(self._identity, key[1], message, self._random)
         except LinkFault as fault:
             self._failed(key[0], key[1], fault.reason)
             raise
-        attempt = self._attempts.setdefault(key, _Attempt(started_at_s=self._clock()))
+        if attempt is None:
+            # Where our finish gets lost the other end has a new link and we the old one: then ask again.
+            attempt = self._attempts[key] = _Attempt()
+            attempt.cancel_timer = self._timers.after(HANDSHAKE_TIMEOUT_S, lambda: self._retry(key, attempt))
         attempt.responder = responder
 
         async def answer() -> None:

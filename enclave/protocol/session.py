@@ -80,12 +80,13 @@ class Session:
         Raises `PeerFault` for a body that breaks the order of rounds, does not decode, or shows another view.
         """
         number = self._number(kind)
-        if not self._complete(number):
+        if self._fault is None and not self._complete(number):
             promise: Promise[None] = Promise()
             self._waiting = (number, promise)
-            if self._fault is not None:
-                promise.reject(self._fault)
             await promise
+        # Also one that was seen while nobody waited.
+        if self._fault is not None:
+            raise self._fault
         self._check_views(number)
         if not kind.private:
             self._see(number)

@@ -152,7 +152,6 @@ def test_a_silent_member_is_the_one_the_others_wait_for(name: str, number: int) 
     assert {j: network.sessions[j].missing() for j in (1, 3)} == {1: (CHEATER,), 3: (CHEATER,)}
 
 
-@pytest.mark.xfail(strict=True, reason="`gather` of a complete round does not look at a fault seen before it")
 def test_a_fault_seen_while_storing_is_not_forgotten() -> None:
     """Signer 2 repeats its last body while signer 1 is busy with its store: SPEC 0.6 names it all the same."""
     ceremony = setup_ceremony()

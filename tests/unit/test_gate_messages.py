@@ -29,7 +29,7 @@ from enclave.gate import (
     parse_gate_secrets,
     verify_reply,
 )
-from enclave.wire import MAX_GATE_BODY_BYTES, GateReply
+from enclave.wire import MAX_GATE_REQUEST_BYTES, GateReply
 from policies.transcript import Tag, encode_parts
 
 
@@ -135,7 +135,7 @@ def test_while_rotating_both_keys_sign_and_both_are_accepted() -> None:
 
 
 def test_a_request_too_large_for_the_gate_is_refused() -> None:
-    info = RequestInfo("payments", "e1", "net", {"transaction": "0x" + "00" * MAX_GATE_BODY_BYTES}, None)
+    info = RequestInfo("payments", "e1", "net", {"transaction": "0x" + "00" * MAX_GATE_REQUEST_BYTES}, None)
     with pytest.raises(Refused, match="too large for the gate"):
         build_call(INFO, info, uid=UID, attempt=1, deadline_s=NOW_S, now_s=NOW_S, keys=KEYS)
 
@@ -202,10 +202,17 @@ def test_wrong_types_and_unknown_fields(field: str, value: object) -> None:
     assert refusal(answer({field: value})).startswith("malformed answer")
 
 
-@pytest.mark.parametrize("field", [field for field in YES if field != "status"])
+@pytest.mark.parametrize("field", [field for field in YES if field not in ("status", "expiresAt")])
 def test_missing_fields(field: str) -> None:
     body = json.dumps({name: value for name, value in YES.items() if name != field}).encode()
     assert refusal(reply(body)).startswith("malformed answer")
+
+
+def test_a_no_needs_no_expiry_and_a_yes_does() -> None:
+    body = {name: value for name, value in YES.items() if name != "expiresAt"}
+    assert refusal(reply(json.dumps(body).encode())).startswith("expiresAt is not a UTC time")
+    said = {**body, "allowed": False, "status": {"code": "limit", "reason": "above the limit"}}
+    assert refusal(reply(json.dumps(said).encode())) == "above the limit"
 
 
 @pytest.mark.parametrize(
@@ -236,7 +243,7 @@ def test_a_yes_that_has_expired() -> None:
         json.dumps(YES).replace('"code": 0', '"code": NaN').encode(),
         b"[" * 60_000,
         b'{"status":' * 9_000,
-        b" " * MAX_GATE_BODY_BYTES,
+        b" " * MAX_GATE_REQUEST_BYTES,
     ],
 )  # fmt: skip
 def test_signed_bodies_that_are_no_answer(body: bytes) -> None:
