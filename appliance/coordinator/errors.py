@@ -5,7 +5,10 @@ from __future__ import annotations
 from enclave import wire
 from policies.errors import KeymootError, Refused
 
-RETRIABLE_RULES = frozenset({"unavailable", "busy", "committee", "key/pending", "request/attempts"})
+# Refusals of these rules say nothing about what was asked: the request has failed, it was not rejected.
+STATE_RULES = frozenset({"unavailable", "busy", "committee", "key/pending"})
+# Neither do these, but trying the same request once more is pointless: its client must sign it anew.
+SPENT_RULES = frozenset({"request/boot", "request/attempts"})
 
 
 class CeremonyEnded(KeymootError):
@@ -27,7 +30,7 @@ class Rejected(Refused):
 def failure(signer: int, report: wire.ReportBody) -> CeremonyEnded | Rejected:
     """The error that a report of `signer` stands for, where a result was awaited."""
     match report:
-        case wire.RequestRefused(_, rule, reason) if rule in RETRIABLE_RULES:
+        case wire.RequestRefused(_, rule, reason) if rule in STATE_RULES | SPENT_RULES:
             return CeremonyEnded(rule, reason, signer)
         case wire.RequestRefused(_, rule, reason):
             return Rejected(rule, reason, signer)

@@ -64,7 +64,7 @@ class Signing:
             try:
                 return await self._attempt(request, committee)
             except CeremonyEnded as error:
-                if attempt == MAX_ATTEMPTS:
+                if attempt == MAX_ATTEMPTS or error.code in SPENT_RULES:
                     raise
                 if error.code == "key/pending":
                     await self._network.activate_key(error.signer, request.key_id)

@@ -144,6 +144,17 @@ async def test_a_refusal_names_the_signer_and_costs_no_presignature(net: FakeNet
     assert net.signers[0].received(wire.OnlineOrder) == []
 
 
+async def test_a_request_from_before_a_signers_start_has_failed_and_is_not_tried_again(net: FakeNetwork) -> None:
+    key_id = await make_key(net)
+    restarted = net.signers[1]
+    restarted.answers[wire.SignOrder] = lambda order: [
+        wire.RequestRefused(order.ceremony, "request/boot", "signed before this enclave's start")
+    ]
+    _, shown = await net.post(f"/v1/keys/{key_id}/signatures", hash_body())
+    assert (shown["status"], shown["reason"]["code"]) == ("Failed", "request/boot")
+    assert len(restarted.received(wire.SignOrder)) == 1
+
+
 async def test_a_wrong_share_leads_to_another_attempt_with_another_presignature(net: FakeNetwork) -> None:
     key_id = await make_key(net)
     cheat, left = net.signers[2], [1]
