@@ -10,7 +10,7 @@ from typing import Protocol
 from appliance.api.models import SignatureValue
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.combine import combine
-from appliance.coordinator.errors import CeremonyEnded, failure
+from appliance.coordinator.errors import SPENT_RULES, CeremonyEnded, failure
 from appliance.coordinator.pools import Pools, Reservation
 from enclave import wire
 
