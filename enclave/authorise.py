@@ -103,11 +103,16 @@ class Authoriser:
         attempt of the same request is being decided, which then answers the newest one."""
         state: RequestState | None = None
         try:
-            state = self._open(coordinator, order)
+            # A request that is known was verified, and may have been approved long after its JWS expired.
+            state, request = self.book.get(order.request.digest(self._rules.roster.network)), None
+            if state is None:
+                request = self._verify(order.request)
+                state = self.book.open(request.digest, self._keep_until_s(request))
+            self._begin_attempt(coordinator, state, order)
             if state.asking:
                 return
             if not self._is_approved(state, order):
-                await self._approve(coordinator, state, order, record)
+                await self._approve(coordinator, state, order, request or self._verify(order.request), record)
             self._authorize(state)
         except Refused as refusal:
             self._refuse(coordinator, order, state, refusal.rule, refusal.reason)
@@ -116,32 +121,34 @@ class Authoriser:
         except Unavailable as error:
             self._refuse(coordinator, order, state, "unavailable", str(error))
 
-    def _open(self, coordinator: str, order: SignOrder) -> RequestState:
-        rules = self._rules
-        if not rules.roster.is_committee(order.committee) or self._session.index not in order.committee:
+    def _keep_until_s(self, request: VerifiedRequest) -> int:
+        return request.expires_at_s + self._rules.gate_deadline_s + AUTHORIZATION_S + CLOCK_SKEW_S
+
+    def _begin_attempt(self, coordinator: str, state: RequestState, order: SignOrder) -> None:
+        if not self._rules.roster.is_committee(order.committee) or self._session.index not in order.committee:
             raise Refused("committee", "not a committee of 2t + 1 signers with this one among them")
-        known = self.book.get(order.request.digest(rules.roster.network))
-        if known is None:
-            request = self._verify(order.request)
-            keep_until_s = request.expires_at_s + rules.gate_deadline_s + AUTHORIZATION_S + CLOCK_SKEW_S
-            known = self.book.open(request.digest, keep_until_s)
-        if known.closed:
+        if state.closed:
             raise Refused("request/replayed", "this request was decided before")
         if order.request.path != signatures_path(order.key_id):
             raise Refused("request/path", "the signed path is not that of this key's signatures")
-        attempt = Attempt(coordinator, order.ceremony, order.committee, order.presignature)
-        self.book.begin(known, attempt)
-        return known
+        self.book.begin(state, Attempt(coordinator, order.ceremony, order.committee, order.presignature))
 
     def _is_approved(self, state: RequestState, order: SignOrder) -> bool:
         approval = state.approval
         return approval is not None and approval.committee == order.committee and approval.until_s > self._clock()
 
-    async def _approve(self, coordinator: str, state: RequestState, order: SignOrder, record: Record | None) -> None:
+    async def _approve(
+        self,
+        coordinator: str,
+        state: RequestState,
+        order: SignOrder,
+        request: VerifiedRequest,
+        record: Record | None,
+    ) -> None:
         state.count_question()
         state.asking = True
         try:
-            state.approval = await self._decide(coordinator, order, self._verify(order.request), record)
+            state.approval = await self._decide(coordinator, order, request, record)
         except GateSaidNo:
             state.closed = True
             raise

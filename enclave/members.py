@@ -33,7 +33,7 @@ class OwnSession:
 
 
 class NonceBook:
-    """SPEC 0.4: own nonces given out and not yet spent, by coordinator; each one's oldest is forgotten beyond a bound."""
+    """SPEC 0.4: own nonces given out and not yet spent, by coordinator; beyond a bound the oldest is forgotten."""
 
     def __init__(self, session: OwnSession, random: Callable[[int], bytes]) -> None:
         self._session, self._random = session, random

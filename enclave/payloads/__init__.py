@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from enclave.payloads.bitcoin import parse_preimage
 from enclave.payloads.ethereum import parse_transaction
+from enclave.payloads.message import parse_message
 from policies.model import Decoded, Kind
-from policies.requests import BitcoinBip143Preimage, EthereumTransaction, SigningBody
+from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Message, SigningBody
 
 __all__ = ["Payload", "decode_payload"]
 
@@ -30,4 +31,7 @@ def decode_payload(body: SigningBody) -> Payload:
     if isinstance(body, BitcoinBip143Preimage):
         h, preimage = parse_preimage(bytes.fromhex(body.preimage[2:]))
         return Payload(Kind.BITCOIN_BIP143_PREIMAGE, h, False, preimage)
+    if isinstance(body, Message):
+        h, message = parse_message(bytes.fromhex(body.message[2:]), body.hash)
+        return Payload(Kind.MESSAGE, h, False, message)
     return Payload(Kind.HASH, bytes.fromhex(body.hash[2:]), True, None)

@@ -6,9 +6,8 @@ sequence 4 ‖ hashOutputs 32 ‖ locktime 4 ‖ sighash type 4`, integers littl
 
 from __future__ import annotations
 
-import hashlib
-
 from enclave.errors import Refused
+from enclave.payloads.hashes import sha256d
 from policies.model import BitcoinDecoded
 
 HEAD_BYTES, TAIL_BYTES = 4 + 32 + 32 + 36, 8 + 4 + 32 + 4 + 4
@@ -40,7 +39,7 @@ def parse_preimage(data: bytes) -> tuple[bytes, BitcoinDecoded]:
     _check_sighash(decoded)
     if decoded.amount > MAX_SATOSHI:
         raise _bad("the amount is above 21 million bitcoin")
-    return hashlib.sha256(hashlib.sha256(data).digest()).digest(), decoded
+    return sha256d(data), decoded
 
 
 def _check_sighash(decoded: BitcoinDecoded) -> None:

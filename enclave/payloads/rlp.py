@@ -25,6 +25,15 @@ def decode(data: bytes) -> Item:
     return item
 
 
+def spans_list(data: bytes) -> bool:
+    """Whether `data` reads as the header of a list and exactly as many bytes as it says, canonical or not."""
+    if data[:1] < b"\xc0":
+        return False
+    size = max(0, data[0] - 0xF7)
+    length = int.from_bytes(data[1 : 1 + size], "big") if size else data[0] - 0xC0
+    return len(data) == 1 + size + length
+
+
 def integer(item: Item, name: str, max_bytes: int = 32) -> int:
     """A canonical integer: big-endian without leading zeros. Raises `Refused` naming the field."""
     if not isinstance(item, bytes) or len(item) > max_bytes or item[:1] == b"\x00":
