@@ -46,6 +46,7 @@ class Kind(StrEnum):
     """What can be signed: the `kind` of a signing body (`policies.requests`)."""
 
     HASH = "Hash"
+    MESSAGE = "Message"
     ETHEREUM_TRANSACTION = "EthereumTransaction"
     BITCOIN_BIP143_PREIMAGE = "BitcoinBip143Preimage"
 
@@ -143,18 +144,37 @@ class AccessEntry(msgspec.Struct, frozen=True):
     storage_keys: tuple[bytes, ...]
 
 
-class EthereumDecoded(msgspec.Struct, frozen=True):
-    """An unsigned EIP-1559 transaction. Amounts in wei; `to` is 20 bytes, or empty to create a contract."""
+class EthereumDecoded(msgspec.Struct, frozen=True, kw_only=True):
+    """An unsigned Ethereum transaction. Amounts in wei; `to` is 20 bytes, or empty to create a contract.
 
+    `type`: 0 (legacy with EIP-155's chain id), 1 (EIP-2930) or 2 (EIP-1559). Types 0 and 1 have `gas_price`, type 2 has
+    the two `max_…` fees; the others are None. `max_fee` bounds the fee of every type.
+    """
+
+    type: int
     chain_id: int
     nonce: int
-    max_priority_fee_per_gas: int
-    max_fee_per_gas: int
+    gas_price: int | None = None
+    max_priority_fee_per_gas: int | None = None
+    max_fee_per_gas: int | None = None
     gas_limit: int
     to: bytes
     value: int
     data: bytes
-    access_list: tuple[AccessEntry, ...]
+    access_list: tuple[AccessEntry, ...] = ()
+
+    @property
+    def max_fee(self) -> int:
+        """The most that the transaction can cost in wei, without `value`."""
+        price = self.gas_price if self.max_fee_per_gas is None else self.max_fee_per_gas
+        return self.gas_limit * (price or 0)
+
+
+class MessageDecoded(msgspec.Struct, frozen=True):
+    """A message and the name of the hash that it is signed under (`policies.requests.MessageHash`)."""
+
+    message: bytes
+    hash: str
 
 
 class BitcoinDecoded(msgspec.Struct, frozen=True):
@@ -176,7 +196,7 @@ class BitcoinDecoded(msgspec.Struct, frozen=True):
     sighash_type: int
 
 
-Decoded = EthereumDecoded | BitcoinDecoded
+Decoded = EthereumDecoded | BitcoinDecoded | MessageDecoded
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ One set of structs for the API's documentation, the coordinator's first look and
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -16,6 +17,7 @@ KEY_ID_PATTERN = r"^key_[0-9a-f]{32}$(?!\n)"
 
 ExternalId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}$(?!\n)")]
 Path = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=10)]
+MAX_MESSAGE_BYTES = 12 * 1024
 HexBytes = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-f]{2})*$(?!\n)", max_length=2 + 2 * 48 * 1024)]
 
 
@@ -46,7 +48,8 @@ class EthereumTransaction(
     tag="EthereumTransaction",
     tag_field="kind",
 ):
-    """An unsigned EIP-1559 transaction (type 2), `0x02 ‖ rlp([..9 fields..])`, hashed in the enclave."""
+    """An unsigned transaction, parsed and hashed in the enclave: legacy with EIP-155's chain id
+    (`rlp([..6 fields.., chainId, 0, 0])`), EIP-2930 (`0x01 ‖ rlp([..])`) or EIP-1559 (`0x02 ‖ rlp([..])`)."""
 
     transaction: HexBytes
     external_id: ExternalId
@@ -68,7 +71,26 @@ class BitcoinBip143Preimage(
     derivation_path: Path = ()
 
 
-SigningBody = Hash | EthereumTransaction | BitcoinBip143Preimage
+class MessageHash(StrEnum):
+    """How a message is hashed. `SHA-256d` is SHA-256 twice; `EIP-191` is Keccak-256 over Ethereum's prefix
+    `0x19 ‖ "Ethereum Signed Message:\\n" ‖ length in decimal`, then the message."""
+
+    SHA_256 = "SHA-256"
+    KECCAK_256 = "Keccak-256"
+    SHA_256D = "SHA-256d"
+    EIP_191 = "EIP-191"
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", tag="Message", tag_field="kind"):
+    """A message of at most 12 KiB, hashed in the enclave. What would be another kind's payload is refused."""
+
+    message: Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-f]{2})*$(?!\n)", max_length=2 + 2 * MAX_MESSAGE_BYTES)]
+    hash: MessageHash
+    external_id: ExternalId
+    derivation_path: Path = ()
+
+
+SigningBody = Hash | Message | EthereumTransaction | BitcoinBip143Preimage
 
 
 def signatures_path(key_id: str) -> str:

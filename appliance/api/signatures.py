@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from appliance.api.derivation import SECP256K1_ORDER
 from appliance.api.models import SignatureValue
 from policies.errors import CallerError
-from policies.requests import EthereumTransaction, Hash, SigningBody
+from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Hash, Message, MessageHash, SigningBody
 
 
 class SignatureRefused(CallerError):
@@ -22,11 +22,35 @@ class SignatureRefused(CallerError):
 
 def what_is_signed(body: SigningBody) -> bytes:
     """The 32 bytes that a signature over `body` is over, computed here."""
-    if isinstance(body, Hash):
-        return bytes.fromhex(body.hash[2:])
-    if isinstance(body, EthereumTransaction):
-        return keccak.new(digest_bits=256, data=bytes.fromhex(body.transaction[2:])).digest()
-    return hashlib.sha256(hashlib.sha256(bytes.fromhex(body.preimage[2:])).digest()).digest()
+    match body:
+        case Hash():
+            return bytes.fromhex(body.hash[2:])
+        case Message():
+            return _message_hash(bytes.fromhex(body.message[2:]), body.hash)
+        case EthereumTransaction():
+            return _keccak256(bytes.fromhex(body.transaction[2:]))
+        case BitcoinBip143Preimage():
+            return _sha256(_sha256(bytes.fromhex(body.preimage[2:])))
+
+
+def _message_hash(message: bytes, name: MessageHash) -> bytes:
+    match name:
+        case MessageHash.SHA_256:
+            return _sha256(message)
+        case MessageHash.KECCAK_256:
+            return _keccak256(message)
+        case MessageHash.SHA_256D:
+            return _sha256(_sha256(message))
+        case MessageHash.EIP_191:
+            return _keccak256(b"\x19Ethereum Signed Message:\n" + str(len(message)).encode() + message)
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _keccak256(data: bytes) -> bytes:
+    return keccak.new(digest_bits=256, data=data).digest()
 
 
 def verify_signature(value: SignatureValue | None, public_key: bytes, expected_hash: bytes | None) -> None:

@@ -1,4 +1,4 @@
-"""What may be signed: bare hashes, Ethereum transactions, Bitcoin inputs."""
+"""What may be signed: bare hashes, messages, Ethereum transactions, Bitcoin inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builders of payloads: an EIP-1559 transaction and the example of BIP-143, with single fields changed."""
+"""Builders of payloads: Ethereum transactions and the example of BIP-143, with single fields changed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,24 @@ TO = bytes.fromhex("d8da6bf26964af9d7eed9e03e53415d37aa96045")
 FIELDS: list[Any] = [1, 7, 10**9, 3 * 10**10, 21_000, TO, 15 * 10**17, b"", []]
 
 
-def encoded_transaction(changes: dict[int, Any] | None = None, fields: list[Any] = FIELDS) -> bytes:
-    return b"\x02" + bytes(rlp.encode([(changes or {}).get(i, field) for i, field in enumerate(fields)]))
+# nonce, gasPrice, gasLimit, to, value, data, chainId, 0, 0
+LEGACY_FIELDS: list[Any] = [7, 3 * 10**10, 21_000, TO, 15 * 10**17, b"", 1, b"", b""]
+# chainId, nonce, gasPrice, gasLimit, to, value, data, accessList
+EIP_2930_FIELDS: list[Any] = [1, 7, 3 * 10**10, 21_000, TO, 15 * 10**17, b"", []]
+
+
+def encoded_transaction(
+    changes: dict[int, Any] | None = None, fields: list[Any] = FIELDS, prefix: bytes = b"\x02"
+) -> bytes:
+    return prefix + bytes(rlp.encode([(changes or {}).get(i, field) for i, field in enumerate(fields)]))
+
+
+def legacy_transaction(changes: dict[int, Any] | None = None) -> bytes:
+    return encoded_transaction(changes, LEGACY_FIELDS, b"")
+
+
+def eip2930_transaction(changes: dict[int, Any] | None = None) -> bytes:
+    return encoded_transaction(changes, EIP_2930_FIELDS, b"\x01")
 
 
 # Source: BIP-143, "Native P2WPKH".

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from enclave.errors import Refused
 from enclave.payloads import Payload, decode_payload, rlp
-from policies.model import BitcoinDecoded
-from policies.requests import BitcoinBip143Preimage, EthereumTransaction, SigningBody
-from tests.fakes.payloads import encoded_transaction, preimage
+from policies.model import BitcoinDecoded, EthereumDecoded, Kind, MessageDecoded
+from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Message, MessageHash, SigningBody
+from tests.fakes.payloads import eip2930_transaction, encoded_transaction, legacy_transaction, preimage
 
 ITEMS = st.recursive(st.binary(max_size=70), lambda inner: st.lists(inner, max_size=9), max_leaves=14)
 # Single mutations of good input reach deeper than noise does.
@@ -37,13 +37,32 @@ def decoded(body: SigningBody) -> Payload | None:
         return None
 
 
-@given(st.binary(max_size=300) | st.lists(EDITS, max_size=3).map(lambda edits: edit(encoded_transaction(), edits)))
+TRANSACTIONS = st.sampled_from([encoded_transaction(), eip2930_transaction(), legacy_transaction()])
+EDITED = st.tuples(TRANSACTIONS, st.lists(EDITS, max_size=3)).map(lambda both: edit(*both))
+
+
+@given(st.binary(max_size=300) | EDITED)
 def test_ethereum(data: bytes) -> None:
     payload = decoded(EthereumTransaction("0x" + data.hex(), "e"))
     if payload is None:
         return
     assert len(payload.h) == 32
-    assert b"\x02" + oracle.encode(oracle.decode(data[1:])) == data
+    assert isinstance(payload.decoded, EthereumDecoded)
+    prefix = bytes([payload.decoded.type]) if payload.decoded.type else b""
+    assert prefix + oracle.encode(oracle.decode(data[len(prefix) :])) == data
+
+
+@given(st.binary(max_size=300) | EDITED | st.just(preimage()), st.sampled_from(MessageHash))
+def test_a_message_is_never_another_kinds_payload(data: bytes, name: MessageHash) -> None:
+    """Where the hashes are equal, a client that may sign messages could get the other kind signed."""
+    payload = decoded(Message("0x" + data.hex(), name, "e"))
+    others = [EthereumTransaction("0x" + data.hex(), "e"), BitcoinBip143Preimage("0x" + data.hex(), "e")]
+    for other in filter(None, map(decoded, others)):
+        assert payload is None or payload.h != other.h
+    if payload is not None:
+        assert (payload.kind, payload.blind, payload.decoded) == (
+            Kind.MESSAGE, False, MessageDecoded(data, name.value),
+        )  # fmt: skip
 
 
 @given(st.binary(max_size=300) | st.lists(EDITS, max_size=3).map(lambda edits: edit(preimage(), edits)))

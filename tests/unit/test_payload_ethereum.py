@@ -1,4 +1,4 @@
-"""EIP-1559 payloads: the hash that eth-account signs, and one accepted encoding for each transaction."""
+"""Ethereum payloads: the hash that eth-account signs, and one accepted encoding for each transaction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,17 @@ from enclave.payloads import rlp as strict_rlp
 from enclave.payloads.ethereum import parse_transaction
 from policies.model import AccessEntry, EthereumDecoded, Kind
 from policies.requests import EthereumTransaction, Hash
-from tests.fakes.payloads import FIELDS, TO, encoded_transaction
+from tests.fakes.payloads import (
+    EIP_2930_FIELDS,
+    FIELDS,
+    LEGACY_FIELDS,
+    TO,
+    eip2930_transaction,
+    encoded_transaction,
+    legacy_transaction,
+)
+
+ACCESS_LIST = [{"address": "0x" + "11" * 20, "storageKeys": ["0x" + "22" * 32]}]
 
 
 def refusal(data: bytes) -> str:
@@ -62,8 +72,93 @@ def test_what_is_decoded() -> None:
     address, slot = b"\x11" * 20, b"\x22" * 32
     _, decoded = parse_transaction(encoded_transaction({7: b"\xca\xfe", 8: [[address, [slot]]]}))
     assert decoded == EthereumDecoded(
-        1, 7, 10**9, 3 * 10**10, 21_000, TO, 15 * 10**17, b"\xca\xfe", (AccessEntry(address, (slot,)),)
-    )
+        type=2, chain_id=1, nonce=7, max_priority_fee_per_gas=10**9, max_fee_per_gas=3 * 10**10, gas_limit=21_000,
+        to=TO, value=15 * 10**17, data=b"\xca\xfe", access_list=(AccessEntry(address, (slot,)),),
+    )  # fmt: skip
+    assert decoded.max_fee == 21_000 * 3 * 10**10
+
+
+def test_all_types_are_read_alike() -> None:
+    """What a policy asks of a transaction (chain, destination, amount, data, cost) does not depend on its type."""
+    access_list = (AccessEntry(b"\x11" * 20, (b"\x22" * 32,)),)
+    common = {"chain_id": 1, "nonce": 7, "gas_limit": 21_000, "to": TO, "value": 15 * 10**17, "data": b"\xca\xfe"}
+    _, legacy = parse_transaction(legacy_transaction({5: b"\xca\xfe"}))
+    assert legacy == EthereumDecoded(type=0, gas_price=3 * 10**10, **common)  # type: ignore[arg-type]
+    _, middle = parse_transaction(eip2930_transaction({6: b"\xca\xfe", 7: [[b"\x11" * 20, [b"\x22" * 32]]]}))
+    assert middle == EthereumDecoded(type=1, gas_price=3 * 10**10, access_list=access_list, **common)  # type: ignore[arg-type]
+    _, newest = parse_transaction(encoded_transaction({7: b"\xca\xfe"}))
+    for name, value in common.items():
+        assert [getattr(each, name) for each in (legacy, middle, newest)] == [value] * 3
+    assert legacy.max_fee == middle.max_fee == newest.max_fee
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"nonce": 0, "value": 0, "gasPrice": 0}, {"to": b""}, {"data": "0x" + "ff" * 300}]
+)
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ({"chainId": 1}, LEGACY_FIELDS),
+        ({"chainId": 2**60}, LEGACY_FIELDS),
+        ({"type": 1, "chainId": 1}, EIP_2930_FIELDS),
+        (
+            {
+                "type": 1,
+                "chainId": 10,
+                "accessList": [{"address": "0x" + "11" * 20, "storageKeys": ["0x" + "22" * 32]}],
+            },
+            EIP_2930_FIELDS,
+        ),
+    ],
+)
+def test_older_types_are_hashed_as_eth_account_does(
+    kind: dict[str, Any], fields: list[Any], extra: dict[str, Any]
+) -> None:
+    account = Account.from_key(b"\x07" * 32)
+    transaction = {
+        "nonce": 7, "gasPrice": 3 * 10**10, "gas": 21_000, "to": to_checksum_address(TO), "value": 15 * 10**17,
+        "data": b"", **kind, **extra,
+    }  # fmt: skip
+    signed = account.sign_transaction(transaction)
+    raw = bytes(signed.raw_transaction)
+    if "type" in kind:
+        unsigned = raw[:1] + bytes(rlp.encode(rlp.decode(raw[1:])[: len(fields)]))
+        recid = signed.v
+    else:
+        unsigned = bytes(rlp.encode([*rlp.decode(raw)[:6], kind["chainId"], b"", b""]))
+        recid = signed.v - 35 - 2 * kind["chainId"]
+
+    h, decoded = parse_transaction(unsigned)
+
+    signature = keys.Signature(vrs=(recid, signed.r, signed.s))
+    assert signature.recover_public_key_from_msg_hash(h).to_checksum_address() == account.address
+    assert (decoded.chain_id, decoded.nonce, decoded.value, decoded.gas_price) == (
+        transaction["chainId"], transaction["nonce"], transaction["value"], transaction["gasPrice"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (legacy_transaction({6: 0}), "chainId is zero: the transaction could be replayed on any chain"),
+        (legacy_transaction({7: 1}), "a legacy transaction to be signed ends with chainId, 0, 0"),
+        (legacy_transaction({8: b"\0"}), "a legacy transaction to be signed ends with chainId, 0, 0"),
+        (legacy_transaction({7: []}), "a legacy transaction to be signed ends with chainId, 0, 0"),
+        (legacy_transaction({3: TO[1:]}), "to is not 0 or 20 bytes"),
+        (legacy_transaction({1: b"\0"}), "gasPrice is not a canonical integer of at most 32 bytes"),
+        # Before EIP-155: good on every chain.
+        (bytes(rlp.encode(LEGACY_FIELDS[:6])), "an unsigned legacy (EIP-155) transaction has 9 fields"),
+        (b"\xc0", "an unsigned legacy (EIP-155) transaction has 9 fields"),
+        (eip2930_transaction({0: 0}), "chainId is zero: the transaction could be replayed on any chain"),
+        (eip2930_transaction({7: b""}), "accessList is not a list"),
+        (b"\x01" + encoded_transaction()[1:], "an unsigned EIP-2930 transaction has 8 fields"),
+        (b"\x02" + eip2930_transaction()[1:], "an unsigned EIP-1559 transaction has 9 fields"),
+        # The fields of legacy under a type are another transaction, or none.
+        (b"\x02" + legacy_transaction({1: 1, 2: 2}), "accessList is not a list"),
+    ],
+)
+def test_wrong_fields_of_older_types(data: bytes, reason: str) -> None:
+    assert refusal(data) == reason
 
 
 @pytest.mark.parametrize(
@@ -94,13 +189,8 @@ def test_wrong_fields(changes: dict[int, Any], reason: str) -> None:
 
 
 def test_wrong_shape() -> None:
-    for data in (
-        b"",
-        b"\x01" + encoded_transaction()[1:],
-        b"\x03" + encoded_transaction()[1:],
-        encoded_transaction()[1:],
-    ):
-        assert refusal(data) == "only EIP-1559 transactions (type 2) are understood"
+    for data in (b"", b"\0" + legacy_transaction(), b"\x03" + encoded_transaction()[1:], b"\x80", b"\xbf"):
+        assert refusal(data) == "only legacy (EIP-155), EIP-2930 and EIP-1559 transactions are understood"
     for fields in (FIELDS[:8], [*FIELDS, b""], [*FIELDS, 1, 2, 3], []):
         assert refusal(encoded_transaction(fields=fields)) == "an unsigned EIP-1559 transaction has 9 fields"
     assert refusal(b"\x02\x83abc") == "an unsigned EIP-1559 transaction has 9 fields"
