@@ -251,4 +251,4 @@ def _show(value: object) -> object:
         return [_show(item) for item in value]
     if isinstance(value, bytes):
         return "0x" + value.hex()
-    return None if value is None else str(value)
+    return value if value is None or isinstance(value, bool) else str(value)

@@ -6,7 +6,7 @@ import base64
 import re
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -48,6 +48,7 @@ class Kind(StrEnum):
     HASH = "Hash"
     MESSAGE = "Message"
     ETHEREUM_TRANSACTION = "EthereumTransaction"
+    EIP712_TYPED_DATA = "Eip712TypedData"
     BITCOIN_BIP143_PREIMAGE = "BitcoinBip143Preimage"
 
 
@@ -170,6 +171,34 @@ class EthereumDecoded(msgspec.Struct, frozen=True, kw_only=True):
         return self.gas_limit * (price or 0)
 
 
+class TypedField(msgspec.Struct, frozen=True):
+    """A member of typed data: its name, its type as written, its value.
+
+    A value is a bool, an int, a str, bytes (`bytesN`, `bytes`, `address`), the tuple of a struct's `TypedField`s, or
+    the tuple of an array's values.
+    """
+
+    name: str
+    type: str
+    value: Any
+
+
+class TypedDataDecoded(msgspec.Struct, frozen=True, kw_only=True):
+    """Typed data of EIP-712. The domain's fields are None where the document has none.
+
+    `encode_type` names the primary struct and all structs that it refers to, as the contract hashes them.
+    """
+
+    primary_type: str
+    encode_type: str
+    name: str | None
+    version: str | None
+    chain_id: int | None
+    verifying_contract: bytes | None
+    salt: bytes | None
+    message: tuple[TypedField, ...]
+
+
 class MessageDecoded(msgspec.Struct, frozen=True):
     """A message and the name of the hash that it is signed under (`policies.requests.MessageHash`)."""
 
@@ -196,7 +225,7 @@ class BitcoinDecoded(msgspec.Struct, frozen=True):
     sighash_type: int
 
 
-Decoded = EthereumDecoded | BitcoinDecoded | MessageDecoded
+Decoded = EthereumDecoded | TypedDataDecoded | BitcoinDecoded | MessageDecoded
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ One set of structs for the API's documentation, the coordinator's first look and
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -90,7 +90,34 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="c
     derivation_path: Path = ()
 
 
-SigningBody = Hash | Message | EthereumTransaction | BitcoinBip143Preimage
+class TypedMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One member of a struct of EIP-712: its name and its type, such as `address` or `Order[]`."""
+
+    name: Annotated[str, msgspec.Meta(max_length=64)]
+    type: Annotated[str, msgspec.Meta(max_length=128)]
+
+
+class TypedData(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """A document of EIP-712 as wallets take it. `types` holds `EIP712Domain` too. What else must hold of it:
+    `policies.typed_data`."""
+
+    types: Annotated[dict[str, tuple[TypedMember, ...]], msgspec.Meta(max_length=64)]
+    primary_type: Annotated[str, msgspec.Meta(max_length=64)]
+    domain: dict[str, Any]
+    message: dict[str, Any]
+
+
+class Eip712TypedData(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", tag="Eip712TypedData", tag_field="kind"
+):
+    """Typed data of EIP-712, checked and hashed in the enclave."""
+
+    typed_data: TypedData
+    external_id: ExternalId
+    derivation_path: Path = ()
+
+
+SigningBody = Hash | Message | EthereumTransaction | Eip712TypedData | BitcoinBip143Preimage
 
 
 def signatures_path(key_id: str) -> str:

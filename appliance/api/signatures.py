@@ -13,7 +13,16 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from appliance.api.derivation import SECP256K1_ORDER
 from appliance.api.models import SignatureValue
 from policies.errors import CallerError
-from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Hash, Message, MessageHash, SigningBody
+from policies.requests import (
+    BitcoinBip143Preimage,
+    Eip712TypedData,
+    EthereumTransaction,
+    Hash,
+    Message,
+    MessageHash,
+    SigningBody,
+)
+from policies.typed_data import hash_typed_data
 
 
 class SignatureRefused(CallerError):
@@ -21,7 +30,8 @@ class SignatureRefused(CallerError):
 
 
 def what_is_signed(body: SigningBody) -> bytes:
-    """The 32 bytes that a signature over `body` is over, computed here."""
+    """The 32 bytes that a signature over `body` is over, computed here. Raises `CallerError` for typed data that has
+    no hash."""
     match body:
         case Hash():
             return bytes.fromhex(body.hash[2:])
@@ -29,6 +39,9 @@ def what_is_signed(body: SigningBody) -> bytes:
             return _message_hash(bytes.fromhex(body.message[2:]), body.hash)
         case EthereumTransaction():
             return _keccak256(bytes.fromhex(body.transaction[2:]))
+        case Eip712TypedData():
+            h, _ = hash_typed_data(body.typed_data, _keccak256)
+            return h
         case BitcoinBip143Preimage():
             return _sha256(_sha256(bytes.fromhex(body.preimage[2:])))
 

@@ -1,9 +1,12 @@
-"""`keymoot sign hash|ethereum|bitcoin`. A signature is verified here, under the certified key, before it is shown."""
+"""`keymoot sign hash|message|ethereum|typed-data|bitcoin`.
+
+A signature is verified here, under the certified key, before it is shown.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
@@ -12,14 +15,11 @@ from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, open_client
 from appliance.cli.keys import ExternalIdOption, PathOption, new_external_id, parse_path
 from appliance.cli.output import Json, show_fields, show_json
 from policies.errors import CallerError
-from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Hash
+from policies.requests import MessageHash, SigningBody
 
-if TYPE_CHECKING:
-    from policies.requests import SigningBody
+MAX_FILE_BYTES = 256 * 1024
 
-MAX_HEX_FILE_BYTES = 256 * 1024
-
-app = typer.Typer(help="Sign a hash, an Ethereum transaction or a Bitcoin input.", no_args_is_help=True)
+app = typer.Typer(help="Sign a hash, a message, an Ethereum transaction or a Bitcoin input.", no_args_is_help=True)
 
 KeyArgument = Annotated[str, typer.Argument(help="The key's id (key_…).")]
 
@@ -37,17 +37,51 @@ def sign_hash(
     _sign(profile, key_id, {"kind": "Hash", "hash": _hex(digest)}, path, external_id, as_json)
 
 
-@app.command("ethereum")
-def sign_ethereum(
+@app.command("message")
+def sign_message(
     key_id: KeyArgument,
-    transaction: Annotated[str, typer.Argument(help="Unsigned EIP-1559 transaction: hex (0x02…), or @FILE with it.")],
+    message: Annotated[str, typer.Argument(help="The text, or @FILE with the bytes.")],
+    hash_name: Annotated[MessageHash, typer.Option("--hash", help="How it is hashed.")] = MessageHash.EIP_191,
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
     profile: ProfileOption = DEFAULT_PROFILE,
     as_json: Json = False,
 ) -> None:
-    """Sign an EIP-1559 transaction, which every enclave parses and hashes itself."""
-    fields = {"kind": "EthereumTransaction", "transaction": _hex(transaction)}
+    """Sign a message, which every enclave hashes itself."""
+    data = _read(message[1:]) if message.startswith("@") else message.encode()
+    fields: dict[str, object] = {"kind": "Message", "message": "0x" + data.hex(), "hash": hash_name.value}
+    _sign(profile, key_id, fields, path, external_id, as_json)
+
+
+@app.command("typed-data")
+def sign_typed_data(
+    key_id: KeyArgument,
+    document: Annotated[str, typer.Argument(help="EIP-712 document: JSON, or @FILE with it.")],
+    path: PathOption = "m",
+    external_id: ExternalIdOption = "",
+    profile: ProfileOption = DEFAULT_PROFILE,
+    as_json: Json = False,
+) -> None:
+    """Sign typed data of EIP-712, which every enclave checks and hashes itself."""
+    data = _read(document[1:]) if document.startswith("@") else document.encode()
+    try:
+        typed_data = msgspec.json.decode(data)
+    except (ValueError, RecursionError) as error:
+        raise CallerError(f"the document is not JSON: {error}") from None
+    _sign(profile, key_id, {"kind": "Eip712TypedData", "typedData": typed_data}, path, external_id, as_json)
+
+
+@app.command("ethereum")
+def sign_ethereum(
+    key_id: KeyArgument,
+    transaction: Annotated[str, typer.Argument(help="Unsigned transaction: hex, or @FILE with it.")],
+    path: PathOption = "m",
+    external_id: ExternalIdOption = "",
+    profile: ProfileOption = DEFAULT_PROFILE,
+    as_json: Json = False,
+) -> None:
+    """Sign a legacy (EIP-155), EIP-2930 or EIP-1559 transaction, which every enclave parses and hashes itself."""
+    fields: dict[str, object] = {"kind": "EthereumTransaction", "transaction": _hex(transaction)}
     _sign(profile, key_id, fields, path, external_id, as_json)
 
 
@@ -61,11 +95,11 @@ def sign_bitcoin(
     as_json: Json = False,
 ) -> None:
     """Sign one segwit input, from its BIP-143 preimage, which every enclave parses and hashes itself."""
-    fields = {"kind": "BitcoinBip143Preimage", "preimage": _hex(preimage)}
+    fields: dict[str, object] = {"kind": "BitcoinBip143Preimage", "preimage": _hex(preimage)}
     _sign(profile, key_id, fields, path, external_id, as_json)
 
 
-def _sign(profile: Path, key_id: str, fields: dict[str, str], path: str, external_id: str, as_json: bool) -> None:
+def _sign(profile: Path, key_id: str, fields: dict[str, object], path: str, external_id: str, as_json: bool) -> None:
     body = _body({**fields, "externalId": external_id or new_external_id(), "derivationPath": parse_path(path)})
     with open_client(profile) as client:
         answer = client.sign(key_id, body)
@@ -82,19 +116,26 @@ def _sign(profile: Path, key_id: str, fields: dict[str, str], path: str, externa
 
 def _body(fields: dict[str, object]) -> SigningBody:
     try:
-        return msgspec.convert(fields, Hash | EthereumTransaction | BitcoinBip143Preimage)
+        body: SigningBody = msgspec.convert(fields, SigningBody)
+        return body
     except msgspec.ValidationError as error:
         raise CallerError(f"not a signing request: {error}") from None
+
+
+def _read(name: str) -> bytes:
+    """The start of a file, more than any request can hold. Raises `CallerError`."""
+    try:
+        with Path(name).open("rb") as file:
+            return file.read(MAX_FILE_BYTES)
+    except OSError as error:
+        raise CallerError(f"cannot read {name}: {error.strerror}") from None
 
 
 def _hex(text: str) -> str:
     """`text`, or the content of the file `@FILE`, as lower-case hex with 0x. Raises `CallerError`."""
     if text.startswith("@"):
         try:
-            with Path(text[1:]).open("rb") as file:
-                text = file.read(MAX_HEX_FILE_BYTES).decode("ascii")
-        except OSError as error:
-            raise CallerError(f"cannot read {text[1:]}: {error.strerror}") from None
+            text = _read(text[1:]).decode("ascii")
         except UnicodeDecodeError:
             raise CallerError(f"{text[1:]} holds something else than hex") from None
     digits = text.strip().removeprefix("0x").lower()

@@ -70,10 +70,12 @@ class Work:
         self, client: wire.ClientRequest, key: CertifiedKey, body: SigningBody
     ) -> tuple[str, bool]:
         """Accept a signing request under `key`. Returns and raises as `create_key`; `CallerError` for a path that
-        has no child key."""
+        has no child key, and for typed data that is none."""
         self._check_room()
         acknowledgement = key.acknowledgement
         public_key, _ = derive(acknowledgement.public_key, acknowledgement.chain_code, body.derivation_path)
+        # Typed data that has no hash is refused before it is accepted.
+        message_hash(body)
         accepted = self._accepted("sig_", client, body.external_id)
         key_id, kind = acknowledgement.key_id, type(body).__name__
         signature_id, new = await self._store.accept_signature(accepted, key_id, kind, body.derivation_path)

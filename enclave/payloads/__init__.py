@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from enclave.errors import Refused
 from enclave.payloads.bitcoin import parse_preimage
 from enclave.payloads.ethereum import parse_transaction
+from enclave.payloads.hashes import keccak256
 from enclave.payloads.message import parse_message
 from policies.model import Decoded, Kind
-from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Message, SigningBody
+from policies.requests import BitcoinBip143Preimage, Eip712TypedData, EthereumTransaction, Message, SigningBody
+from policies.typed_data import TypedDataInvalid, hash_typed_data
 
 __all__ = ["Payload", "decode_payload"]
 
@@ -28,6 +31,12 @@ def decode_payload(body: SigningBody) -> Payload:
     if isinstance(body, EthereumTransaction):
         h, transaction = parse_transaction(bytes.fromhex(body.transaction[2:]))
         return Payload(Kind.ETHEREUM_TRANSACTION, h, False, transaction)
+    if isinstance(body, Eip712TypedData):
+        try:
+            h, document = hash_typed_data(body.typed_data, keccak256)
+        except TypedDataInvalid as error:
+            raise Refused("payload/eip712", str(error)) from None
+        return Payload(Kind.EIP712_TYPED_DATA, h, False, document)
     if isinstance(body, BitcoinBip143Preimage):
         h, preimage = parse_preimage(bytes.fromhex(body.preimage[2:]))
         return Payload(Kind.BITCOIN_BIP143_PREIMAGE, h, False, preimage)

@@ -1,4 +1,4 @@
-"""What may be signed: bare hashes, messages, Ethereum transactions, Bitcoin inputs."""
+"""What may be signed: bare hashes, messages, Ethereum transactions, typed data, Bitcoin inputs."""
 
 from __future__ import annotations
 

@@ -11,11 +11,12 @@ import pytest
 
 from enclave import wire
 from policies.model import Kind
-from policies.requests import EthereumTransaction, Message, MessageHash, SigningBody, signatures_path
+from policies.requests import Eip712TypedData, EthereumTransaction, Message, MessageHash, SigningBody, signatures_path
 from tests.adversarial.conftest import COMMITTEE, Desk
 from tests.adversarial.test_signing import finish, only, refusals, remaining, verify
 from tests.fakes.enclaves import authorizations_of
 from tests.fakes.payloads import eip2930_transaction, encoded_transaction, legacy_transaction, preimage
+from tests.fakes.typed_data import ETHER_MAIL, ETHER_MAIL_HASH, parsed
 
 
 def ask(desk: Desk, body: SigningBody | bytes, l: int = 1) -> dict[int, list[Any]]:
@@ -81,4 +82,37 @@ def test_a_transaction_that_is_good_on_every_chain(desk: Desk) -> None:
     for changes in ({6: 0}, {7: 1}):
         body = EthereumTransaction("0x" + legacy_transaction(changes).hex(), "e-1")
         assert refusals(ask(desk, body)) == {"payload/ethereum"}
+    assert remaining(desk) == [8, 8, 8]
+
+
+def test_typed_data_is_shown_to_the_gate_and_signed_as_the_enclave_hashed_it(desk: Desk) -> None:
+    permit_only(desk, Kind.EIP712_TYPED_DATA)
+    reports = ask(desk, Eip712TypedData(parsed(ETHER_MAIL), "t-1"))
+    only(reports, wire.Authorized)
+    verify(desk, finish(desk, authorizations_of(reports)), bytes.fromhex(ETHER_MAIL_HASH))
+    decoded = seen_by_gate(desk)["requestInfo"]["decoded"]
+    assert (decoded["primary_type"], decoded["chain_id"], decoded["verifying_contract"]) == (
+        "Mail",
+        "1",
+        "0x" + "cc" * 20,
+    )
+
+
+def test_typed_data_that_two_readers_take_differently(desk: Desk) -> None:
+    """Which of two equal keys counts, what an unlisted member says, which number is meant beyond 2^53."""
+    permit_only(desk, Kind.EIP712_TYPED_DATA)
+    good = msgspec.json.encode(Eip712TypedData(parsed(ETHER_MAIL), "t-1"))
+    chain = b'"chainId":1'
+    assert good.count(chain) == 1
+    for altered, rule in (
+        (good.replace(chain, chain + b',"chainId":2'), "request/body"),
+        (good.replace(chain, chain + b',"note":"pay nobody"'), "payload/eip712"),
+        (good.replace(chain, b'"chainId":9007199254740993'), "payload/eip712"),
+        (good.replace(chain, b'"chainId":1.0'), "payload/eip712"),
+        (good.replace(chain, b'"chainId":1e0'), "payload/eip712"),
+        (good.replace(b'"Cow"', b'"\\ud800"'), "request/body"),
+        (good.replace(b'"Cow"', b"[" * 13 + b"]" * 13), "request/body"),
+    ):
+        assert altered != good
+        assert refusals(ask(desk, altered)) == {rule}
     assert remaining(desk) == [8, 8, 8]

@@ -5,15 +5,26 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import msgspec
 import rlp as oracle
+from eth_account.messages import _hash_eip191_message, encode_typed_data  # type: ignore[attr-defined]
 from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave.errors import Refused
 from enclave.payloads import Payload, decode_payload, rlp
 from policies.model import BitcoinDecoded, EthereumDecoded, Kind, MessageDecoded
-from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Message, MessageHash, SigningBody
+from policies.requests import (
+    BitcoinBip143Preimage,
+    Eip712TypedData,
+    EthereumTransaction,
+    Message,
+    MessageHash,
+    SigningBody,
+    TypedData,
+)
 from tests.fakes.payloads import eip2930_transaction, encoded_transaction, legacy_transaction, preimage
+from tests.fakes.typed_data import ether_mail
 
 ITEMS = st.recursive(st.binary(max_size=70), lambda inner: st.lists(inner, max_size=9), max_leaves=14)
 # Single mutations of good input reach deeper than noise does.
@@ -97,3 +108,33 @@ def test_rlp_accepts_only_the_encoding_that_another_library_writes(data: bytes) 
     except Refused:
         return
     assert oracle.encode(item) == data
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("0x" + "ab" * 20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "from", "wallet", ""]), inner),
+    max_leaves=8,
+)
+PATHS = st.sampled_from(
+    [("message", "from"), ("message", "from", "name"), ("message", "contents"), ("message",), ("domain",)]
+    + [("domain", "chainId"), ("message", "to", "wallet")]
+)
+TYPES = st.sampled_from(["uint8", "Person", "Mail", "Person[]", "Mail[2]", "bytes", "bytes5", "bool[0]"])
+
+
+@given(
+    PATHS,
+    JSON,
+    st.lists(st.tuples(st.sampled_from(["Person", "Mail"]), st.integers(0, 1), TYPES | st.text()), max_size=2),
+)
+def test_typed_data(path: tuple[str, ...], value: Any, types: list[tuple[str, int, str]]) -> None:
+    document = ether_mail(*path, value=value)
+    for struct, member, kind in types:
+        document["types"][struct][member]["type"] = kind[:100]
+    try:
+        body = Eip712TypedData(msgspec.convert(document, TypedData), "e")
+    except msgspec.ValidationError:
+        return
+    payload = decoded(body)
+    if payload is not None:
+        assert payload.h == bytes(_hash_eip191_message(encode_typed_data(full_message=document)))
