@@ -126,9 +126,7 @@ def test_path_patterns(pattern: str, path: tuple[int, ...], matches: bool) -> No
     assert path_matches(pattern, path) is matches
 
 
-@pytest.mark.parametrize(
-    "pattern", ["", "0/1", "m/", "m/01", "m/0'", "m/0h", "m/**/0", "m/2147483648", "M/0"]
-)
+@pytest.mark.parametrize("pattern", ["", "0/1", "m/", "m/01", "m/0'", "m/0h", "m/**/0", "m/2147483648", "M/0"])
 def test_bad_path_patterns(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"path pattern|hardened"):
         check_path_glob(pattern)
