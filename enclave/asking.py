@@ -29,11 +29,11 @@ MAX_CONVERSATIONS = 1024
 
 
 class Gate:
-    """All conversations under way. `keys` is None in mode `none`, which the configuration must name."""
+    """All conversations under way. `keys()`: the gate's keys, None in mode `none` and before the HSM unsealed them."""
 
     def __init__(
         self,
-        keys: GateKeys | None,
+        keys: Callable[[], GateKeys | None],
         timers: Timers,
         wall_clock: Callable[[], float],
         random: Callable[[int], bytes],
@@ -54,13 +54,14 @@ class Gate:
         self, info: SignerInfo, request: RequestInfo, deadline_s: int, pending: Callable[[int], None]
     ) -> GateAllowed:
         """A verified yes, or `Refused`. `pending(deadline_s)` is called when the gate says that it needs time."""
-        if self._keys is None:
+        keys = self._keys()
+        if keys is None:
             raise Refused("gate", "this enclave has no gate secrets: run `keymoot gate secret`")
         if self._conversations >= MAX_CONVERSATIONS:
             raise Refused("gate", f"{MAX_CONVERSATIONS} gate calls are under way")
         self._conversations += 1
         try:
-            return await self._converse(self._keys, info, request, deadline_s, pending)
+            return await self._converse(keys, info, request, deadline_s, pending)
         except Refused:
             self._count("gate_refused")
             raise

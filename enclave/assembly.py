@@ -19,7 +19,7 @@ from enclave.config import EnclaveConfig
 from enclave.creation import KeyCreation
 from enclave.dispatch import Dispatch
 from enclave.effects import Effects
-from enclave.errors import Unavailable
+from enclave.errors import CallerError, Unavailable
 from enclave.gate import GateKeys
 from enclave.hsm import Hsm
 from enclave.log import Log
@@ -50,7 +50,8 @@ class Outside:
 class EnclaveCore:
     """Every part of one enclave. `dispatch` takes the signer's messages, `orders.on_worker` the worker's."""
 
-    def __init__(self, config: EnclaveConfig, gate_keys: GateKeys | None, outside: Outside) -> None:
+    def __init__(self, config: EnclaveConfig, gate_keys: Callable[[], GateKeys | None], outside: Outside) -> None:
+        """`gate_keys()`: None in gate mode `none`, and until the HSM has unsealed them."""
         self._config, self._outside = config, outside
         self.timers = Timers(outside.clock)
         self.effects = Effects()
@@ -127,7 +128,7 @@ class EnclaveCore:
             nonces=NonceBook(self._session, self._outside.random),
             links=self._links,
             ceremonies=self._ceremonies,
-            vault=Vault(network, self._config.index, self._outside.on_hsm, self.effects.store),
+            vault=Vault(network, self._config.index, self._outside.on_hsm, self._outside.hsm_state, self.effects.store),
             pool=self.pool,
             prss=self._prss,
             audit=self._audit,
@@ -152,7 +153,7 @@ class EnclaveCore:
         def signed() -> None:
             try:
                 self.effects.audit(self._audit.record_head(seq, head, promise.result()))
-            except Unavailable as error:
+            except (Unavailable, CallerError) as error:
                 self._outside.log.warning("audit head not signed", reason=str(error))
 
         promise.on_done(signed)

@@ -103,6 +103,7 @@ class Authoriser:
         attempt of the same request is being decided, which then answers the newest one."""
         state: RequestState | None = None
         try:
+            self._vault.require_hsm()
             # A request that is known was verified, and may have been approved long after its JWS expired.
             state, request = self.book.get(order.request.digest(self._rules.roster.network)), None
             if state is None:
@@ -275,6 +276,7 @@ class Authoriser:
         try:
             # SPEC 4.2
             state, outstanding = self._check_authorizations(coordinator, order)
+            self._vault.require_hsm()
             terms = outstanding.authorization.terms
             # SPEC 4.3: before anything else. Gone even if what follows fails.
             presignature = self._pool.take(terms.presignature, terms.committee, terms.prss_epoch)

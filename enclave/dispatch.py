@@ -50,6 +50,8 @@ from enclave.wire import (
 
 MAX_COORDINATORS = 16
 ATTACH_RETRY_S = 1.0
+# Refused at once while the HSM is away. Signing orders are too, by the authoriser, in its own words.
+NEED_HSM = (SetupOrder, KeygenOrder, ActivateOrder)
 
 
 class Phase(Enum):
@@ -198,6 +200,8 @@ class Dispatch:
 
     async def _carry_out(self, order: Order) -> None:
         try:
+            if isinstance(order.body, NEED_HSM):
+                self._around.vault.require_hsm()
             await self._order_routes[type(order.body)](order, order.body)
         except (Refused, CallerError, Unavailable) as error:
             self._count("orders_refused")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import select
 import time
 from collections.abc import Callable
 
 from enclave.assembly import EnclaveCore, Outside
 from enclave.config import EnclaveConfig
 from enclave.crypto.curve import SECP256K1
-from enclave.errors import CallerError, KeymootError
+from enclave.errors import CallerError, KeymootError, Unavailable
 from enclave.framing import Stream
 from enclave.gate import GateKeys
 from enclave.gate_secrets import open_gate_secrets
@@ -20,24 +20,92 @@ from enclave.serve import MAX_QUEUED_TO_WORKER_BYTES, Server
 from enclave.tasks import Promise
 from enclave.worker import MAX_WORKER_MESSAGE_BYTES, fork_worker
 
-HSM_START_TIMEOUT_S = 30.0
+# So long the start waits for the HSM, so that most mistakes in a configuration end it before it serves.
+HSM_START_WAIT_S = 5.0
 
 
 def run_enclave(config: EnclaveConfig) -> None:
-    """Run until SIGTERM. The presign worker is forked before the PKCS#11 module is loaded (and any thread starts)."""
+    """Run until SIGTERM. The presign worker is forked before the PKCS#11 module is loaded (and any thread starts).
+
+    An HSM that is away at the start is waited for in service, as state `hsm-away`. What no waiting cures raises
+    `CallerError` as long as the HSM was never open; later it is told in the state, and what is in memory stays.
+    """
     worker = Stream(fork_worker(), MAX_QUEUED_TO_WORKER_BYTES, MAX_WORKER_MESSAGE_BYTES)
     log = Log("enclave", network=config.file.network, signer=config.file.signer)
-    thread = HsmThread(lambda: open_hsm(config.hsm, config.file.network, config.index))
+    if config.file.gate.mode == "none":
+        log.warning("no gate", reason="gate.mode is none: this signer agrees to whatever its policy allows")
+    opener = Opener(config)
+    thread = HsmThread(opener.open)
     try:
-        thread.wait_ready(HSM_START_TIMEOUT_S)
-        gate_keys = _check_hsm(config, thread, log)
-        _serve(config, gate_keys, thread, worker, log)
+        watch = HsmWatch(thread, log)
+        watch.start()
+        _serve(config, opener, thread, watch, worker, log)
     finally:
         thread.close()
         worker.close()
 
 
-def _serve(config: EnclaveConfig, gate_keys: GateKeys | None, thread: HsmThread, worker: Stream, log: Log) -> None:
+class Opener:
+    """Opens the HSM, checks that it is this signer's, and unseals the gate's keys: all on the HSM thread."""
+
+    def __init__(self, config: EnclaveConfig) -> None:
+        self._config = config
+        self._gate_keys: GateKeys | None = None
+
+    def gate_keys(self) -> GateKeys | None:
+        """The keys of the latest opening, None before the first one and in gate mode `none`."""
+        return self._gate_keys
+
+    def open(self) -> Hsm:
+        """Called each time the module is set up. Raises `HsmAway`, or `CallerError` for what does not fit together."""
+        config = self._config
+        hsm = open_hsm(config.hsm, config.file.network, config.index)
+        try:
+            if hsm.identity_point != config.roster.signer(config.index).identity_point:
+                raise CallerError(
+                    f"the HSM's identity key is not the one the roster lists for {config.file.signer}: "
+                    "check hsm.token_label, hsm.identity_key_label and the roster"
+                )
+            if config.file.gate.mode != "none":
+                self._gate_keys = open_gate_secrets(hsm, config.roster.network, config.index, config.gate_secrets)
+        except BaseException:
+            hsm.close()
+            raise
+        return hsm
+
+
+class HsmWatch:
+    """Takes in what the HSM thread has, and logs when the HSM goes away and comes back."""
+
+    def __init__(self, thread: HsmThread, log: Log) -> None:
+        self._thread, self._log = thread, log
+        self._told: tuple[str, str] | None = None
+        self._was_ready = False
+
+    def start(self) -> None:
+        """Wait a little for the HSM. Raises `CallerError` for what needs an operator, nothing for one that is away."""
+        with contextlib.suppress(Unavailable):
+            self._thread.wait_ready(HSM_START_WAIT_S)
+        self.drain()
+
+    def drain(self) -> None:
+        """Called when `fileno()` of the thread is readable. Raises `CallerError` if the HSM was never ready."""
+        self._thread.drain()
+        state = self._thread.state
+        if state == self._told:
+            return
+        self._told = state
+        if state[0] == "ready":
+            self._log.info("hsm ready")
+            self._was_ready = True
+            return
+        if not self._was_ready:
+            with contextlib.suppress(Unavailable):
+                self._thread.wait_ready(0.0)
+        self._log.warning("hsm away", reason=state[1])
+
+
+def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmWatch, worker: Stream, log: Log) -> None:
     outside = Outside(
         wall_clock=time.time,
         clock=time.monotonic,
@@ -48,44 +116,17 @@ def _serve(config: EnclaveConfig, gate_keys: GateKeys | None, thread: HsmThread,
         log=log,
     )
     SECP256K1.randomize(os.urandom(32))
-    core = EnclaveCore(config, gate_keys, outside)
+    core = EnclaveCore(config, opener.gate_keys, outside)
     uid = config.file.signer_uid
     server = Server(
         config.socket,
         os.getuid() if uid is None else uid,
         core,
         worker,
-        (thread.fileno(), thread.drain),
+        (thread.fileno(), watch.drain),
         log,
     )
     server.run(lambda: log.info("ready", socket=str(config.socket), pid=os.getpid()))
-
-
-def _check_hsm(config: EnclaveConfig, thread: HsmThread, log: Log) -> GateKeys | None:
-    """HSM and roster agree on who we are; the gate's keys unseal."""
-
-    def job(hsm: Hsm) -> GateKeys | None:
-        if hsm.identity_point != config.roster.signer(config.index).identity_point:
-            raise CallerError(
-                f"the HSM's identity key is not the one the roster lists for {config.file.signer}: "
-                "check hsm.token_label, hsm.identity_key_label and the roster"
-            )
-        if config.file.gate.mode == "none":
-            return None
-        return open_gate_secrets(hsm, config.roster.network, config.index, config.gate_secrets)
-
-    if config.file.gate.mode == "none":
-        log.warning("no gate", reason="gate.mode is none: this signer agrees to whatever its policy allows")
-    promise = _submit(thread, job)
-    deadline_s = time.monotonic() + HSM_START_TIMEOUT_S
-    while not promise.done:
-        if time.monotonic() > deadline_s:
-            raise KeymootError(f"the HSM did not answer within {HSM_START_TIMEOUT_S:.0f} s")
-        select.select([thread.fileno()], [], [], 1.0)
-        thread.drain()
-    keys = promise.result()
-    assert keys is None or isinstance(keys, GateKeys)
-    return keys
 
 
 def _submit(thread: HsmThread, job: Callable[[Hsm], object]) -> Promise[object]:

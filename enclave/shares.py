@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from enclave.errors import Refused
+from enclave.hsm.errors import HsmAway
 from enclave.hsm.hsm import Hsm
 from enclave.hsm.records import RecordContext
 from enclave.protocol.setup import Seeds
@@ -60,12 +61,19 @@ class Vault:
         network: str,
         signer: int,
         hsm: Callable[[Callable[[Hsm], object]], Promise[object]],
+        hsm_state: Callable[[], tuple[str, str]],
         store: Callable[[tuple[Record, ...]], Awaitable[None]],
     ) -> None:
         self._network, self._signer = network, signer
         self._hsm: Callable[[Callable[[Hsm], object]], Promise[object]] = hsm
-        self._store = store
+        self._hsm_state, self._store = hsm_state, store
         self._facts: OrderedDict[tuple[str, int], KeyFacts] = OrderedDict()
+
+    def require_hsm(self) -> None:
+        """Raises `HsmAway` while the HSM is: before an order changes anything that it would need the HSM to finish."""
+        state, reason = self._hsm_state()
+        if state != "ready":
+            raise HsmAway(reason, "orders are served again when it is back")
 
     async def keep_keys(self, records: Sequence[KeyRecord]) -> None:
         """Seal and store; returns once they are on disk."""

@@ -51,6 +51,16 @@ class Process:
             capture_output=True,
         ).stdout
 
+    def run_to_end(self, command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+        """Run a command that is expected to fail by itself."""
+        return subprocess.run(
+            [sys.executable, "-I", "-m", "enclave", command, "--config", str(self.config)],
+            env={**self._environment(), **(environment or {})},
+            capture_output=True,
+            check=False,
+            timeout=DEADLINE_S,
+        )
+
     def start(self) -> None:
         """Start it and connect."""
         self.process = subprocess.Popen(
@@ -126,8 +136,7 @@ class ProcessNet(Net):
         """Start all processes, attach, bring the links up."""
         for j, member in self.members.items():
             member.start()
-            assert member.stream is not None
-            self._selector.register(member.stream.socket, selectors.EVENT_READ, member)
+            self.watch(member)
             self.attach(j)
         self.presence(tuple(self.members))
         n = len(self.members)
@@ -137,6 +146,11 @@ class ProcessNet(Net):
             )
         )
         self.drain()
+
+    def watch(self, member: Process) -> None:
+        """Take in what a started process says."""
+        assert member.stream is not None
+        self._selector.register(member.stream.socket, selectors.EVENT_READ, member)
 
     def stop(self) -> None:
         """Terminate all."""
@@ -162,8 +176,8 @@ class ProcessNet(Net):
         while not condition():
             assert time.monotonic() < deadline_s, self.reports
             for member in self.members.values():
-                assert member.stream is not None
-                member.stream.flush()
+                if member.stream is not None:
+                    member.stream.flush()
             for key, _ in self._selector.select(0.05):
                 for data in key.data.stream.read():
                     self._said(key.data, wire.decode(data, wire.FromEnclave))  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from enclave.assembly import EnclaveCore, Outside
 from enclave.config import EnclaveConfig, EnclaveFile, GateConfig
 from enclave.crypto.curve import SECP256K1
 from enclave.gate import GateKeys
-from enclave.hsm import HsmConfig, SealBroken
+from enclave.hsm import HsmAway, HsmConfig, SealBroken
 from enclave.log import Log
 from enclave.secret import Secret
 from enclave.tasks import Promise
@@ -45,6 +45,7 @@ class SoftwareHsm:
         self._identity = ec.generate_private_key(ec.SECP256R1())
         self._sealing = AESGCM(os.urandom(32))
         self.calls = 0
+        self.away = False
 
     @property
     def identity_point(self) -> bytes:
@@ -150,6 +151,9 @@ class Net:
 
         def on_hsm(job: Callable[[Any], object]) -> Promise[object]:
             promise: Promise[object] = Promise()
+            if hsm.away:
+                promise.reject(HsmAway("the HSM was pulled out", "put it back"))
+                return promise
             try:
                 promise.resolve(job(hsm))
             except SealBroken as error:
@@ -161,11 +165,11 @@ class Net:
             clock=self.clock,
             random=os.urandom,
             on_hsm=on_hsm,
-            hsm_state=lambda: ("ready", ""),
+            hsm_state=lambda: ("hsm-away", "the HSM was pulled out") if hsm.away else ("ready", ""),
             to_worker=to_worker,
             log=Log("enclave", out=io.StringIO()),
         )
-        core = EnclaveCore(config, self.gate_keys, outside)
+        core = EnclaveCore(config, lambda: self.gate_keys, outside)
         member = Member(j, hsm, core, store)
         core.effects.attach(lambda message: self._said(member, message))
         return member
