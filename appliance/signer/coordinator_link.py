@@ -37,12 +37,15 @@ log = structlog.get_logger()
 
 
 class CoordinatorLink:
-    """Keeps both connections to one coordinator up. `deliver` gets each message, `lost` each loss."""
+    """Keeps both connections to one coordinator up. `deliver` gets each message, `lost` each loss.
+
+    `announce` is asked at each connection: what it says of the PRSS epoch changes while the enclave runs.
+    """
 
     def __init__(
         self,
         settings: CoordinatorSettings,
-        announce: relay.Announce,
+        announce: Callable[[], relay.Announce],
         deliver: Callable[[relay.Down], None],
         lost: Callable[[], None],
         source: random.Random,
@@ -110,7 +113,7 @@ class CoordinatorLink:
             max_msg_size=relay.MAX_WEBSOCKET_BYTES,
             timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
         )
-        await connection.send_bytes(wire.encode(self._announce))
+        await connection.send_bytes(wire.encode(self._announce()))
         return connection
 
 

@@ -118,6 +118,8 @@ class Courier:
                 case wire.ToPeer(coordinator, receiver, bulk, data):
                     self._to_coordinator(coordinator, relay.Forward(receiver, data), bulk=bulk)
                 case wire.Report(coordinator, body, audit):
+                    if isinstance(body, wire.SetupDone):
+                        self._enclave.note_setup(body.epoch)
                     await self._after_commit(
                         self._store.append_audit(audit) if audit else None,
                         partial(self._to_coordinator, coordinator, relay.ReportUp(body), bulk=False),

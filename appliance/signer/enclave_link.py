@@ -6,6 +6,8 @@ import asyncio
 import pathlib
 from typing import NoReturn
 
+import msgspec
+
 from appliance.signer.errors import LinkDown
 from appliance.signer.flow import Outbox
 from enclave import wire
@@ -48,6 +50,10 @@ class EnclaveLink:
         except BaseException:
             writer.close()
             raise
+
+    def note_setup(self, epoch: int) -> None:
+        """The enclave has PRSS seeds of `epoch` now: `attached` says so to coordinators that connect later."""
+        self.attached = msgspec.structs.replace(self.attached, prss_epoch=epoch)
 
     def send(self, source: str, message: wire.ToEnclave) -> None:
         """Queue a message on the quota of `source`. Raises `LinkOverflow`; `Malformed` if too large."""

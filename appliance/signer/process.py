@@ -79,12 +79,11 @@ async def serve_enclave(
     log.info("enclave-attached", name=enclave.attached.name, gate_mode=enclave.attached.gate_mode)
     try:
         courier = Courier(enclave, store, gate)
-        announce = relay.Announce(version, enclave.attached)
         await courier.run(
             [
                 CoordinatorLink(
                     settings,
-                    announce,
+                    lambda: relay.Announce(version, enclave.attached),
                     partial(courier.from_coordinator, settings.name),
                     partial(courier.lost, settings.name),
                     source,

@@ -21,6 +21,7 @@ from policies.errors import Unavailable
 from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Hash
 
 REFUSING = 2
+POOL = (100, 200, 100)
 BACK_TIMEOUT_S = 60.0
 NETWORK_TIMEOUT_S = 170
 
@@ -29,8 +30,8 @@ pytestmark = pytest.mark.timeout(NETWORK_TIMEOUT_S)
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[LocalNet]:
-    with LocalNet(refuse={REFUSING: (inputs.REFUSED_DESTINATION,)}) as made:
-        made.wait_for_pool(100)
+    with LocalNet(pool=POOL, refuse={REFUSING: (inputs.REFUSED_DESTINATION,)}) as made:
+        made.wait_for_pool(POOL[0])
         yield made
 
 
@@ -104,13 +105,15 @@ def test_the_command_line_shows_the_key_and_signs_with_it(net: LocalNet, key: Ce
     assert signed["signature"]["hash"] == "0x" + digest
 
 
-@pytest.mark.parametrize("victim", ["enclave-1", "signer-3", "coordinator"])
+@pytest.mark.parametrize("victim", ["coordinator", "enclave-1", "signer-3"])
 def test_after_kill_9_the_network_comes_back_and_signs(net: LocalNet, key: CertifiedKey, victim: str) -> None:
     net.kill(victim, signal.SIGKILL)
     net.restart(victim)
     with net.client() as client:
         value = _sign_once_back(client, key)
     assert inputs.libsecp256k1_verifies(key.public_key(), value)
+    net.wait_for_pool(POOL[0])
+    assert "setup-failed" not in net.log("coordinator").read_text()
 
 
 def test_nothing_is_left_behind() -> None:

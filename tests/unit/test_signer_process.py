@@ -319,6 +319,23 @@ async def test_a_coordinator_restarts_and_what_was_said_meanwhile_is_dropped(
                 assert await again.next() == (False, relay.Forward(2, b"arrives"))
 
 
+async def test_a_coordinator_that_restarts_after_the_setup_hears_the_new_epoch(
+    tmp_path: pathlib.Path, tls: TlsFiles
+) -> None:
+    """Told the epoch of the first attachment, it would order a setup that enclaves refuse, for ever."""
+    async with FakeEnclave.listening(tmp_path / "enclave.sock") as enclave:
+        first = FakeCoordinator.listening(tls)
+        coordinator, port = await first.__aenter__()
+        async with running(serve(config_of(tmp_path, tls, {"c1": port}), random.Random(1))):
+            connection = await linked(enclave, coordinator)
+            done = wire.SetupDone(CEREMONY, attached().prss_epoch + 1)
+            connection.send(wire.Report("c1", done, (ENTRY,)))
+            assert await coordinator.next() == (False, relay.ReportUp(done))
+            await first.__aexit__(None, None, None)
+            async with FakeCoordinator.listening(tls, port) as (again, _):
+                assert (await again.announced()).enclave.prss_epoch == done.epoch
+
+
 async def test_a_coordinator_of_another_ca_gets_nothing(tmp_path: pathlib.Path, tls: TlsFiles) -> None:
     (tmp_path / "foreign").mkdir()
     foreign = TlsFiles.make(tmp_path / "foreign")
