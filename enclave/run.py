@@ -34,6 +34,8 @@ def run_enclave(config: EnclaveConfig) -> None:
     log = Log("enclave", network=config.file.network, signer=config.file.signer)
     if config.file.gate.mode == "none":
         log.warning("no gate", reason="gate.mode is none: this signer agrees to whatever its policy allows")
+    if config.hsm.accept_key_export:
+        log.warning("keys can be exported", reason="hsm.accept_key_export is set: the token's PIN alone guards them")
     opener = Opener(config)
     thread = HsmThread(opener.open)
     try:

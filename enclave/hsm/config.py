@@ -22,15 +22,30 @@ class HsmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which PKCS#11 module and token to use, and the labels of the keys on it.
 
     `pin` is a reference, never the PIN: `file:PATH`, or `credential:NAME` for a systemd credential.
+    The token is named by `token_label` or by the number of its `slot`, one of them.
     `retired_key_labels` are former sealing keys that older records need; nothing new is sealed with them.
+    `init_args`: initialize the library with `CKF_OS_LOCKING_OK` and this string; for NSS `configdir='sql:/DIRECTORY'`.
+    `accept_key_export`: use a module that exports keys marked non-extractable. Its PIN is then all that guards them.
     """
 
     lib: Annotated[str, msgspec.Meta(min_length=1)]
-    token_label: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
     pin: PinReference
+    token_label: Annotated[str, msgspec.Meta(min_length=1, max_length=32)] | None = None
+    slot: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     sealing_key_label: KeyLabel = "keymoot-seal-1"
     identity_key_label: KeyLabel = "keymoot-identity"
     retired_key_labels: Annotated[tuple[KeyLabel, ...], msgspec.Meta(max_length=16)] = ()
+    init_args: Annotated[str, msgspec.Meta(max_length=1024, pattern=r"^[^\x00]*$(?!\n)")] | None = None
+    accept_key_export: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.token_label is None) == (self.slot is None):
+            raise ValueError("name the token by token_label or by slot, one of them")
+
+    @property
+    def token(self) -> str:
+        """The token as errors name it."""
+        return f"token {self.token_label!r}" if self.slot is None else f"token in slot {self.slot}"
 
     def resolved(self, directory: Path) -> HsmConfig:
         """The same, with a relative PIN path taken from `directory` (that of the configuration file)."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pkcs11 import ObjectClass
@@ -46,6 +47,15 @@ from enclave.hsm.records import (
 from enclave.secret import Secret
 from policies.errors import Bug, CallerError
 from policies.roster import identity_fingerprint
+
+_CANNOT = (
+    p11.FunctionNotSupported,
+    p11.GeneralError,
+    p11.MechanismInvalid,
+    p11.AttributeTypeInvalid,
+    p11.AttributeValueInvalid,
+    p11.TemplateInconsistent,
+)
 
 
 @dataclass(frozen=True)
@@ -177,10 +187,10 @@ def open_hsm(config: HsmConfig, network: str, signer: int, pause: Callable[[floa
     """
     module = open_module(config, pause)
     try:
-        identity = find_identity(module.session, config.identity_key_label)
-        sealing = _open_key(module, config.sealing_key_label)
+        identity = find_identity(module.session, config.identity_key_label, accept_export=config.accept_key_export)
+        sealing = _open_key(module, config, config.sealing_key_label)
         canary = self_test(sealing.profile)
-        retired = tuple(_open_key(module, label) for label in config.retired_key_labels)
+        retired = tuple(_open_key(module, config, label) for label in config.retired_key_labels)
     except BaseException:
         module.close()
         raise
@@ -200,12 +210,12 @@ def provision(
     try:
         session = module.session
         if not exists(session, ObjectClass.PRIVATE_KEY, config.identity_key_label):
-            with hsm_call("make the identity key"):
+            with _making("identity key"):
                 make_identity(session, config.identity_key_label)
         if not exists(session, ObjectClass.SECRET_KEY, config.sealing_key_label):
             _make_sealing_key(module, config.sealing_key_label, profile)
-        identity = find_identity(session, config.identity_key_label)
-        sealing = _open_key(module, config.sealing_key_label)
+        identity = find_identity(session, config.identity_key_label, accept_export=config.accept_key_export)
+        sealing = _open_key(module, config, config.sealing_key_label)
         self_test(sealing.profile)
     finally:
         module.close()
@@ -222,9 +232,24 @@ def _make_sealing_key(module: Module, label: str, wanted: ProfileName | None) ->
             if wanted is not None:
                 raise HsmMisconfigured(f"the token cannot hold a seal counter: {describe(error)}") from error
             profile = ProfileName.HMAC_KDF
-    with hsm_call("make the sealing key"):
+    with _making("sealing key"):
         make_sealing_key(module.session, label, profile)
 
 
-def _open_key(module: Module, label: str) -> SealingKey:
-    return SealingKey(label, open_profile(module.session, label))
+@contextlib.contextmanager
+def _making(what: str) -> Iterator[None]:
+    """Tells a module that makes no such keys through PKCS#11 from one that is away."""
+    try:
+        with hsm_call(f"make the {what}"):
+            yield
+    except HsmAway as error:
+        if isinstance(error.__cause__, _CANNOT):
+            raise HsmMisconfigured(
+                f"the module makes no {what} through PKCS#11 ({describe(error.__cause__)}): make it with the module's "
+                "own tool under the configured label, then provision again (for a TPM: enclave/hsm/README.md)"
+            ) from error
+        raise
+
+
+def _open_key(module: Module, config: HsmConfig, label: str) -> SealingKey:
+    return SealingKey(label, open_profile(module.session, label, accept_export=config.accept_key_export))

@@ -48,7 +48,11 @@ class ProfileName(StrEnum):
     HMAC_KDF = "hmac-kdf"
 
 
-_PROFILE_OF_TYPE = {KeyType.AES: ProfileName.GCM, KeyType.GENERIC_SECRET: ProfileName.HMAC_KDF}
+_PROFILE_OF_TYPE = {
+    KeyType.AES: ProfileName.GCM,
+    KeyType.GENERIC_SECRET: ProfileName.HMAC_KDF,
+    KeyType.SHA256_HMAC: ProfileName.HMAC_KDF,
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ def make_sealing_key(session: pkcs11.Session, label: str, profile: ProfileName, 
     )
 
 
-def find_sealing_key(session: pkcs11.Session, label: str) -> tuple[Handle, ProfileName]:
-    """The sealing key `label`, checked, and the profile its type is for.
+def find_sealing_key(session: pkcs11.Session, label: str, *, accept_export: bool = False) -> tuple[Handle, ProfileName]:
+    """The sealing key `label`, checked, and the profile its type is for. `accept_export`: as in `refuse_exposed`.
 
     Raises `KeyMissing`, `KeyExposed`, `HsmMisconfigured`, `HsmAway`.
     """
@@ -90,8 +94,8 @@ def find_sealing_key(session: pkcs11.Session, label: str) -> tuple[Handle, Profi
     with hsm_call("tell a key's type"):
         profile = _PROFILE_OF_TYPE.get(key.key_type)
     if profile is None:
-        raise HsmMisconfigured(f"key {label!r} is neither AES nor a generic secret: choose another label")
-    refuse_exposed(session, key, label)
+        raise HsmMisconfigured(f"key {label!r} is neither AES nor an HMAC key: choose another label")
+    refuse_exposed(session, key, label, accept_export=accept_export)
     return key, profile
 
 
@@ -109,7 +113,7 @@ def make_identity(session: pkcs11.Session, label: str) -> None:
     )
 
 
-def find_identity(session: pkcs11.Session, label: str) -> Identity:
+def find_identity(session: pkcs11.Session, label: str, *, accept_export: bool = False) -> Identity:
     """The identity key `label`, checked: it cannot leave, and the public point is the private key's.
 
     Raises `KeyMissing`, `KeyExposed`, `HsmMisconfigured`, `HsmAway`.
@@ -118,7 +122,7 @@ def find_identity(session: pkcs11.Session, label: str) -> Identity:
     public = _find(session, ObjectClass.PUBLIC_KEY, label)
     with hsm_call("read the identity key's public point"):
         identity = Identity(private, decode_point(public[Attribute.EC_POINT]))
-    refuse_exposed(session, private, label)
+    refuse_exposed(session, private, label, accept_export=accept_export)
     _check_pair(identity, label)
     return identity
 
@@ -140,34 +144,46 @@ def decode_point(attribute: bytes) -> bytes:
     return point
 
 
-def refuse_exposed(session: pkcs11.Session, key: Handle, label: str) -> None:
-    """Refuse `key` unless the module says it cannot leave *and* it does not leave when we try.
+def refuse_exposed(session: pkcs11.Session, key: Handle, label: str, *, accept_export: bool = False) -> None:
+    """Refuse `key` unless the module says it cannot leave *and*, but with `accept_export`, it does not when we try.
 
     Raises `KeyExposed`, `HsmAway`.
     """
     if _attribute(key, Attribute.SENSITIVE) is not True or _attribute(key, Attribute.EXTRACTABLE) is not False:
         raise KeyExposed(f"key {label!r} is not sensitive and non-extractable: provision under another label")
-    if _attribute(key, Attribute.VALUE) is not None:
+    # Some modules answer with nothing in place of an error.
+    if _attribute(key, Attribute.VALUE) not in (None, b""):
         raise KeyExposed(f"the module shows the value of key {label!r}: it cannot be used")
-    refuse_wrappable(session, key, label)
+    if not accept_export:
+        refuse_wrappable(session, key, label)
 
 
 def refuse_wrappable(session: pkcs11.Session, key: Handle, label: str) -> None:
-    """Try to wrap `key` under a throw-away AES key in every way we know. Raises `KeyExposed` if one works."""
+    """Raises `KeyExposed` if the module wraps `key`."""
+    exported = exporting_mechanisms(session, key)
+    if exported:
+        raise KeyExposed(
+            f"the module exports key {label!r} with {exported[0]}, though it is non-extractable: use another module, "
+            "or set hsm.accept_key_export if the PIN alone may guard the keys"
+        )
+
+
+def exporting_mechanisms(session: pkcs11.Session, key: Handle) -> list[str]:
+    """Try to wrap `key` under a throw-away AES key in every way we know: the mechanisms that did."""
     try:
         wrapping: Handle = session.generate_key(KeyType.AES, 256, store=False, capabilities=MechanismFlag.WRAP)
     except p11.PKCS11Error:
-        return  # The module makes no wrapping keys: nothing to try.
+        return []  # The module makes no wrapping keys: nothing to try.
+    worked = []
     try:
         for mechanism, parameter in _WRAPPINGS:
             with contextlib.suppress(p11.PKCS11Error):
                 wrapping.wrap_key(key, mechanism=mechanism, mechanism_param=parameter)
-                raise KeyExposed(
-                    f"the module exports key {label!r} with {mechanism.name}: it cannot be used with Keymoot"
-                )
+                worked.append(mechanism.name)
     finally:
         with contextlib.suppress(p11.PKCS11Error):
             wrapping.destroy()
+    return worked
 
 
 def exists(session: pkcs11.Session, object_class: ObjectClass, label: str) -> bool:

@@ -16,6 +16,7 @@ from pkcs11 import exceptions as p11
 
 from enclave.hsm.config import HsmConfig, read_pin
 from enclave.hsm.errors import HsmAway, HsmMisconfigured, PinRefused, TokenMissing
+from enclave.hsm.library import load_library
 
 if TYPE_CHECKING:
     from pkcs11._pkcs11 import lib as Library
@@ -31,7 +32,7 @@ class Module:
     """A loaded module with its login session. `close` it before another one is opened in this process."""
 
     def __init__(self, library: Library, session: pkcs11.Session) -> None:
-        self._library = library
+        self.library = library
         self.session = session
 
     def close(self) -> None:
@@ -39,10 +40,10 @@ class Module:
         with contextlib.suppress(p11.PKCS11Error):
             self.session.close()
         with contextlib.suppress(p11.PKCS11Error):
-            self._library.finalize()
+            self.library.finalize()
 
     def __repr__(self) -> str:
-        return f"Module({self._library.so})"
+        return f"Module({self.library.so})"
 
 
 def open_module(config: HsmConfig, pause: Callable[[float], None] = time.sleep) -> Module:
@@ -60,9 +61,9 @@ def open_module(config: HsmConfig, pause: Callable[[float], None] = time.sleep) 
 
 def _open_once(config: HsmConfig) -> Module:
     pin = read_pin(config.pin)
-    library = _load(config.lib)
+    library = load_library(config)
     try:
-        return Module(library, _login(library, config, pin))
+        return Module(library, log_in(library, config, pin))
     except BaseException:
         # A failed login leaves its session open inside the module; finalizing closes it.
         with contextlib.suppress(p11.PKCS11Error):
@@ -70,41 +71,40 @@ def _open_once(config: HsmConfig) -> Module:
         raise
 
 
-def _load(path: str) -> Library:
+def log_in(library: Library, config: HsmConfig, pin: str) -> pkcs11.Session:
+    """A read-write session on the configured token. Raises `HsmAway` (`TokenMissing`), `HsmMisconfigured`."""
+    token = config.token
     try:
-        return pkcs11.lib(path)
-    except p11.PKCS11Error as error:
-        if "while loading" in str(error):
-            raise HsmMisconfigured(f"cannot load the PKCS#11 library {path}: correct hsm.lib or install it") from error
-        raise HsmAway(
-            f"the PKCS#11 library {path} does not initialize: {describe(error)}",
-            "check the library's own configuration and that its token directory or server is reachable",
-        ) from error
-
-
-def _login(library: Library, config: HsmConfig, pin: str) -> pkcs11.Session:
-    label = config.token_label
-    try:
-        token = library.get_token(token_label=label)
-        session: pkcs11.Session = token.open(rw=True, user_pin=pin)
+        session: pkcs11.Session = _find_token(library, config).open(rw=True, user_pin=pin)
         return session
     except p11.NoSuchToken as error:
-        raise TokenMissing(
-            f"no token with label {label!r}", "start or attach the HSM, or correct hsm.token_label"
-        ) from error
+        setting = "hsm.token_label" if config.slot is None else "hsm.slot"
+        raise TokenMissing(f"there is no {token}", f"start or attach the HSM, or correct {setting}") from error
     except p11.MultipleTokensReturned as error:
-        raise HsmMisconfigured(f"several tokens have the label {label!r}: give them distinct labels") from error
+        raise HsmMisconfigured(
+            f"several tokens have the label {config.token_label!r}: give them distinct labels, or set hsm.slot"
+        ) from error
     except _PIN_ERRORS as error:
         raise PinRefused(
-            f"token {label!r} refused the PIN from {config.pin}: correct it, then restart "
+            f"{token} refused the PIN from {config.pin}: correct it, then restart "
             "(it is not tried again, as tokens lock after a few wrong PINs)"
         ) from error
     except (p11.PinLocked, p11.PinExpired, p11.UserPinNotInitialized) as error:
         raise PinRefused(
-            f"token {label!r} has no usable user PIN ({describe(error)}): set one with the security officer's PIN"
+            f"{token} has no usable user PIN ({describe(error)}): set one with the security officer's PIN"
         ) from error
     except p11.PKCS11Error as error:
-        raise HsmAway(f"token {label!r} cannot be opened: {describe(error)}", AWAY_REMEDY) from error
+        raise HsmAway(f"{token} cannot be opened: {describe(error)}", AWAY_REMEDY) from error
+
+
+def _find_token(library: Library, config: HsmConfig) -> pkcs11.Token:
+    if config.slot is None:
+        return library.get_token(token_label=config.token_label)
+    for slot in library.get_slots():
+        if slot.slot_id == config.slot:
+            with contextlib.suppress(p11.TokenNotPresent, p11.TokenNotRecognised):
+                return slot.get_token()
+    raise p11.NoSuchToken
 
 
 @contextlib.contextmanager

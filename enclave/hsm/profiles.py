@@ -10,6 +10,7 @@ cannot encrypt. CBC with padding is never used: altered ciphertexts pass.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -132,12 +133,12 @@ class HmacKdfProfile:
         return AESGCM(wrapping_key)
 
 
-def open_profile(session: pkcs11.Session, label: str) -> SealingProfile:
+def open_profile(session: pkcs11.Session, label: str, *, accept_export: bool = False) -> SealingProfile:
     """The sealing key `label`, checked, in the profile it is for. Not self-tested yet.
 
     Raises `KeyMissing`, `KeyExposed`, `HsmMisconfigured`, `HsmAway`.
     """
-    key, name = find_sealing_key(session, label)
+    key, name = find_sealing_key(session, label, accept_export=accept_export)
     if name is ProfileName.HMAC_KDF:
         return HmacKdfProfile(key)
     return GcmProfile(key, SealCounter(session, label).take)
@@ -147,10 +148,15 @@ def choose_profile(session: pkcs11.Session) -> ProfileName:
     """`gcm` where a throw-away key passes the self-test, `hmac-kdf` otherwise."""
     try:
         key = make_sealing_key(session, "keymoot-self-test", ProfileName.GCM, store=False)
-        self_test(GcmProfile(key, lambda: None))
-    except (p11.PKCS11Error, HsmAway, HsmMisconfigured):
+    except p11.PKCS11Error:
         return ProfileName.HMAC_KDF
-    key.destroy()
+    try:
+        self_test(GcmProfile(key, lambda: None))
+    except (HsmAway, HsmMisconfigured):
+        return ProfileName.HMAC_KDF
+    finally:
+        with contextlib.suppress(p11.PKCS11Error):
+            key.destroy()
     return ProfileName.GCM
 
 

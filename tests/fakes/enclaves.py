@@ -138,7 +138,7 @@ class Net:
 
     def _boot(self, j: int, hsm: SoftwareHsm, store: dict[tuple[str, str], wire.Record], roster: Roster) -> Member:
         file = EnclaveFile(
-            "testnet", f"signer-{j}", "", "", "", HsmConfig("x", "x", "file:x"), GateConfig(self.gate_mode)
+            "testnet", f"signer-{j}", "", "", "", HsmConfig("x", "file:x", "x"), GateConfig(self.gate_mode)
         )  # type: ignore[arg-type]
         config = EnclaveConfig(file, roster, self.policy, j, file.hsm, Path(), Path())
         worker_queue: deque[bytes] = deque()

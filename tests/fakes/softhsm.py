@@ -77,7 +77,7 @@ class SoftToken:
     @property
     def config(self) -> HsmConfig:
         """The enclave's `hsm` section for this token."""
-        return HsmConfig(str(library()), self.label, f"file:{self.directory / 'pin'}")
+        return HsmConfig(str(library()), f"file:{self.directory / 'pin'}", self.label)
 
     def take_away(self) -> None:
         """What pulling the HSM out looks like to the module."""

@@ -74,7 +74,17 @@ def test_pin_file_that_everybody_may_read_is_refused(tmp_path: Path) -> None:
 
 def test_defaults_and_relative_pin_path() -> None:
     config = msgspec.convert(SECTION, HsmConfig)
-    assert config == HsmConfig("/lib/x.so", "one", "file:pin", "keymoot-seal-1", "keymoot-identity", ())
+    assert config == HsmConfig(
+        lib="/lib/x.so",
+        pin="file:pin",
+        token_label="one",
+        slot=None,
+        sealing_key_label="keymoot-seal-1",
+        identity_key_label="keymoot-identity",
+        retired_key_labels=(),
+        init_args=None,
+        accept_key_export=False,
+    )
     assert config.resolved(Path("/etc/keymoot")).pin == "file:/etc/keymoot/pin"
     absolute = msgspec.structs.replace(config, pin="file:/run/pin")
     assert absolute.resolved(Path("/etc/keymoot")).pin == "file:/run/pin"

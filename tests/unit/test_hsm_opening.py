@@ -106,7 +106,7 @@ def test_wrong_pin_is_refused_at_once_and_not_shown(token: SoftToken) -> None:
 
 def test_missing_token_is_tried_again_then_told(token: SoftToken) -> None:
     pauses = Pauses()
-    with pytest.raises(TokenMissing, match=r"no token with label 'nowhere'.*hsm\.token_label") as caught:
+    with pytest.raises(TokenMissing, match=r"no token 'nowhere'.*hsm\.token_label") as caught:
         open_hsm(changed(token, token_label="nowhere"), "net", 1, pauses)
     assert len(pauses.taken) == START_ATTEMPTS - 1
     assert isinstance(caught.value, Unavailable)
