@@ -116,8 +116,15 @@ JSON = st.recursive(
     max_leaves=8,
 )
 PATHS = st.sampled_from(
-    [("message", "from"), ("message", "from", "name"), ("message", "contents"), ("message",), ("domain",)]
-    + [("domain", "chainId"), ("message", "to", "wallet")]
+    [
+        ("message", "from"),
+        ("message", "from", "name"),
+        ("message", "contents"),
+        ("message",),
+        ("domain",),
+        ("domain", "chainId"),
+        ("message", "to", "wallet"),
+    ]
 )
 TYPES = st.sampled_from(["uint8", "Person", "Mail", "Person[]", "Mail[2]", "bytes", "bytes5", "bool[0]"])
 
