@@ -149,7 +149,7 @@ class LocalNet:
             for process in self.processes.values():
                 process.check()
             if time.monotonic() > deadline_s:
-                raise Unavailable(f"waited {timeout_s:.0f} s for {what}", f"see the logs in {self.root / 'logs'}")
+                raise Unavailable(f"waited {timeout_s:.0f} s for {what}", "see what the processes said last")
             time.sleep(POLL_S)
 
     def wait_for_pool(self, count: int, timeout_s: float = READY_TIMEOUT_S) -> None:
