@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from enclave.errors import Refused
 from enclave.gate import (
+    BatchSignerInfo,
     GateAllowed,
     GateCall,
     GateKeys,
@@ -51,7 +52,7 @@ class Gate:
         self.counters: dict[str, int] = {}
 
     async def ask(
-        self, info: SignerInfo, request: RequestInfo, deadline_s: int, pending: Callable[[int], None]
+        self, info: SignerInfo | BatchSignerInfo, request: RequestInfo, deadline_s: int, pending: Callable[[int], None]
     ) -> GateAllowed:
         """A verified yes, or `Refused`. `pending(deadline_s)` is called when the gate says that it needs time."""
         keys = self._keys()
@@ -79,7 +80,7 @@ class Gate:
     async def _converse(
         self,
         keys: GateKeys,
-        info: SignerInfo,
+        info: SignerInfo | BatchSignerInfo,
         request: RequestInfo,
         deadline_s: int,
         pending: Callable[[int], None],

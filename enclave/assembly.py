@@ -24,6 +24,7 @@ from enclave.gate import GateKeys
 from enclave.hsm import Hsm
 from enclave.log import Log
 from enclave.members import NonceBook, OwnSession
+from enclave.online import Holdings
 from enclave.orders import CeremonyOrders, Surroundings
 from enclave.pool import PresignaturePool
 from enclave.prss_state import PrssState
@@ -74,14 +75,10 @@ class EnclaveCore:
         book = RequestBook(outside.wall_clock)
         self._authoriser = Authoriser(
             rules,
-            self._session,
-            around.vault,
-            self.pool,
-            self._prss,
+            Holdings(self._session, around.vault, self.pool, self._prss, self._peer, self._pause),
             self._gate,
             self._audit,
             self.effects,
-            self._peer,
             book,
             outside.wall_clock,
             outside.random,
@@ -174,6 +171,10 @@ class EnclaveCore:
     def _peer(self, coordinator: str, index: int) -> PeerSession | None:
         link = self._links.get(coordinator, index)
         return link.peer if link is not None else None
+
+    def _pause(self) -> Promise[None]:
+        """Resolves once the loop has been around."""
+        return self.timers.sleep(0.0)
 
     # --- what is told ---
 

@@ -11,44 +11,56 @@ from dataclasses import dataclass
 
 from enclave.errors import Refused
 from enclave.shares import KeyFacts
-from enclave.wire import Authorization, PresignatureName
+from enclave.wire import Authorization, BatchAuthorization, PresignatureName
 
 MAX_ATTEMPTS = 3
 MAX_REQUESTS = 20_000
+# Hashes of all remembered requests together: a batch counts for as many as it names.
+MAX_ITEMS = 200_000
+
+
+@dataclass(frozen=True)
+class Item:
+    """One hash to sign: with the child key of `path` (33 bytes), whose tweak is the scalar `epsilon` (SPEC 4.4)."""
+
+    path: tuple[int, ...]
+    child: bytes
+    epsilon: int
+    h: bytes
 
 
 @dataclass(frozen=True)
 class Approval:
     """A request that policy and gate have said yes to, for one committee, with all that its terms need.
 
-    `epsilon`: the tweak of `path` (SPEC 4.4), a scalar.
+    `items`: one, or those of a batch (SPEC 4.7).
     """
 
     client_id: str
     key: KeyFacts
-    path: tuple[int, ...]
-    epsilon: int
-    h: bytes
+    batch: bool
+    items: tuple[Item, ...]
     committee: tuple[int, ...]
     until_s: int
 
 
 @dataclass(frozen=True)
 class Outstanding:
-    """An authorization that was given out and not used, and the tweak `ε` of its path (SPEC 4.4)."""
+    """An authorization that was given out and not used; what it is for, and a presignature for each item."""
 
-    authorization: Authorization
-    epsilon: int
+    authorization: Authorization | BatchAuthorization
+    items: tuple[Item, ...]
+    presignatures: tuple[PresignatureName, ...]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Which coordinator named which committee and presignature for a request, and what it calls the attempt."""
+    """Which coordinator named which committee and presignatures for a request, and what it calls the attempt."""
 
     coordinator: str
     ceremony: bytes
     committee: tuple[int, ...]
-    presignature: PresignatureName
+    presignatures: tuple[PresignatureName, ...]
 
 
 @dataclass
@@ -91,6 +103,7 @@ class RequestBook:
         self._clock = wall_clock
         self._requests: dict[bytes, RequestState] = {}
         self._by_attempt: dict[tuple[str, bytes], RequestState] = {}
+        self._items = 0
         self._next_sweep_s = 0.0
 
     def __len__(self) -> int:
@@ -114,8 +127,12 @@ class RequestBook:
         return state
 
     def begin(self, state: RequestState, attempt: Attempt) -> None:
-        """`attempt` is now the newest one of the request."""
+        """`attempt` is now the newest one of the request. Raises `Refused` where too much would be remembered."""
+        known = len(state.attempt.presignatures) if state.attempt is not None else 0
+        if self._items - known + len(attempt.presignatures) > MAX_ITEMS:
+            raise Refused("busy", f"{MAX_ITEMS} hashes are remembered; try again in some minutes")
         self._forget_attempt(state)
+        self._items += len(attempt.presignatures)
         state.attempt = attempt
         self._by_attempt[attempt.coordinator, attempt.ceremony] = state
 
@@ -127,6 +144,7 @@ class RequestBook:
 
     def _forget_attempt(self, state: RequestState) -> None:
         if state.attempt is not None:
+            self._items -= len(state.attempt.presignatures)
             self._by_attempt.pop((state.attempt.coordinator, state.attempt.ceremony), None)
 
     def _sweep(self) -> None:

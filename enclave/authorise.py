@@ -1,63 +1,58 @@
-"""SPEC 4 in this enclave: who may have what signed, and the one place where a presignature is spent.
+"""SPEC 4.1 and, for batches, SPEC 4.7 in this enclave: who may have what signed.
 
-The order of effects, which is the point of this module:
+The order of effects:
 
 1. the client's request verifies, the policy allows it, the gate says yes (nothing is reserved, nothing is spent);
-2. an authorization is signed and remembered: at most one outstanding, three in a request's life;
-3. with everybody's authorizations checked, the presignature leaves the pool *before* anything else is done;
-4. the share is unsealed, the signature share computed; the audit entry goes out with it, to be committed first.
+2. an authorization is signed and remembered: at most one outstanding, three in a request's life.
+
+What follows, with everybody's authorizations, is in `online.py`: only there is a presignature spent.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
-
+from enclave.asked import check_policy, request_info, signer_info, understand
 from enclave.asking import Gate
 from enclave.attempts import Approval, Attempt, Outstanding, RequestBook, RequestState
 from enclave.audit import AuditLog
-from enclave.channels.frames import sign_digest, verify_digest
-from enclave.channels.handshake import PeerSession
-from enclave.crypto import bip32
-from enclave.crypto.curve import SECP256K1
+from enclave.channels.frames import sign_digest
 from enclave.effects import Effects
 from enclave.errors import CallerError, Refused, Unavailable
-from enclave.gate import GateSaidNo, RequestInfo, SignerInfo, show_decoded
-from enclave.members import OwnSession
-from enclave.payloads import Payload, decode_payload
-from enclave.pool import PresignaturePool
-from enclave.protocol import sign
-from enclave.prss_state import PrssState
-from enclave.requests import VerifiedRequest, parse_signing_body, verify_request
-from enclave.shares import KeyFacts, Vault
+from enclave.gate import BatchSignerInfo, GateSaidNo, RequestInfo, SignerInfo
+from enclave.online import Holdings, OnlineStep
+from enclave.requests import VerifiedRequest, verify_request
+from enclave.shares import KeyFacts
+from enclave.terms import audit_facts, authorization_digest, make_terms
 from enclave.wire import (
     AuditEntry,
     Authorization,
     AuthorizationTerms,
     Authorized,
+    BatchAuthorization,
+    BatchAuthorized,
+    BatchSignOrder,
+    BatchTerms,
     ClientRequest,
     GatePending,
-    OnlineOrder,
-    OnlineRefused,
+    PresignatureName,
     Record,
     RequestRefused,
-    ShareReport,
     SignedAuthorization,
+    SignedBatchAuthorization,
     SignOrder,
     UnknownPresignature,
-    encode,
+    UnknownPresignatures,
 )
-from policies.decide import Refuse, decide
-from policies.model import Action, Counters, Policy, Request
-from policies.requests import SigningBody, signatures_path
+from policies.model import Policy
+from policies.requests import signature_batches_path, signatures_path
 from policies.roster import Roster
-from policies.transcript import Tag, digest
 
 AUTHORIZATION_S = 30
 CLOCK_SKEW_S = 30
+
+AnyOrder = SignOrder | BatchSignOrder
 
 
 @dataclass(frozen=True)
@@ -72,35 +67,29 @@ class SigningRules:
 
 
 class Authoriser:
-    """SPEC 4.1 to 4.5 for all requests of this boot."""
+    """SPEC 4.1 and 4.7 for all requests of this boot; `online` is for what follows."""
 
     def __init__(
         self,
         rules: SigningRules,
-        session: OwnSession,
-        vault: Vault,
-        pool: PresignaturePool,
-        prss: PrssState,
+        holdings: Holdings,
         gate: Gate,
         audit: AuditLog,
         effects: Effects,
-        peer: Callable[[str, int], PeerSession | None],
         book: RequestBook,
         wall_clock: Callable[[], float],
         random: Callable[[int], bytes],
     ) -> None:
-        """`peer(coordinator, index)`: the session proved by the present link, if there is one."""
-        self._rules, self._session, self._vault, self._pool, self._prss = rules, session, vault, pool, prss
-        self.gate, self._audit, self._effects, self._peer = gate, audit, effects, peer
-        self._clock, self._random = wall_clock, random
-        self.book = book
+        self._rules, self._holdings, self.gate, self.book = rules, holdings, gate, book
+        self._session, self._vault, self._pool = holdings.session, holdings.vault, holdings.pool
+        self._audit, self._effects, self._clock, self._random = audit, effects, wall_clock, random
         self.counters: dict[str, int] = {}
+        self.online = OnlineStep(holdings, book, audit, effects, wall_clock, self._count)
 
-    # --- SPEC 4.1 ---
-
-    async def authorise(self, coordinator: str, order: SignOrder, record: Record | None) -> None:
-        """Answer a signing request: `Authorized`, `RequestRefused`, `UnknownPresignature`; nothing while an earlier
-        attempt of the same request is being decided, which then answers the newest one."""
+    async def authorise(self, coordinator: str, order: AnyOrder, record: Record | None) -> None:
+        """Answer a signing request, or one for a batch: `Authorized`, `RequestRefused`, `UnknownPresignature`, or their
+        like for batches; nothing while an earlier attempt of the same request is being decided, which then answers the
+        newest one."""
         state: RequestState | None = None
         try:
             self._vault.require_hsm()
@@ -125,16 +114,23 @@ class Authoriser:
     def _keep_until_s(self, request: VerifiedRequest) -> int:
         return request.expires_at_s + self._rules.gate_deadline_s + AUTHORIZATION_S + CLOCK_SKEW_S
 
-    def _begin_attempt(self, coordinator: str, state: RequestState, order: SignOrder) -> None:
+    def _begin_attempt(self, coordinator: str, state: RequestState, order: AnyOrder) -> None:
         if not self._rules.roster.is_committee(order.committee) or self._session.index not in order.committee:
             raise Refused("committee", "not a committee of 2t + 1 signers with this one among them")
         if state.closed:
             raise Refused("request/replayed", "this request was decided before")
-        if order.request.path != signatures_path(order.key_id):
+        if isinstance(order, BatchSignOrder):
+            # SPEC 4.7
+            path, presignatures = signature_batches_path(order.key_id), order.presignatures
+            if len(set(presignatures)) != len(presignatures):
+                raise Refused("presignature", "a presignature is named twice in one batch")
+        else:
+            path, presignatures = signatures_path(order.key_id), (order.presignature,)
+        if order.request.path != path:
             raise Refused("request/path", "the signed path is not that of this key's signatures")
-        self.book.begin(state, Attempt(coordinator, order.ceremony, order.committee, order.presignature))
+        self.book.begin(state, Attempt(coordinator, order.ceremony, order.committee, presignatures))
 
-    def _is_approved(self, state: RequestState, order: SignOrder) -> bool:
+    def _is_approved(self, state: RequestState, order: AnyOrder) -> bool:
         approval = state.approval
         return approval is not None and approval.committee == order.committee and approval.until_s > self._clock()
 
@@ -142,7 +138,7 @@ class Authoriser:
         self,
         coordinator: str,
         state: RequestState,
-        order: SignOrder,
+        order: AnyOrder,
         request: VerifiedRequest,
         record: Record | None,
     ) -> None:
@@ -166,32 +162,21 @@ class Authoriser:
         )
 
     async def _decide(
-        self, coordinator: str, order: SignOrder, request: VerifiedRequest, record: Record | None
+        self, coordinator: str, order: AnyOrder, request: VerifiedRequest, record: Record | None
     ) -> Approval:
-        body = parse_signing_body(request)
         key = await self._key(order.key_id, record)
-        payload = decode_payload(body)
-        sign.message_scalar(payload.h, SECP256K1)
-        acknowledgement = key.acknowledgement
-        child, epsilon = bip32.derive(acknowledgement.public_key, acknowledgement.chain_code, body.derivation_path)
-        asked = Request(
-            client_id=request.client_id,
-            action=Action.SIGN,
-            label=acknowledgement.label,
-            kind=payload.kind,
-            blind=payload.blind,
-            derivation_path=body.derivation_path,
-            decoded=payload.decoded,
-        )
-        decision = decide(self._rules.policy, asked, Counters(), int(self._clock()))
-        if isinstance(decision, Refuse):
-            raise Refused(decision.rule, decision.reason)
+        acknowledgement, batch = key.acknowledgement, isinstance(order, BatchSignOrder)
+        asked = await understand(request, acknowledgement, batch, self._holdings.pause)
+        if isinstance(order, BatchSignOrder) and len(order.presignatures) != len(asked.items):
+            raise Refused("presignature", "a batch needs one presignature for each hash")
+        check_policy(self._rules.policy, asked, acknowledgement.label, int(self._clock()))
         until_s = request.expires_at_s
         if self._rules.gate_mode != "none":
-            info = self._signer_info(order, key, child, body, payload)
-            told = self._request_info(request, body, payload)
+            name = self._rules.roster.signer(self._session.index).name
+            info = signer_info(asked, acknowledgement, order.committee, name)
+            told = request_info(asked, self._rules.roster.network)
             until_s = await self._ask_gate(coordinator, order, info, told)
-        return Approval(request.client_id, key, body.derivation_path, epsilon, payload.h, order.committee, until_s)
+        return Approval(request.client_id, key, batch, asked.items, order.committee, until_s)
 
     async def _key(self, key_id: str, record: Record | None) -> KeyFacts:
         key = await self._vault.key_facts(record, key_id)
@@ -201,7 +186,9 @@ class Authoriser:
             raise Refused("key/roster", f"{key_id} belongs to another roster")
         return key
 
-    async def _ask_gate(self, coordinator: str, order: SignOrder, info: SignerInfo, told: RequestInfo) -> int:
+    async def _ask_gate(
+        self, coordinator: str, order: AnyOrder, info: SignerInfo | BatchSignerInfo, told: RequestInfo
+    ) -> int:
         def pending(until_s: int) -> None:
             self._effects.report(coordinator, GatePending(order.ceremony, until_s))
 
@@ -214,48 +201,51 @@ class Authoriser:
         attempt, approval = state.attempt, state.approval
         if attempt is None or approval is None or attempt.committee != approval.committee:
             raise Refused("committee", "another committee was named while the gate was asked: try again")
-        acknowledgement = approval.key.acknowledgement
-        terms = AuthorizationTerms(
-            scheme="KU25",
-            curve=acknowledgement.curve,
-            roster_digest=acknowledgement.roster_digest,
-            prss_epoch=self._prss.epoch,
-            key_epoch=acknowledgement.key_epoch,
-            key_id=acknowledgement.key_id,
-            public_key=acknowledgement.public_key,
-            path=approval.path,
-            h=approval.h,
-            request_digest=state.digest,
-            committee=attempt.committee,
-            presignature=attempt.presignature,
-        )
-        if not self._pool.holds(terms.presignature, terms.committee, terms.prss_epoch):
-            unknown = UnknownPresignature(attempt.ceremony, attempt.presignature)
-            self._effects.report(attempt.coordinator, unknown)
+        if len(attempt.presignatures) != len(approval.items):
+            raise Refused("presignature", "a batch needs one presignature for each hash")
+        terms = make_terms(approval, attempt, state.digest, self._holdings.prss.epoch)
+        if unknown := [name for name in attempt.presignatures if not self._holds(name, terms)]:
+            self._report_unknown(attempt, approval, unknown)
             return
-        authorization = Authorization(
-            terms,
-            self._session.index,
-            self._session.boot_nonce,
-            self._random(32),
-            min(int(self._clock()) + AUTHORIZATION_S, approval.until_s),
-        )
-        state.count_attempt(Outstanding(authorization, approval.epsilon))
-        signed = SignedAuthorization(
-            authorization, sign_digest(self._session.frame_secret, authorization_digest(authorization))
-        )
+        until_s = min(int(self._clock()) + AUTHORIZATION_S, approval.until_s)
+        authorization = self._authorization(terms, until_s)
+        state.count_attempt(Outstanding(authorization, approval.items, attempt.presignatures))
         entry = self._audit.record(
             "authorized",
             client=approval.client_id,
             request=state.digest.hex(),
-            key_id=terms.key_id,
-            hash=terms.h.hex(),
             committee=list(attempt.committee),
+            **audit_facts(terms),
         )
         self._count("requests_authorized")
-        self._effects.report(attempt.coordinator, Authorized(attempt.ceremony, signed), (entry,))
+        self._effects.report(attempt.coordinator, self._signed(attempt.ceremony, authorization), (entry,))
 
-    def _refuse(self, coordinator: str, order: SignOrder, state: RequestState | None, rule: str, reason: str) -> None:
+    def _holds(self, name: PresignatureName, terms: AuthorizationTerms | BatchTerms) -> bool:
+        return self._pool.holds(name, terms.committee, terms.prss_epoch)
+
+    def _report_unknown(self, attempt: Attempt, approval: Approval, unknown: list[PresignatureName]) -> None:
+        if approval.batch:
+            self._effects.report(attempt.coordinator, UnknownPresignatures(attempt.ceremony, tuple(unknown)))
+        else:
+            self._effects.report(attempt.coordinator, UnknownPresignature(attempt.ceremony, unknown[0]))
+
+    def _authorization(
+        self, terms: AuthorizationTerms | BatchTerms, until_s: int
+    ) -> Authorization | BatchAuthorization:
+        me, rho = self._session, self._random(32)
+        if isinstance(terms, BatchTerms):
+            return BatchAuthorization(terms, me.index, me.boot_nonce, rho, until_s)
+        return Authorization(terms, me.index, me.boot_nonce, rho, until_s)
+
+    def _signed(
+        self, ceremony: bytes, authorization: Authorization | BatchAuthorization
+    ) -> Authorized | BatchAuthorized:
+        signature = sign_digest(self._session.frame_secret, authorization_digest(authorization))
+        if isinstance(authorization, BatchAuthorization):
+            return BatchAuthorized(ceremony, SignedBatchAuthorization(authorization, signature))
+        return Authorized(ceremony, SignedAuthorization(authorization, signature))
+
+    def _refuse(self, coordinator: str, order: AnyOrder, state: RequestState | None, rule: str, reason: str) -> None:
         """Answer the newest attempt. Only a request that verified goes into the audit chain: others cost nothing to
         send, and would fill the disk."""
         self._count(f"requests_refused_{rule.split('/')[0]}")
@@ -267,138 +257,5 @@ class Authoriser:
                 coordinator, ceremony = state.attempt.coordinator, state.attempt.ceremony
         self._effects.report(coordinator, RequestRefused(ceremony, rule, reason[:500]), entries)
 
-    # --- SPEC 4.2 to 4.5 ---
-
-    async def give_share(self, coordinator: str, order: OnlineOrder, record: Record | None) -> None:
-        """Answer all members' authorizations: `ShareReport` or `OnlineRefused`."""
-        started_ns, started_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
-        spent = False
-        try:
-            # SPEC 4.2
-            state, outstanding = self._check_authorizations(coordinator, order)
-            self._vault.require_hsm()
-            terms = outstanding.authorization.terms
-            # SPEC 4.3: before anything else. Gone even if what follows fails.
-            presignature = self._pool.take(terms.presignature, terms.committee, terms.prss_epoch)
-            spent = True
-            state.outstanding = None
-            share = await self._share(order, record, outstanding, presignature)
-        except (Refused, CallerError, Unavailable) as error:
-            self._count("online_refused")
-            self._effects.report(coordinator, OnlineRefused(order.ceremony, str(error)[:500], spent))
-            return
-        entry = self._audit.record(
-            "share",
-            request=terms.request_digest.hex(),
-            key_id=terms.key_id,
-            hash=terms.h.hex(),
-            presignature=f"{terms.presignature.sid.hex()}/{terms.presignature.index}",
-        )
-        self._count("shares_given")
-        report = ShareReport(order.ceremony, self._session.index, share.R, share.s.to_bytes(32, "big"))
-        self._effects.report(coordinator, report, (entry,))
-        self._count("online_us_total", (time.perf_counter_ns() - started_ns) // 1000)
-        # All threads of this process, so the HSM's too; a step of its own only while steps do not overlap.
-        self._count("online_cpu_us_total", (time.process_time_ns() - started_cpu_ns) // 1000)
-
-    def _check_authorizations(self, coordinator: str, order: OnlineOrder) -> tuple[RequestState, Outstanding]:
-        """SPEC 4.2. Returns our own outstanding authorization. Raises `Refused`; nothing has changed then."""
-        me, now_s = self._session, self._clock()
-        terms = order.authorizations[0].authorization.terms
-        state = self.book.get(terms.request_digest)
-        outstanding = state.outstanding if state is not None else None
-        if state is None or outstanding is None or outstanding.authorization.expires_at_s <= now_s:
-            raise Refused("authorization", "no outstanding authorization of ours for this request")
-        own = outstanding.authorization
-        # The pool was replaced by a new epoch's since.
-        if own.terms.prss_epoch != self._prss.epoch:
-            raise Refused("epoch", "a new PRSS epoch has begun")
-        indices = tuple(signed.authorization.index for signed in order.authorizations)
-        if indices != own.terms.committee or order.key_id != own.terms.key_id:
-            raise Refused("authorization", "one authorization of each committee member, in order")
-        expected_terms = encode(own.terms)
-        for signed in order.authorizations:
-            theirs = signed.authorization
-            if theirs.index == me.index:
-                if theirs != own:
-                    raise Refused("authorization", "not our outstanding authorization")
-            else:
-                self._check_peer(coordinator, signed, expected_terms, now_s)
-        return state, outstanding
-
-    def _check_peer(self, coordinator: str, signed: SignedAuthorization, expected_terms: bytes, now_s: float) -> None:
-        theirs = signed.authorization
-        peer = self._peer(coordinator, theirs.index)
-        if peer is None or peer.boot_nonce != theirs.boot_nonce:
-            raise Refused("authorization", f"no link with the present session of signer {theirs.index}")
-        if encode(theirs.terms) != expected_terms:
-            raise Refused("authorization", f"signer {theirs.index} authorised something else")
-        if theirs.expires_at_s + CLOCK_SKEW_S <= now_s:
-            raise Refused("authorization", f"the authorization of signer {theirs.index} has expired")
-        if not verify_digest(peer.frame_key, authorization_digest(theirs), signed.signature):
-            raise Refused("authorization", f"the authorization of signer {theirs.index} does not verify")
-
-    async def _share(
-        self,
-        order: OnlineOrder,
-        record: Record | None,
-        outstanding: Outstanding,
-        presignature: sign.Presignature,
-    ) -> sign.SignatureShare:
-        terms = outstanding.authorization.terms
-        opened = await self._vault.open_key(record, order.key_id)
-        acknowledgement = opened.acknowledgement
-        if not opened.active or (acknowledgement.public_key, acknowledgement.key_epoch) != (
-            terms.public_key,
-            terms.key_epoch,
-        ):
-            raise Refused("key", "the record is not of the key that was authorised")
-        return sign.online_share(
-            SECP256K1,
-            self._session.index,
-            terms.committee,
-            presignature,
-            [signed.authorization for signed in order.authorizations],
-            terms.h,
-            outstanding.epsilon,
-            int.from_bytes(opened.share, "big"),
-            self._prss.online_seeds(terms.committee),
-        )
-
-    # --- what the gate is told ---
-
-    def _signer_info(
-        self, order: SignOrder, key: KeyFacts, child: bytes, body: SigningBody, payload: Payload
-    ) -> SignerInfo:
-        acknowledgement = key.acknowledgement
-        return SignerInfo(
-            kind="Signing",
-            key_id=acknowledgement.key_id,
-            public_key=acknowledgement.public_key.hex(),
-            tx_hash=payload.h.hex(),
-            derivation_path=body.derivation_path,
-            child_public_key=child.hex(),
-            signer_id=self._rules.roster.signer(self._session.index).name,
-            scheme="ECDSA",
-            curve=acknowledgement.curve,
-            key_epoch=acknowledgement.key_epoch,
-            participants=order.committee,
-            blind=payload.blind,
-        )
-
-    def _request_info(self, request: VerifiedRequest, body: SigningBody, payload: Payload) -> RequestInfo:
-        return RequestInfo(
-            requester=request.client_id,
-            external_id=body.external_id,
-            network=self._rules.roster.network,
-            payload=msgspec.to_builtins(body),
-            decoded=show_decoded(payload.decoded),
-        )
-
     def _count(self, name: str, amount: int = 1) -> None:
         self.counters[name] = self.counters.get(name, 0) + amount
-
-
-def authorization_digest(authorization: Authorization) -> bytes:
-    """SPEC 4.1: the 32 bytes that a member's frame key signs."""
-    return digest(Tag.AUTHORIZATION, encode(authorization))

@@ -25,6 +25,8 @@ from enclave.wire import (
     ActivateOrder,
     Attach,
     Attached,
+    BatchOnlineOrder,
+    BatchSignOrder,
     ForgetBatchOrder,
     GateReply,
     GateUnreachable,
@@ -100,6 +102,8 @@ class Dispatch:
             PresignOrder: self._presign,
             SignOrder: self._sign,
             OnlineOrder: self._online,
+            BatchSignOrder: self._sign,
+            BatchOnlineOrder: self._online,
             AbandonOrder: self._abandon,
             ActivateOrder: self._activate,
             ForgetBatchOrder: self._forget_batch,
@@ -220,11 +224,11 @@ class Dispatch:
     async def _presign(self, order: Order, body: PresignOrder) -> None:
         self._orders.start_presign(order.coordinator, body)
 
-    async def _sign(self, order: Order, body: SignOrder) -> None:
+    async def _sign(self, order: Order, body: SignOrder | BatchSignOrder) -> None:
         await self._authoriser.authorise(order.coordinator, body, order.key)
 
-    async def _online(self, order: Order, body: OnlineOrder) -> None:
-        await self._authoriser.give_share(order.coordinator, body, order.key)
+    async def _online(self, order: Order, body: OnlineOrder | BatchOnlineOrder) -> None:
+        await self._authoriser.online.give(order.coordinator, body, order.key)
 
     async def _abandon(self, order: Order, body: AbandonOrder) -> None:
         self._authoriser.book.abandon(order.coordinator, body.ceremony)

@@ -55,6 +55,34 @@ class SignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
 
 
+class BatchItemInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One hash of a batch, the path and public key that it is signed with."""
+
+    tx_hash: str
+    derivation_path: tuple[int, ...]
+    child_public_key: str
+
+
+class BatchSignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the enclave knows of a batch. It names every hash, and there is no `tx_hash` for all of them, so that a
+    handler that knows single signatures only does not say yes by mistake."""
+
+    kind: str
+    key_id: str
+    public_key: str
+    items: tuple[BatchItemInfo, ...]
+    signer_id: str
+    scheme: str
+    curve: str
+    key_epoch: int
+    participants: tuple[int, ...]
+    blind: bool
+
+    def digest(self) -> str:
+        """`request_digest`, as `SignerInfo.digest`."""
+        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
+
+
 class RequestInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """What the client says, re-encoded from what the enclave parsed."""
 
@@ -113,7 +141,7 @@ class GateCall:
     """One signed request to the handler."""
 
     uid: str
-    info: SignerInfo
+    info: SignerInfo | BatchSignerInfo
     webhook_id: str
     webhook_timestamp: str
     webhook_signature: str
@@ -157,7 +185,7 @@ def parse_gate_secrets(data: bytes) -> GateKeys:
 
 
 def build_call(
-    info: SignerInfo,
+    info: SignerInfo | BatchSignerInfo,
     request_info: RequestInfo,
     *,
     uid: str,

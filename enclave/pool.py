@@ -6,7 +6,7 @@ without taking it, or to save the pool.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from enclave.crypto.curve import AFFINE_POINT_BYTES, SCALAR_BYTES, compress
@@ -103,6 +103,15 @@ class PresignaturePool:
         if not batch.left:
             del self._batches[name.sid]
         return taken
+
+    def take_all(
+        self, names: Sequence[PresignatureName], committee: tuple[int, ...], prss_epoch: int
+    ) -> list[Presignature]:
+        """SPEC 4.8: all of them, gone from the pool. Raises `UnknownPresignatureError` where one is not here, or is
+        named twice, and takes none then."""
+        if len(set(names)) != len(names) or not all(self.holds(name, committee, prss_epoch) for name in names):
+            raise UnknownPresignatureError
+        return [self.take(name, committee, prss_epoch) for name in names]
 
     def drop(self, condition: Callable[[bytes, BatchKey], bool]) -> int:
         """Destroy every batch for which `condition(sid, key)` holds; how many presignatures that cost."""

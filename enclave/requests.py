@@ -23,7 +23,7 @@ from enclave.errors import Refused
 from enclave.json_strict import JsonInvalid, parse_json
 from enclave.wire import ClientRequest
 from policies.model import Algorithm, Client, Policy
-from policies.requests import KeyCreation, SigningBody
+from policies.requests import HashBatch, KeyCreation, SigningBody
 
 MAX_LIFETIME_S = 300
 CLOCK_SKEW_S = 30
@@ -85,6 +85,11 @@ def verify_request(request: ClientRequest, *, policy: Policy, network: str, now_
 def parse_signing_body(request: VerifiedRequest) -> SigningBody:
     """The body of `POST /v1/keys/{id}/signatures`. Raises `Refused`."""
     return _parse(request.body, SigningBody, "request/body")  # type: ignore[arg-type]
+
+
+def parse_hash_batch(request: VerifiedRequest) -> HashBatch:
+    """The body of `POST /v1/keys/{id}/signature-batches`. Raises `Refused`."""
+    return _parse(request.body, HashBatch, "request/body")
 
 
 def parse_key_creation(request: VerifiedRequest) -> KeyCreation:

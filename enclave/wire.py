@@ -16,11 +16,13 @@ enclaves. The signer reads of an order only `key_id` (to attach the sealed recor
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from enclave.errors import Malformed as Malformed  # the appliance imports it from here
+from policies.requests import MAX_HASHES
 from policies.roster import Index, Name
 from policies.transcript import Tag, digest
 
@@ -30,7 +32,7 @@ MAX_MESSAGE_BYTES: Final = MAX_PEER_FRAME_BYTES + 64 * 1024
 LENGTH_BYTES: Final = 4
 MAX_BODY_BYTES: Final = 128 * 1024
 MAX_GATE_BODY_BYTES: Final = 64 * 1024
-MAX_GATE_REQUEST_BYTES: Final = 256 * 1024
+MAX_GATE_REQUEST_BYTES: Final = 512 * 1024
 MAX_BATCH: Final = 16_384
 MAX_KEYS_PER_CEREMONY: Final = 64
 
@@ -178,6 +180,47 @@ class SignedAuthorization(Wire, frozen=True):
     signature: Signature64
 
 
+class BatchItem(Wire, frozen=True):
+    """SPEC 4.7: one hash of a batch, the path of the key it is signed with, and the presignature for it alone."""
+
+    path: DerivationPath
+    h: Bytes32
+    presignature: PresignatureName
+
+
+class BatchTerms(Wire, frozen=True):
+    """SPEC 4.7: what all committee members must say identically of a batch. `items` is `batch_items_digest`."""
+
+    scheme: Annotated[str, msgspec.Meta(pattern=r"^KU25$(?!\n)")]
+    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$(?!\n)")]
+    roster_digest: Bytes32
+    prss_epoch: Epoch
+    key_epoch: Epoch
+    key_id: KeyId
+    public_key: Point33
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_HASHES)]
+    items: Bytes32
+    request_digest: Bytes32
+    committee: Committee
+
+
+class BatchAuthorization(Wire, frozen=True):
+    """SPEC 4.7: member `index` lets this batch be signed, once, until `expires_at_s` (Unix seconds)."""
+
+    terms: BatchTerms
+    index: Index
+    boot_nonce: Bytes32
+    rho: Bytes32
+    expires_at_s: Count
+
+
+class SignedBatchAuthorization(Wire, frozen=True):
+    """A batch's authorization and its Ed25519 signature by the member's frame key of this boot."""
+
+    authorization: BatchAuthorization
+    signature: Signature64
+
+
 class BatchState(Wire, frozen=True):
     """What is left of one batch of presignatures: bit `l-1` of `remaining` (little-endian) is presignature `l`."""
 
@@ -269,6 +312,25 @@ class PoolsOrder(Wire, frozen=True, tag=10):
     ceremony: Bytes16
 
 
+class BatchSignOrder(Wire, frozen=True, tag=11):
+    """SPEC 4.7: a client's request for a batch, with a presignature for each hash, in order, none twice. Answer:
+    `BatchAuthorized`, `RequestRefused`, `GatePending` or `UnknownPresignatures`. Attempts as with `SignOrder`."""
+
+    ceremony: Bytes16
+    key_id: KeyId
+    request: ClientRequest
+    committee: Committee
+    presignatures: Annotated[tuple[PresignatureName, ...], msgspec.Meta(min_length=1, max_length=MAX_HASHES)]
+
+
+class BatchOnlineOrder(Wire, frozen=True, tag=12):
+    """SPEC 4.8: the batch's authorizations of all of the committee. Answer: `BatchShareReport` or `OnlineRefused`."""
+
+    ceremony: Bytes16
+    key_id: KeyId
+    authorizations: Annotated[tuple[SignedBatchAuthorization, ...], msgspec.Meta(min_length=3, max_length=16)]
+
+
 OrderBody = (
     PrepareOrder
     | SetupOrder
@@ -280,6 +342,8 @@ OrderBody = (
     | ActivateOrder
     | ForgetBatchOrder
     | PoolsOrder
+    | BatchSignOrder
+    | BatchOnlineOrder
 )
 
 
@@ -403,6 +467,29 @@ class Pools(Wire, frozen=True, tag=15):
     batches: Annotated[tuple[BatchState, ...], msgspec.Meta(max_length=256)]
 
 
+class BatchAuthorized(Wire, frozen=True, tag=16):
+    """SPEC 4.7 done: policy and gate said yes to the whole batch."""
+
+    ceremony: Bytes16
+    authorization: SignedBatchAuthorization
+
+
+class UnknownPresignatures(Wire, frozen=True, tag=17):
+    """This enclave holds none of these presignatures of a batch: name others. The approval stays."""
+
+    ceremony: Bytes16
+    presignatures: Annotated[tuple[PresignatureName, ...], msgspec.Meta(min_length=1, max_length=MAX_HASHES)]
+
+
+class BatchShareReport(Wire, frozen=True, tag=18):
+    """SPEC 4.9: the member's shares of the whole batch, in its order. All its presignatures are gone here."""
+
+    ceremony: Bytes16
+    index: Index
+    r_points: Annotated[tuple[Point33, ...], msgspec.Meta(min_length=1, max_length=MAX_HASHES)]
+    s: Annotated[tuple[Bytes32, ...], msgspec.Meta(min_length=1, max_length=MAX_HASHES)]
+
+
 ReportBody = (
     NonceReport
     | LinkReport
@@ -419,6 +506,9 @@ ReportBody = (
     | OnlineRefused
     | OrderRefused
     | Pools
+    | BatchAuthorized
+    | UnknownPresignatures
+    | BatchShareReport
 )
 
 
@@ -576,6 +666,11 @@ _decoders: dict[object, msgspec.msgpack.Decoder[object]] = {}
 def encode(message: msgspec.Struct) -> bytes:
     """The canonical msgpack encoding of a wire struct."""
     return _encoder.encode(message)
+
+
+def batch_items_digest(items: Iterable[BatchItem]) -> bytes:
+    """SPEC 4.7: the 32 bytes by which a batch's terms name its hashes, paths and presignatures, in their order."""
+    return digest(Tag.BATCH_ITEMS, *(encode(item) for item in items))
 
 
 def decode(data: bytes, kind: type[T]) -> T:

@@ -46,13 +46,14 @@ class Kind(StrEnum):
     """What can be signed: the `kind` of a signing body (`policies.requests`)."""
 
     HASH = "Hash"
+    HASH_BATCH = "HashBatch"
     MESSAGE = "Message"
     ETHEREUM_TRANSACTION = "EthereumTransaction"
     EIP712_TYPED_DATA = "Eip712TypedData"
     BITCOIN_BIP143_PREIMAGE = "BitcoinBip143Preimage"
 
 
-ALWAYS_BLIND = frozenset({Kind.HASH})
+ALWAYS_BLIND = frozenset({Kind.HASH, Kind.HASH_BATCH})
 
 
 class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,9 +107,10 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"rule {self.name} permits `sign` but no `kinds`: it would permit nothing")
         if Action.SIGN not in self.actions and (self.kinds or self.blind):
             raise ValueError(f"rule {self.name} has `kinds` or `blind` but does not permit `sign`")
-        if not self.blind and ALWAYS_BLIND.intersection(self.kinds):
+        if not self.blind and (blind := ALWAYS_BLIND.intersection(self.kinds)):
+            kind = min(blind).value
             raise ValueError(
-                f"rule {self.name} lists the kind Hash, which is always blind: add `blind: true` or drop Hash"
+                f"rule {self.name} lists the kind {kind}, which is always blind: add `blind: true` or drop {kind}"
             )
 
 

@@ -17,7 +17,9 @@ KEY_ID_PATTERN = r"^key_[0-9a-f]{32}$(?!\n)"
 
 ExternalId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}$(?!\n)")]
 Path = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=10)]
+MAX_HASHES = 1000
 MAX_MESSAGE_BYTES = 12 * 1024
+Hash32 = Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{64}$(?!\n)")]
 HexBytes = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-f]{2})*$(?!\n)", max_length=2 + 2 * 48 * 1024)]
 
 
@@ -35,7 +37,7 @@ class KeyCreation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
 class Hash(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", tag="Hash", tag_field="kind"):
     """Blind signing of a bare 32-byte hash: nobody but the client knows what it stands for."""
 
-    hash: Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{64}$(?!\n)")]
+    hash: Hash32
     external_id: ExternalId
     derivation_path: Path = ()
 
@@ -120,6 +122,32 @@ class Eip712TypedData(
 SigningBody = Hash | Message | EthereumTransaction | Eip712TypedData | BitcoinBip143Preimage
 
 
+class HashBatch(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", tag="HashBatch", tag_field="kind"
+):
+    """`POST /v1/keys/{id}/signature-batches`: blind signing of up to 1,000 hashes, decided on once, all or none.
+
+    `derivation_paths`: one path for all of the hashes, or one for each, in their order.
+    """
+
+    hashes: Annotated[tuple[Hash32, ...], msgspec.Meta(min_length=1, max_length=MAX_HASHES)]
+    external_id: ExternalId
+    derivation_paths: Annotated[tuple[Path, ...], msgspec.Meta(min_length=1, max_length=MAX_HASHES)] = ((),)
+
+    def __post_init__(self) -> None:
+        if len(self.derivation_paths) not in (1, len(self.hashes)):
+            raise ValueError("derivationPaths must hold one path for all hashes, or one for each")
+
+    def paths(self) -> tuple[tuple[int, ...], ...]:
+        """The path of each hash."""
+        return self.derivation_paths if len(self.derivation_paths) > 1 else self.derivation_paths * len(self.hashes)
+
+
 def signatures_path(key_id: str) -> str:
     """The path a signing request is sent to, and that its JWS must name."""
     return f"{KEYS_PATH}/{key_id}/signatures"
+
+
+def signature_batches_path(key_id: str) -> str:
+    """The path a batch of hashes is sent to, and that its JWS must name."""
+    return f"{KEYS_PATH}/{key_id}/signature-batches"

@@ -54,6 +54,9 @@ class Tag(StrEnum):
     PRESIGN_AGREEMENT = "keymoot/v1/presign/agreement"
     # SPEC 4: signing
     AUTHORIZATION = "keymoot/v1/sign/authorization"
+    BATCH_ITEMS = "keymoot/v1/sign/batch-items"
+    BATCH_AUTHORIZATION = "keymoot/v1/sign/batch-authorization"
+    BATCH_CONTEXT = "keymoot/v1/sign/batch-context"
     ONLINE_CONTEXT = "keymoot/v1/sign/context"
     ONLINE_DELTA = "keymoot/v1/sign/delta"
     ONLINE_ZERO = "keymoot/v1/sign/zero"

@@ -19,7 +19,7 @@ from appliance.gate.config import GateConfig, GateRules, load_secrets
 from appliance.telemetry import configure_logging
 from appliance.tls import server_context
 
-MAX_BODY_BYTES = 256 * 1024
+MAX_BODY_BYTES = 512 * 1024
 ANSWER_LIFETIME = datetime.timedelta(seconds=60)
 
 log = structlog.get_logger()

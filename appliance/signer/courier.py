@@ -105,9 +105,13 @@ class Courier:
         self._enclave.send(OWN_QUOTA, wire.Presence(name, ()))
 
     def _key_record(self, body: wire.OrderBody) -> wire.Record | None:
-        if isinstance(body, wire.SignOrder | wire.OnlineOrder | wire.ActivateOrder):
-            return self._store.record("key", body.key_id)
-        return None
+        match body:
+            case wire.SignOrder() | wire.OnlineOrder() | wire.BatchSignOrder() | wire.BatchOnlineOrder():
+                return self._store.record("key", body.key_id)
+            case wire.ActivateOrder():
+                return self._store.record("key", body.key_id)
+            case _:
+                return None
 
     # --- enclave → everybody ----------------------------------------------------------------------------
 

@@ -47,11 +47,7 @@ def online_share(
     key_share: int,
     online_seeds: Mapping[int, bytes],
 ) -> SignatureShare:
-    """SPEC 4.4, 4.5 for member `me`. `online_seeds[i]` is `o_{me,i}` for every other member `i`.
-
-    Raises `Refused` where `δ`, `h` or `r` is zero; the presignature is spent all the same.
-    """
-    q = curve.q
+    """SPEC 4.4, 4.5 for member `me`: `share_under` the context of a single signature."""
     # SPEC 4.4
     ctx = digest(
         Tag.ONLINE_CONTEXT,
@@ -59,6 +55,32 @@ def online_share(
         epsilon.to_bytes(SCALAR_BYTES, "big"),
         presignature.R,
     )
+    return share_under(ctx, curve, me, committee, presignature, h, epsilon, key_share, online_seeds)
+
+
+def batch_context(authorizations: Sequence[bytes], number: int, epsilon: int, R: bytes) -> bytes:
+    """SPEC 4.9: `ctx_l` of item `number` (from 1) of a batch; `authorizations` are the encoded bodies, in order."""
+    return digest(
+        Tag.BATCH_CONTEXT, *authorizations, number.to_bytes(4, "big"), epsilon.to_bytes(SCALAR_BYTES, "big"), R
+    )
+
+
+def share_under(
+    ctx: bytes,
+    curve: Curve,
+    me: int,
+    committee: tuple[int, ...],
+    presignature: Presignature,
+    h: bytes,
+    epsilon: int,
+    key_share: int,
+    online_seeds: Mapping[int, bytes],
+) -> SignatureShare:
+    """SPEC 4.4, 4.5 under a context of 32 bytes. `online_seeds[i]` is `o_{me,i}` for every other member `i`.
+
+    Raises `Refused` where `δ`, `h` or `r` is zero; the presignature is spent all the same.
+    """
+    q = curve.q
     delta = int.from_bytes(digest(Tag.ONLINE_DELTA, ctx, b"0") + digest(Tag.ONLINE_DELTA, ctx, b"1"), "big") % q
     if delta == 0:
         raise Refused("delta", "the re-randomiser is zero")

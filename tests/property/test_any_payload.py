@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from enclave.errors import Refused
 from enclave.payloads import Payload, decode_payload, rlp
+from enclave.requests import VerifiedRequest, parse_hash_batch
 from policies.model import BitcoinDecoded, EthereumDecoded, Kind, MessageDecoded
 from policies.requests import (
     BitcoinBip143Preimage,
@@ -145,3 +146,24 @@ def test_typed_data(path: tuple[str, ...], value: Any, types: list[tuple[str, in
     payload = decoded(body)
     if payload is not None:
         assert payload.h == bytes(_hash_eip191_message(encode_typed_data(full_message=document)))
+
+
+HASHES = st.lists(st.binary(min_size=32, max_size=32).map(lambda h: "0x" + h.hex()), min_size=1, max_size=4)
+BATCH_PATHS = st.lists(st.lists(st.integers(0, 2**31 - 1), max_size=3), min_size=1, max_size=4)
+
+
+@given(HASHES, BATCH_PATHS, st.lists(EDITS, max_size=3))
+def test_a_batch_names_each_hash_with_its_path_or_is_refused(
+    hashes: list[str], paths: list[list[int]], edits: list[tuple[int, str, int]]
+) -> None:
+    fields = {"kind": "HashBatch", "hashes": hashes, "derivationPaths": paths, "externalId": "e"}
+    body = edit(msgspec.json.encode(fields), edits)
+    try:
+        batch = parse_hash_batch(VerifiedRequest("client", "jti", 0, body, bytes(32)))
+    except Refused:
+        assert edits or len(paths) not in (1, len(hashes))
+        return
+    assert len(batch.paths()) == len(batch.hashes)
+    if not edits:
+        assert list(batch.hashes) == hashes
+        assert [list(path) for path in batch.paths()] == (paths if len(paths) > 1 else paths * len(hashes))

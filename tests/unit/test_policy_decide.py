@@ -137,6 +137,7 @@ def test_bad_path_patterns(pattern: str) -> None:
     [
         ({"kinds": ()}, "no `kinds`"),
         ({"kinds": (Kind.HASH,)}, "always blind"),
+        ({"kinds": (Kind.HASH_BATCH, Kind.MESSAGE)}, "the kind HashBatch, which is always blind"),
         ({"actions": (Action.CREATE_KEY,)}, "does not permit `sign`"),
         ({"labels": ("a b",)}, "label pattern"),
         ({"derivation_paths": ("0",)}, "path pattern"),

@@ -85,6 +85,23 @@ def test_what_is_not_held_is_unknown_and_costs_nothing(
     assert len(pool) == 10
 
 
+@pytest.mark.parametrize("numbers", [(1, 2, 11), (1, 2, 1), (3, 3), (0, 1)])
+def test_all_are_taken_or_none(numbers: tuple[int, ...]) -> None:
+    pool = filled()
+    with pytest.raises(UnknownPresignatureError):
+        pool.take_all([PresignatureName(SID, l) for l in numbers], C, 1)
+    with pytest.raises(UnknownPresignatureError):
+        pool.take_all([PresignatureName(SID, 1)], C, 2)
+    assert len(pool) == 10
+    assert pool.take_all([PresignatureName(SID, l) for l in (7, 2)], C, 1) == [
+        Presignature(1000 + l, compress(POINTS[l - 1])) for l in (7, 2)
+    ]
+    assert len(pool) == 8
+    with pytest.raises(UnknownPresignatureError):
+        pool.take_all([PresignatureName(SID, l) for l in (1, 7)], C, 1)
+    assert pool.holds(PresignatureName(SID, 1), C, 1)
+
+
 def test_the_slot_is_empty_before_the_presignature_is_handed_out() -> None:
     pool = filled(2)
     inside = pool._batches[SID]

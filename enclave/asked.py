@@ -1,0 +1,154 @@
+"""What a verified request asks to have signed, one hash or a batch of them (SPEC 4.1, 4.7): parsed, put to the policy,
+and put into words for the gate. Nothing is spent or remembered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from enclave.attempts import Item
+from enclave.crypto import bip32
+from enclave.crypto.curve import SECP256K1
+from enclave.errors import Refused
+from enclave.gate import BatchItemInfo, BatchSignerInfo, RequestInfo, SignerInfo, show_decoded
+from enclave.payloads import decode_payload
+from enclave.protocol import sign
+from enclave.requests import VerifiedRequest, parse_hash_batch, parse_signing_body
+from enclave.wire import Acknowledgement
+from policies.decide import Refuse, decide
+from policies.model import Action, Counters, Decoded, Kind, Policy, Request
+
+PATHS_AT_ONCE = 32
+"""So many child keys are derived before other work has its turn."""
+
+Pause = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request, understood. `shown`: its body as the gate sees it. `decoded` is None for what is blind."""
+
+    client_id: str
+    batch: bool
+    kind: Kind
+    blind: bool
+    external_id: str
+    shown: dict[str, Any]
+    decoded: Decoded | None
+    items: tuple[Item, ...]
+
+
+async def understand(request: VerifiedRequest, key: Acknowledgement, batch: bool, pause: Pause) -> Asked:
+    """Parse the body and derive every child key. Raises `Refused`."""
+    if batch:
+        return await _understand_batch(request, key, pause)
+    body = parse_signing_body(request)
+    payload = decode_payload(body)
+    sign.message_scalar(payload.h, SECP256K1)
+    child, epsilon = bip32.derive(key.public_key, key.chain_code, body.derivation_path)
+    return Asked(
+        client_id=request.client_id,
+        batch=False,
+        kind=payload.kind,
+        blind=payload.blind,
+        external_id=body.external_id,
+        shown=msgspec.to_builtins(body),
+        decoded=payload.decoded,
+        items=(Item(body.derivation_path, child, epsilon, payload.h),),
+    )
+
+
+async def _understand_batch(request: VerifiedRequest, key: Acknowledgement, pause: Pause) -> Asked:
+    # SPEC 4.7
+    body = parse_hash_batch(request)
+    derived: dict[tuple[int, ...], tuple[bytes, int]] = {}
+    items = []
+    for text, path in zip(body.hashes, body.paths(), strict=True):
+        h = bytes.fromhex(text[2:])
+        sign.message_scalar(h, SECP256K1)
+        if path not in derived:
+            derived[path] = bip32.derive(key.public_key, key.chain_code, path)
+            if len(derived) % PATHS_AT_ONCE == 0:
+                await pause()
+        items.append(Item(path, *derived[path], h))
+    return Asked(
+        client_id=request.client_id,
+        batch=True,
+        kind=Kind.HASH_BATCH,
+        blind=True,
+        external_id=body.external_id,
+        # The hashes and paths themselves are in what the enclave says.
+        shown={"kind": Kind.HASH_BATCH.value, "externalId": body.external_id, "count": len(items)},
+        decoded=None,
+        items=tuple(items),
+    )
+
+
+def check_policy(policy: Policy, asked: Asked, label: str, now_s: int) -> None:
+    """Raises `Refused` unless the policy permits every path that is signed with."""
+    for path in dict.fromkeys(item.path for item in asked.items):
+        decision = decide(
+            policy,
+            Request(
+                client_id=asked.client_id,
+                action=Action.SIGN,
+                label=label,
+                kind=asked.kind,
+                blind=asked.blind,
+                derivation_path=path,
+                decoded=asked.decoded,
+            ),
+            Counters(),
+            now_s,
+        )
+        if isinstance(decision, Refuse):
+            raise Refused(decision.rule, decision.reason)
+
+
+def signer_info(
+    asked: Asked, key: Acknowledgement, committee: tuple[int, ...], signer_name: str
+) -> SignerInfo | BatchSignerInfo:
+    """What this enclave itself tells its gate."""
+    infos = tuple(BatchItemInfo(item.h.hex(), item.path, item.child.hex()) for item in asked.items)
+    if asked.batch:
+        return BatchSignerInfo(
+            kind="SigningBatch",
+            key_id=key.key_id,
+            public_key=key.public_key.hex(),
+            items=infos,
+            signer_id=signer_name,
+            scheme="ECDSA",
+            curve=key.curve,
+            key_epoch=key.key_epoch,
+            participants=committee,
+            blind=asked.blind,
+        )
+    return SignerInfo(
+        kind="Signing",
+        key_id=key.key_id,
+        public_key=key.public_key.hex(),
+        tx_hash=infos[0].tx_hash,
+        derivation_path=infos[0].derivation_path,
+        child_public_key=infos[0].child_public_key,
+        signer_id=signer_name,
+        scheme="ECDSA",
+        curve=key.curve,
+        key_epoch=key.key_epoch,
+        participants=committee,
+        blind=asked.blind,
+    )
+
+
+def request_info(asked: Asked, network: str) -> RequestInfo:
+    """What the client says, for the gate."""
+    return RequestInfo(
+        requester=asked.client_id,
+        external_id=asked.external_id,
+        network=network,
+        payload=asked.shown,
+        decoded=show_decoded(asked.decoded),
+    )

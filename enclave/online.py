@@ -1,0 +1,192 @@
+"""SPEC 4.2 to 4.5 and, for batches, SPEC 4.8 and 4.9: the one place where presignatures are spent.
+
+The order of effects: with everybody's authorizations checked, the presignatures leave the pool *before* anything else
+is done; then the share is unsealed and the signature shares are computed; the audit entry goes out with them, to be
+committed first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from enclave.asked import Pause
+from enclave.attempts import Outstanding, RequestBook, RequestState
+from enclave.audit import AuditLog
+from enclave.channels.frames import verify_digest
+from enclave.channels.handshake import PeerSession
+from enclave.crypto.curve import SECP256K1
+from enclave.effects import Effects
+from enclave.errors import CallerError, Refused, Unavailable
+from enclave.members import OwnSession
+from enclave.pool import PresignaturePool
+from enclave.protocol import sign
+from enclave.prss_state import PrssState
+from enclave.shares import Vault
+from enclave.terms import audit_facts, authorization_digest
+from enclave.wire import (
+    Authorization,
+    BatchOnlineOrder,
+    BatchShareReport,
+    OnlineOrder,
+    OnlineRefused,
+    Record,
+    ShareReport,
+    SignedAuthorization,
+    SignedBatchAuthorization,
+    encode,
+)
+
+CLOCK_SKEW_S = 30
+SHARES_AT_ONCE = 16
+"""So many shares of a batch are computed before other work has its turn."""
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What signing spends and proves with: the shares, the presignatures, the seeds, and who the others are.
+
+    `peer(coordinator, index)`: the session proved by the present link, if there is one. `pause()`: returns after other
+    work had its turn.
+    """
+
+    session: OwnSession
+    vault: Vault
+    pool: PresignaturePool
+    prss: PrssState
+    peer: Callable[[str, int], PeerSession | None]
+    pause: Pause
+
+
+class OnlineStep:
+    """Gives signature shares for outstanding authorizations."""
+
+    def __init__(
+        self,
+        holdings: Holdings,
+        book: RequestBook,
+        audit: AuditLog,
+        effects: Effects,
+        wall_clock: Callable[[], float],
+        count: Callable[[str, int], None],
+    ) -> None:
+        """`count(name, amount)` adds to the enclave's counters."""
+        self._holdings, self._book = holdings, book
+        self._audit, self._effects, self._clock, self._count = audit, effects, wall_clock, count
+
+    async def give(self, coordinator: str, order: OnlineOrder | BatchOnlineOrder, record: Record | None) -> None:
+        """Answer all members' authorizations: `ShareReport`, `BatchShareReport` or `OnlineRefused`."""
+        started_ns = time.perf_counter_ns()
+        spent, holdings = False, self._holdings
+        try:
+            # SPEC 4.2, 4.8
+            state, outstanding = self._check(coordinator, order)
+            holdings.vault.require_hsm()
+            terms = outstanding.authorization.terms
+            # SPEC 4.3, 4.8: before anything else. Gone even if what follows fails.
+            presignatures = holdings.pool.take_all(outstanding.presignatures, terms.committee, terms.prss_epoch)
+            spent = True
+            state.outstanding = None
+            shares = await self._shares(order, record, outstanding, presignatures)
+        except (Refused, CallerError, Unavailable) as error:
+            self._count("online_refused", 1)
+            self._effects.report(coordinator, OnlineRefused(order.ceremony, str(error)[:500], spent))
+            return
+        facts = audit_facts(terms)
+        if isinstance(order, OnlineOrder):
+            (name,) = outstanding.presignatures
+            facts["presignature"] = f"{name.sid.hex()}/{name.index}"
+        entry = self._audit.record("share", request=terms.request_digest.hex(), **facts)
+        self._count("shares_given", len(shares))
+        self._effects.report(coordinator, self._report(order, shares), (entry,))
+        self._count("online_us_total", (time.perf_counter_ns() - started_ns) // 1000)
+
+    def _report(
+        self, order: OnlineOrder | BatchOnlineOrder, shares: list[sign.SignatureShare]
+    ) -> ShareReport | BatchShareReport:
+        me = self._holdings.session.index
+        numbers = tuple(share.s.to_bytes(32, "big") for share in shares)
+        if isinstance(order, BatchOnlineOrder):
+            return BatchShareReport(order.ceremony, me, tuple(share.R for share in shares), numbers)
+        return ShareReport(order.ceremony, me, shares[0].R, numbers[0])
+
+    def _check(self, coordinator: str, order: OnlineOrder | BatchOnlineOrder) -> tuple[RequestState, Outstanding]:
+        """SPEC 4.2. Returns our own outstanding authorization. Raises `Refused`; nothing has changed then."""
+        me, now_s = self._holdings.session, self._clock()
+        state = self._book.get(order.authorizations[0].authorization.terms.request_digest)
+        outstanding = state.outstanding if state is not None else None
+        if state is None or outstanding is None or outstanding.authorization.expires_at_s <= now_s:
+            raise Refused("authorization", "no outstanding authorization of ours for this request")
+        own = outstanding.authorization
+        if isinstance(own, Authorization) != isinstance(order, OnlineOrder):
+            raise Refused("authorization", "a batch and a single signature never stand for each other")
+        # The pool was replaced by a new epoch's since.
+        if own.terms.prss_epoch != self._holdings.prss.epoch:
+            raise Refused("epoch", "a new PRSS epoch has begun")
+        indices = tuple(signed.authorization.index for signed in order.authorizations)
+        if indices != own.terms.committee or order.key_id != own.terms.key_id:
+            raise Refused("authorization", "one authorization of each committee member, in order")
+        expected_terms = encode(own.terms)
+        for signed in order.authorizations:
+            theirs = signed.authorization
+            if theirs.index == me.index:
+                if theirs != own:
+                    raise Refused("authorization", "not our outstanding authorization")
+            else:
+                self._check_peer(coordinator, signed, expected_terms, now_s)
+        return state, outstanding
+
+    def _check_peer(
+        self,
+        coordinator: str,
+        signed: SignedAuthorization | SignedBatchAuthorization,
+        expected_terms: bytes,
+        now_s: float,
+    ) -> None:
+        theirs = signed.authorization
+        peer = self._holdings.peer(coordinator, theirs.index)
+        if peer is None or peer.boot_nonce != theirs.boot_nonce:
+            raise Refused("authorization", f"no link with the present session of signer {theirs.index}")
+        if encode(theirs.terms) != expected_terms:
+            raise Refused("authorization", f"signer {theirs.index} authorised something else")
+        if theirs.expires_at_s + CLOCK_SKEW_S <= now_s:
+            raise Refused("authorization", f"the authorization of signer {theirs.index} has expired")
+        if not verify_digest(peer.frame_key, authorization_digest(theirs), signed.signature):
+            raise Refused("authorization", f"the authorization of signer {theirs.index} does not verify")
+
+    async def _shares(
+        self,
+        order: OnlineOrder | BatchOnlineOrder,
+        record: Record | None,
+        outstanding: Outstanding,
+        presignatures: list[sign.Presignature],
+    ) -> list[sign.SignatureShare]:
+        terms, holdings = outstanding.authorization.terms, self._holdings
+        # Of this epoch: a new one must not come in between the shares of a batch.
+        seeds = holdings.prss.online_seeds(terms.committee)
+        opened = await holdings.vault.open_key(record, order.key_id)
+        acknowledgement = opened.acknowledgement
+        if not opened.active or (acknowledgement.public_key, acknowledgement.key_epoch) != (
+            terms.public_key,
+            terms.key_epoch,
+        ):
+            raise Refused("key", "the record is not of the key that was authorised")
+        x, me = int.from_bytes(opened.share, "big"), holdings.session.index
+        if isinstance(order, OnlineOrder):
+            (item,), (presignature,) = outstanding.items, presignatures
+            bodies = [signed.authorization for signed in order.authorizations]
+            return [
+                sign.online_share(SECP256K1, me, terms.committee, presignature, bodies, item.h, item.epsilon, x, seeds)
+            ]
+        # SPEC 4.9
+        encoded = [encode(signed.authorization) for signed in order.authorizations]
+        shares = []
+        for number, (item, presignature) in enumerate(zip(outstanding.items, presignatures, strict=True), 1):
+            ctx = sign.batch_context(encoded, number, item.epsilon, presignature.R)
+            shares.append(
+                sign.share_under(ctx, SECP256K1, me, terms.committee, presignature, item.h, item.epsilon, x, seeds)
+            )
+            if number % SHARES_AT_ONCE == 0:
+                await holdings.pause()
+        return shares
