@@ -91,6 +91,7 @@ class Authoriser:
         like for batches; nothing while an earlier attempt of the same request is being decided, which then answers the
         newest one."""
         state: RequestState | None = None
+        begun = False
         try:
             self._vault.require_hsm()
             # A request that is known was verified, and may have been approved long after its JWS expired.
@@ -99,17 +100,18 @@ class Authoriser:
                 request = self._verify(order.request)
                 state = self.book.open(request.digest, self._keep_until_s(request))
             self._begin_attempt(coordinator, state, order)
+            begun = True
             if state.asking:
                 return
             if not self._is_approved(state, order):
                 await self._approve(coordinator, state, order, request or self._verify(order.request), record)
             self._authorize(state)
         except Refused as refusal:
-            self._refuse(coordinator, order, state, refusal.rule, refusal.reason)
+            self._refuse(coordinator, order, state, begun, refusal.rule, refusal.reason)
         except CallerError as error:
-            self._refuse(coordinator, order, state, "record", str(error))
+            self._refuse(coordinator, order, state, begun, "record", str(error))
         except Unavailable as error:
-            self._refuse(coordinator, order, state, "unavailable", str(error))
+            self._refuse(coordinator, order, state, begun, "unavailable", str(error))
 
     def _keep_until_s(self, request: VerifiedRequest) -> int:
         return request.expires_at_s + self._rules.gate_deadline_s + AUTHORIZATION_S + CLOCK_SKEW_S
@@ -245,15 +247,17 @@ class Authoriser:
             return BatchAuthorized(ceremony, SignedBatchAuthorization(authorization, signature))
         return Authorized(ceremony, SignedAuthorization(authorization, signature))
 
-    def _refuse(self, coordinator: str, order: AnyOrder, state: RequestState | None, rule: str, reason: str) -> None:
-        """Answer the newest attempt. Only a request that verified goes into the audit chain: others cost nothing to
-        send, and would fill the disk."""
+    def _refuse(
+        self, coordinator: str, order: AnyOrder, state: RequestState | None, begun: bool, rule: str, reason: str
+    ) -> None:
+        """Answer the newest attempt, or the order itself where no attempt has `begun` with it. Only a request that
+        verified goes into the audit chain: others cost nothing to send, and would fill the disk."""
         self._count(f"requests_refused_{rule.split('/')[0]}")
         entries: tuple[AuditEntry, ...] = ()
         ceremony = order.ceremony
         if state is not None:
             entries = (self._audit.record("refused", request=state.digest.hex(), rule=rule, reason=reason[:300]),)
-            if state.attempt is not None:
+            if begun and state.attempt is not None:
                 coordinator, ceremony = state.attempt.coordinator, state.attempt.ceremony
         self._effects.report(coordinator, RequestRefused(ceremony, rule, reason[:500]), entries)
 

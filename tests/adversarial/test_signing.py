@@ -114,6 +114,20 @@ def test_replayed_request_gets_three_attempts_for_one_message(desk: Desk) -> Non
     assert remaining(desk) == [5, 5, 5]
 
 
+def test_a_refusal_answers_the_order_that_it_refuses(desk: Desk) -> None:
+    """Not an earlier attempt of the same request, for which nobody waits any more."""
+    request = desk.client.sign_hash(desk.key_id, H1)
+    desk.gate.decide = lambda member, request: (False, "never")
+    orders = ((b"first-ceremony--", COMMITTEE), (b"second-ceremony-", COMMITTEE), (b"third-ceremony--", (1, 2, 4)))
+    told = []
+    for ceremony, committee in orders:
+        desk.net.order(1, wire.SignOrder(ceremony, desk.key_id, request, committee, desk.name()))
+        desk.net.run()
+        (report,) = desk.net.drain()[1]
+        told.append((report.ceremony, report.rule))
+    assert told == [(orders[0][0], "gate"), (orders[1][0], "request/replayed"), (orders[2][0], "committee")]
+
+
 def test_other_form_of_an_es256_signature_is_the_same_request(desk: Desk) -> None:
     request = desk.client.sign_hash(desk.key_id, H1)
     twin = msgspec.structs.replace(request, jws=request.jws[:-4] + "AAAA")

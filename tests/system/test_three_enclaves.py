@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import rlp
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.hashes import SHA256
 from eth_account import Account
 from eth_account.typed_transactions import TypedTransaction
 
@@ -18,7 +21,7 @@ from enclave import wire
 from enclave.crypto import polynomials
 from enclave.crypto.bip32 import derive
 from enclave.crypto.curve import SECP256K1
-from policies.requests import EthereumTransaction, signatures_path
+from policies.requests import EthereumTransaction, HashBatch, signature_batches_path, signatures_path
 from tests.fakes.clients import TestClient, TestGate, open_policy
 from tests.fakes.enclave_processes import ProcessNet
 from tests.fakes.enclaves import authorizations_of
@@ -80,3 +83,30 @@ def test_an_eip_1559_transaction_is_signed(net: ProcessNet) -> None:
     assert Account.recover_transaction(signed) == ethereum_address(child)
     entries = [json.loads(entry.body)["event"] for entry in net.members[1].audit]
     assert entries == ["setup", "key-pending", "key-active", "presign", "authorized", "share"]
+
+
+def test_a_batch_of_hashes_is_signed(net: ProcessNet) -> None:
+    """Child keys and shares are worked out in pieces, between which the process serves its sockets."""
+    client: TestClient = net.client  # type: ignore[attr-defined]
+    net.setup()
+    key = net.keygen(client.create_key())[1].certificates[0][0].acknowledgement
+    count = 100
+    sid = net.presign(COMMITTEE, count)[1].sid
+    hashes = [hashlib.sha256(bytes([i])).digest() for i in range(count)]
+    paths = tuple((0, i) for i in range(count))
+    body = HashBatch(tuple("0x" + h.hex() for h in hashes), os.urandom(8).hex(), paths)
+    request = client.request(signature_batches_path(key.key_id), body)
+    names = tuple(wire.PresignatureName(sid, l) for l in range(1, count + 1))
+    for j in COMMITTEE:
+        net.order(j, wire.BatchSignOrder(os.urandom(16), key.key_id, request, COMMITTEE, names))
+    authorized = net.take(wire.BatchAuthorized, COMMITTEE)
+    signed = tuple(authorized[j].authorization for j in COMMITTEE)
+    for j in COMMITTEE:
+        net.order(j, wire.BatchOnlineOrder(os.urandom(16), key.key_id, signed))
+    shares = net.take(wire.BatchShareReport, COMMITTEE)
+    for number, (h, path) in enumerate(zip(hashes, paths, strict=True)):
+        r = SECP256K1.x_mod_q(shares[1].r_points[number])
+        s = polynomials.interpolate({j: int.from_bytes(x.s[number], "big") for j, x in shares.items()}, SECP256K1.q)
+        child, _ = derive(key.public_key, key.chain_code, path)
+        public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), child)
+        public.verify(utils.encode_dss_signature(r, s), h, ec.ECDSA(utils.Prehashed(SHA256())))
