@@ -69,7 +69,7 @@ class RequestState:
 
     `attempt` is the newest, answered when the decision is there; `asking`: policy and gate are at it, or a key is being
     made; `asked`: how often; `approval` is their yes; `outstanding`: signed, not used; `closed`: never
-    again (the gate said no, or the key was made).
+    again (the gate said no, or the key was made); `weight`: the most hashes that any attempt was for.
     """
 
     digest: bytes
@@ -78,6 +78,7 @@ class RequestState:
     asked: int = 0
     closed: bool = False
     asking: bool = False
+    weight: int = 0
     attempt: Attempt | None = None
     approval: Approval | None = None
     outstanding: Outstanding | None = None
@@ -128,11 +129,13 @@ class RequestBook:
 
     def begin(self, state: RequestState, attempt: Attempt) -> None:
         """`attempt` is now the newest one of the request. Raises `Refused` where too much would be remembered."""
-        known = len(state.attempt.presignatures) if state.attempt is not None else 0
-        if self._items - known + len(attempt.presignatures) > MAX_ITEMS:
+        # Never less than before: an approval remembers as many hashes as the attempt that it came with.
+        weight = max(state.weight, len(attempt.presignatures))
+        if self._items - state.weight + weight > MAX_ITEMS:
             raise Refused("busy", f"{MAX_ITEMS} hashes are remembered; try again in some minutes")
+        self._items += weight - state.weight
+        state.weight = weight
         self._forget_attempt(state)
-        self._items += len(attempt.presignatures)
         state.attempt = attempt
         self._by_attempt[attempt.coordinator, attempt.ceremony] = state
 
@@ -144,7 +147,6 @@ class RequestBook:
 
     def _forget_attempt(self, state: RequestState) -> None:
         if state.attempt is not None:
-            self._items -= len(state.attempt.presignatures)
             self._by_attempt.pop((state.attempt.coordinator, state.attempt.ceremony), None)
 
     def _sweep(self) -> None:
@@ -152,4 +154,6 @@ class RequestBook:
         if now >= self._next_sweep_s or len(self._requests) >= MAX_REQUESTS:
             self._next_sweep_s = now + 10.0
             for digest in [d for d, state in self._requests.items() if state.keep_until_s < now]:
-                self._forget_attempt(self._requests.pop(digest))
+                state = self._requests.pop(digest)
+                self._items -= state.weight
+                self._forget_attempt(state)
