@@ -1,4 +1,4 @@
-"""The enclave's command line, run by a fresh interpreter: `python -I -m enclave run|provision|seal-gate-secret`."""
+"""The enclave's commands, run by a fresh interpreter: `python -I -m enclave run|provision|…`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import msgspec
 from enclave.config import load_config, load_enclave_file
 from enclave.errors import CallerError, KeymootError, Unavailable
 from enclave.gate_secrets import seal_gate_secrets
-from enclave.hsm import open_hsm, provision
+from enclave.hsm import HsmConfig, open_hsm, provision
+from enclave.hsm.check import check_module
 from enclave.run import run_enclave
 from enclave.serve import WorkerGone
 from policies.roster import identity_fingerprint
@@ -27,13 +28,19 @@ _PR_SET_DUMPABLE = 4
 def main(arguments: list[str]) -> int:
     """Parse, run, and turn our errors into one line and an exit code: 2 the caller's, 3 something is away."""
     parser = argparse.ArgumentParser(prog="python -m enclave", description=__doc__)
-    parser.add_argument("command", choices=["run", "provision", "seal-gate-secret"])
-    parser.add_argument("--config", required=True, type=Path, help="enclave.yaml")
+    commands = {"run": _run, "provision": _provision, "seal-gate-secret": _seal_gate_secret}
+    parser.add_argument("command", choices=[*commands, "hsm-check"])
+    parser.add_argument("--config", type=Path, help="enclave.yaml")
+    parser.add_argument("--hsm", help="hsm-check without a configuration: its hsm section, as JSON")
     options = parser.parse_args(arguments)
     _keep_memory_private()
-    commands = {"run": _run, "provision": _provision, "seal-gate-secret": _seal_gate_secret}
     try:
-        commands[options.command](options.config)
+        if options.command == "hsm-check":
+            _hsm_check(options.config, options.hsm)
+        elif options.config is None:
+            parser.error("--config is missing")
+        else:
+            commands[options.command](options.config)
     except Unavailable as error:
         return _fail(str(error), EXIT_UNAVAILABLE)
     except CallerError as error:
@@ -70,6 +77,20 @@ def _seal_gate_secret(path: Path) -> None:
         seal_gate_secrets(hsm, config.file.network, config.index, config.gate_secrets, secrets)
     finally:
         hsm.close()
+
+
+def _hsm_check(path: Path | None, section: str | None) -> None:
+    """Try what the module can do and print it as one JSON object. It is no error if that is too little."""
+    if (path is None) == (section is None):
+        raise CallerError("name the HSM by --config or by --hsm, one of them")
+    if path is not None:
+        _, hsm = load_enclave_file(path)
+    else:
+        try:
+            hsm = msgspec.json.decode(section or "", type=HsmConfig)
+        except msgspec.DecodeError as error:
+            raise CallerError(f"the HSM is not named rightly: {error}") from None
+    sys.stdout.write(msgspec.json.encode(check_module(hsm)).decode() + "\n")
 
 
 def _keep_memory_private() -> None:

@@ -123,7 +123,7 @@ def find_identity(session: pkcs11.Session, label: str, *, accept_export: bool = 
     with hsm_call("read the identity key's public point"):
         identity = Identity(private, decode_point(public[Attribute.EC_POINT]))
     refuse_exposed(session, private, label, accept_export=accept_export)
-    _check_pair(identity, label)
+    check_pair(identity, label)
     return identity
 
 
@@ -149,10 +149,10 @@ def refuse_exposed(session: pkcs11.Session, key: Handle, label: str, *, accept_e
 
     Raises `KeyExposed`, `HsmAway`.
     """
-    if _attribute(key, Attribute.SENSITIVE) is not True or _attribute(key, Attribute.EXTRACTABLE) is not False:
+    if read_attribute(key, Attribute.SENSITIVE) is not True or read_attribute(key, Attribute.EXTRACTABLE) is not False:
         raise KeyExposed(f"key {label!r} is not sensitive and non-extractable: provision under another label")
     # Some modules answer with nothing in place of an error.
-    if _attribute(key, Attribute.VALUE) not in (None, b""):
+    if read_attribute(key, Attribute.VALUE) not in (None, b""):
         raise KeyExposed(f"the module shows the value of key {label!r}: it cannot be used")
     if not accept_export:
         refuse_wrappable(session, key, label)
@@ -205,7 +205,7 @@ def _find(session: pkcs11.Session, object_class: ObjectClass, label: str) -> Han
     return found[0]
 
 
-def _attribute(key: Handle, attribute: Attribute) -> object:
+def read_attribute(key: Handle, attribute: Attribute) -> object:
     """The attribute, or None where the module does not tell."""
     try:
         return key[attribute]
@@ -213,7 +213,8 @@ def _attribute(key: Handle, attribute: Attribute) -> object:
         return None
 
 
-def _check_pair(identity: Identity, label: str) -> None:
+def check_pair(identity: Identity, label: str) -> None:
+    """A fresh signature verifies under the public point. Raises `HsmMisconfigured`, `HsmAway`."""
     digest = os.urandom(DIGEST_BYTES)
     with hsm_call("sign with the identity key"):
         signature = identity.sign(digest)

@@ -1,0 +1,138 @@
+"""`keymoot hsm check`: what a PKCS#11 module can really do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from appliance.cli import EXIT_FAILED
+from appliance.cli.output import Json, show_fields, show_json
+from policies.errors import CallerError, Unavailable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(help="The HSM: what its PKCS#11 module can do.", no_args_is_help=True)
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """One operation, as the enclave's check reports it."""
+
+    name: str
+    works: bool
+    detail: str
+    median_us: float | None
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """What `enclave hsm-check` prints. `profile` is None for a module that Keymoot cannot use."""
+
+    lib: str
+    manufacturer: str
+    description: str
+    version: str
+    token: str
+    slot: int
+    initialize_us: float
+    login_us: float
+    operations: tuple[Operation, ...]
+    profile: str | None
+    reason: str
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `check` a subcommand."""
+
+
+@app.command("check")
+def check(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The enclave's configuration; otherwise --lib and --pin.")
+    ] = None,
+    lib: Annotated[str, typer.Option(help="The PKCS#11 module.")] = "",
+    token_label: Annotated[str, typer.Option(help="The token's label.")] = "",
+    slot: Annotated[int | None, typer.Option(help="The token's slot, in place of its label.")] = None,
+    pin: Annotated[str, typer.Option(help="The token's PIN: file:PATH, never the PIN itself.")] = "",
+    init_args: Annotated[str | None, typer.Option(help="Arguments of C_Initialize, as in hsm.init_args.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Try every operation of a PKCS#11 module, with keys that live no longer than the check.
+
+    Exit codes: 0 usable, 1 not usable, 2 the caller's mistake (PIN, library, label), 3 no token there.
+    """
+    from rich.console import Console
+
+    from appliance import enrolment
+
+    if (config is None) == (not lib):
+        raise CallerError("name the HSM by --config, or by --lib, --pin and --token-label or --slot")
+    if config is not None:
+        command = enrolment.enclave_command("hsm-check", config)
+    else:
+        section = _section(lib=lib, pin=_absolute(pin), token_label=token_label, slot=slot, init_args=init_args)
+        command = [sys.executable, "-I", "-m", "enclave", "hsm-check", "--hsm", json.dumps(section)]
+    with Console(stderr=True).status("Trying the module's operations…"):
+        output = enrolment.run_enclave_tool(command)
+    try:
+        checked = msgspec.json.decode(output, type=Checked)
+    except msgspec.DecodeError as error:
+        raise Unavailable(f"`enclave hsm-check` answered something unexpected: {error}", "report it") from None
+    if as_json:
+        show_json({**msgspec.to_builtins(checked), "usable": checked.profile is not None})
+    else:
+        _show(checked)
+    if checked.profile is None:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _section(**fields: str | int | None) -> dict[str, str | int]:
+    """What was given. An empty `init_args` means something, an empty label or PIN does not."""
+    return {name: value for name, value in fields.items() if value is not None and (value != "" or name == "init_args")}
+
+
+def _absolute(pin: str) -> str:
+    """A PIN reference whose path does not depend on the directory."""
+    kind, colon, path = pin.partition(":")
+    return f"{kind}:{Path(path).resolve()}" if kind == "file" and colon and path else pin
+
+
+def _show(checked: Checked) -> None:
+    from rich.console import Console
+
+    show_fields(
+        {
+            "library": f"{checked.lib} ({checked.manufacturer}, {checked.description} {checked.version})",
+            "token": f"{checked.token} in slot {checked.slot}",
+            "opening": f"{checked.initialize_us / 1000:.1f} ms, and {checked.login_us / 1000:.1f} ms to log in",
+        }
+    )
+    typer.echo("")
+    Console(soft_wrap=True).print(_table(checked.operations))
+    typer.echo("")
+    if checked.profile is None:
+        typer.echo(f"Keymoot cannot use this token: {checked.reason}.")
+    else:
+        typer.echo(f"Keymoot seals with profile {checked.profile}: {checked.reason}.")
+
+
+def _table(operations: tuple[Operation, ...]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("operation", no_wrap=True)
+    table.add_column("works", no_wrap=True)
+    table.add_column("median", justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for one in operations:
+        median = "" if one.median_us is None else f"{one.median_us:.0f} µs"
+        # Text, since a module's words are not markup.
+        table.add_row(one.name, "yes" if one.works else "no", median, Text(one.detail))
+    return table

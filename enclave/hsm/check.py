@@ -1,0 +1,89 @@
+"""What a module can really do, and how Keymoot would seal with it: for `keymoot hsm check`.
+
+Each operation is done (trials.py), whatever the module lists. Nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import msgspec
+from pkcs11 import exceptions as p11
+
+from enclave.hsm.config import HsmConfig, read_pin
+from enclave.hsm.keys import ProfileName
+from enclave.hsm.library import load_library
+from enclave.hsm.module import Module, log_in
+from enclave.hsm.trials import COUNTER, ECDSA, EXPORT, GCM, HMAC, SECRET, Operation, timed, try_operations
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """The module and what it can do. `profile`: how Keymoot would seal with it, None where it cannot be used."""
+
+    lib: str
+    manufacturer: str
+    description: str
+    version: str
+    token: str
+    slot: int
+    initialize_us: float
+    login_us: float
+    operations: tuple[Operation, ...]
+    profile: str | None
+    reason: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether Keymoot can work with this module and configuration."""
+        return self.profile is not None
+
+
+def check_module(config: HsmConfig) -> Checked:
+    """Open the module and try everything. Raises `HsmAway`, `HsmMisconfigured` where it cannot be opened."""
+    pin = read_pin(config.pin)
+    library, initialize_us = timed(lambda: load_library(config))
+    try:
+        session, login_us = timed(lambda: log_in(library, config, pin))
+    except BaseException:
+        with contextlib.suppress(p11.PKCS11Error):
+            library.finalize()
+        raise
+    module = Module(library, session)
+    try:
+        operations = try_operations(config, session)
+        profile, reason = _choice(config, {operation.name: operation for operation in operations})
+        return Checked(
+            lib=config.lib,
+            manufacturer=library.manufacturer_id.strip(),
+            description=library.library_description.strip(),
+            version=".".join(map(str, library.library_version)),
+            token=session.token.label.strip(),
+            slot=session.token.slot.slot_id,
+            initialize_us=initialize_us,
+            login_us=login_us,
+            operations=operations,
+            profile=profile,
+            reason=reason,
+        )
+    finally:
+        module.close()
+
+
+def _choice(config: HsmConfig, found: dict[str, Operation]) -> tuple[str | None, str]:
+    """The sealing profile and why, or None and why not."""
+    if not found[ECDSA].works:
+        return None, "it does no ECDSA on P-256, which the signer's identity key needs"
+    for needed in (SECRET, EXPORT):
+        if not found[needed].works and not (needed == EXPORT and config.accept_key_export):
+            advice = "; hsm.accept_key_export accepts that" if needed == EXPORT else ""
+            return None, f"{found[needed].detail}{advice}"
+    gcm, hmac = found[GCM], found[HMAC]
+    if gcm.works and found[COUNTER].works:
+        return (
+            ProfileName.GCM.value,
+            "AES-256-GCM works, refuses altered data, and its seals can be counted on the token",
+        )
+    why_not = gcm.detail if not gcm.works else found[COUNTER].detail
+    if hmac.works:
+        return ProfileName.HMAC_KDF.value, f"HMAC-SHA256 works; AES-256-GCM is not used: {why_not}"
+    return None, f"neither AES-256-GCM ({why_not}) nor HMAC-SHA256 ({hmac.detail}) works"
