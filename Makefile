@@ -1,7 +1,7 @@
 # Two commands on a fresh Debian or Ubuntu with make and root or sudo: `make demo` and `make test`.
 BIN := .venv/bin
 
-.PHONY: help bootstrap demo test check lint soak bench clean
+.PHONY: help bootstrap hsm-modules demo test check lint soak bench clean
 
 help:
 	@echo "make demo    three signers, a coordinator and gates on this machine: makes a key, signs, verifies"
@@ -16,8 +16,11 @@ bootstrap:
 demo: bootstrap
 	@$(BIN)/keymoot demo
 
-test check: lint
+test check: hsm-modules lint
 	$(BIN)/python -m pytest -m "not slow"
+
+hsm-modules:
+	@packaging/bootstrap --hsm-modules
 
 lint: bootstrap
 	$(BIN)/ruff check .

@@ -34,6 +34,8 @@ def missing() -> str:
     """The Debian package to install, empty where everything is there."""
     if not any(path.exists() for path in LIBRARIES):
         return "libtpm2-pkcs11-1"
+    if not any(Path("/usr/lib").glob("**/libtss2-tcti-tabrmd.so.0")):
+        return "libtss2-tcti-tabrmd0"
     return next((package for tool, package in _TOOLS.items() if _which(tool) is None), "")
 
 
