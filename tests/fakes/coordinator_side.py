@@ -16,6 +16,7 @@ import msgspec
 
 from appliance import pki, relay
 from appliance.api.derivation import derive
+from appliance.api.signatures import what_is_signed
 from appliance.coordinator.combine import lagrange_at_zero
 from appliance.coordinator.config import ApiSettings, CoordinatorConfig, PoolSettings, SignersSettings
 from appliance.coordinator.server import Coordinator
@@ -217,7 +218,7 @@ class FakeSigner:
             order.key_id,
             self.dealer.secret.public_key.format(),
             body.derivation_path,
-            bytes.fromhex(body.hash[2:]),
+            what_is_signed(body),
             order.request.digest("test"),
             order.committee,
             order.presignature,

@@ -12,13 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from eth_account import Account
+from eth_account.messages import encode_defunct, encode_typed_data
 
 from appliance.api.client import ApiError, CertifiedKey, Client, Failed, Rejected
 from appliance.api.models import SignatureValue
 from appliance.cli import demo_inputs as inputs
 from appliance.localnet import LocalNet
 from policies.errors import Unavailable
-from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Hash
+from policies.requests import (
+    BitcoinBip143Preimage,
+    Eip712TypedData,
+    EthereumTransaction,
+    Hash,
+    Message,
+    MessageHash,
+)
+from tests.fakes.typed_data import ETHER_MAIL, parsed
 
 REFUSING = 2
 POOL = (100, 200, 100)
@@ -64,6 +74,19 @@ def test_bip_143s_example_verifies_in_openssl_and_libsecp256k1(client: Client, k
     assert value.hash == "0x" + inputs.BIP143_SIGHASH
     assert inputs.openssl_verifies(key.public_key(), value, inputs.BIP143_PREIMAGE)
     assert inputs.libsecp256k1_verifies(key.public_key(), value)
+
+
+def test_a_message_and_typed_data_recover_to_the_keys_address(client: Client, key: CertifiedKey) -> None:
+    message = client.sign(key.id, Message("0x" + b"hello".hex(), MessageHash.EIP_191, new_id())).signature
+    typed_data = client.sign(key.id, Eip712TypedData(parsed(ETHER_MAIL), new_id())).signature
+    assert message is not None
+    assert typed_data is not None
+    for value, signable in (
+        (message, encode_defunct(b"hello")),
+        (typed_data, encode_typed_data(full_message=ETHER_MAIL)),
+    ):
+        vrs = (value.recid + 27, value.r, value.s)
+        assert Account.recover_message(signable, vrs=vrs) == key.ethereum_address()
 
 
 def test_a_child_key_signs_a_hash(client: Client, key: CertifiedKey) -> None:

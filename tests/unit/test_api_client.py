@@ -29,10 +29,19 @@ from appliance.api.derivation import SECP256K1_ORDER, derive
 from appliance.api.jws import ClientKey, generate_client_key
 from appliance.api.signatures import what_is_signed
 from policies.errors import CallerError, Unavailable
-from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Hash, SigningBody
+from policies.requests import (
+    BitcoinBip143Preimage,
+    Eip712TypedData,
+    EthereumTransaction,
+    Hash,
+    Message,
+    MessageHash,
+    SigningBody,
+)
 from tests.fakes.certificates import KEY_ID, Dealer
 from tests.fakes.servers import serving
 from tests.fakes.tls import TlsFiles
+from tests.fakes.typed_data import ETHER_MAIL, ETHER_MAIL_HASH, ether_mail, parsed
 
 replace = msgspec.structs.replace
 HASH = Hash(hash="0x" + "11" * 32, external_id="one", derivation_path=(0, 5))
@@ -159,6 +168,8 @@ async def test_create_get_list(tls: TlsFiles) -> None:
     [
         HASH,
         EthereumTransaction(transaction="0x02c0", external_id="two"),
+        Message(message="0x61", hash=MessageHash.KECCAK_256, external_id="four"),
+        Eip712TypedData(typed_data=parsed(ETHER_MAIL), external_id="five"),
         BitcoinBip143Preimage(preimage="0x" + "ab" * 182, external_id="three", derivation_path=(1,)),
     ],
 )
@@ -176,6 +187,9 @@ def test_hashes_are_computed_here() -> None:
     assert what_is_signed(body) == hashlib.sha256(hashlib.sha256(preimage).digest()).digest()
     keccak_of_nothing = "c5d2460186f7233c927e7db2dcc703c0e500b653ca82273b7bfad8045d85a470"
     assert what_is_signed(EthereumTransaction("0x", "x")).hex() == keccak_of_nothing
+    assert what_is_signed(Eip712TypedData(parsed(ETHER_MAIL), "x")).hex() == ETHER_MAIL_HASH
+    with pytest.raises(CallerError, match=r"Mail\.contents is not a string"):
+        what_is_signed(Eip712TypedData(parsed(ether_mail("message", "contents", value=1)), "x"))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from appliance.api.models import Key
 from appliance.coordinator.server import Coordinator
 from enclave import wire
 from tests.fakes.coordinator_side import FakeNetwork, FakeSigner, until
+from tests.fakes.typed_data import ETHER_MAIL, ETHER_MAIL_HASH, ether_mail
 
 H = "0x" + bytes(range(32)).hex()
 
@@ -80,6 +81,17 @@ async def test_a_signature_verifies_under_the_child_key(net: FakeNetwork, path: 
     assert (status, shown["status"]) == (201, "Signed"), shown
     check(net, shown, path)
     assert await net.get(f"/v1/keys/{key_id}/signatures/{shown['id']}") == (200, shown)
+
+
+async def test_typed_data_that_has_no_hash_is_not_accepted(net: FakeNetwork) -> None:
+    path = f"/v1/keys/{await make_key(net)}/signatures"
+    body = {"kind": "Eip712TypedData", "externalId": "typed-1", "typedData": ether_mail("message", "contents", value=1)}
+    status, shown = await net.post(path, body)
+    assert (status, shown["code"]) == (400, "bad-request")
+    assert "Mail.contents is not a string" in str(shown["detail"])
+    status, shown = await net.post(path, {**body, "typedData": ETHER_MAIL})
+    assert (status, shown["status"], shown["kind"]) == (201, "Signed", "Eip712TypedData")
+    assert shown["signature"]["hash"] == "0x" + ETHER_MAIL_HASH
 
 
 async def test_many_signatures_at_once_never_share_a_presignature(net: FakeNetwork) -> None:
