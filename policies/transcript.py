@@ -67,10 +67,15 @@ class Tag(StrEnum):
     AUDIT_HEAD = "keymoot/v1/audit/head"
 
 
+_PREFIXES = {tag: len(tag.value).to_bytes(8, "big") + tag.value.encode() for tag in Tag}
+
+
 def encode_parts(tag: Tag, *parts: bytes) -> bytes:
     """The unambiguous encoding that `digest` hashes: also the `info` of HKDF and the data of a MAC."""
-    pieces = [tag.value.encode(), *parts]
-    return b"".join(len(piece).to_bytes(8, "big") + piece for piece in pieces)
+    pieces = [_PREFIXES[tag]]
+    for part in parts:
+        pieces += (len(part).to_bytes(8, "big"), part)
+    return b"".join(pieces)
 
 
 def digest(tag: Tag, *parts: bytes) -> bytes:

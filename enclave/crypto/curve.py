@@ -53,7 +53,7 @@ class Curve(Protocol):
         ...
 
     def x_mod_q(self, point: bytes) -> int:
-        """`x(point) mod q` of a compressed point."""
+        """`x(point) mod q` of a compressed point that is known to be on the curve."""
         ...
 
 
@@ -95,7 +95,6 @@ class Secp256k1:
         self.parse(point)
 
     def x_mod_q(self, point: bytes) -> int:
-        self.parse(point)
         return int.from_bytes(point[1:], "big") % self.q
 
     def parse(self, point: bytes) -> Any:
