@@ -17,6 +17,7 @@ import msgspec
 
 from enclave import wire
 from enclave.framing import Stream
+from enclave.hsm import HsmConfig
 from policies.model import Policy
 from policies.roster import Roster
 from tests.fakes.enclaves import GateAnswer, Net
@@ -36,6 +37,7 @@ class Process:
         self.said: list[Any] = []
         self.stream: Stream | None = None
         self.process: subprocess.Popen[bytes] | None = None
+        self.environment = {"SOFTHSM2_CONF": str(directory / "hsm" / "softhsm2.conf")}
 
     @property
     def config(self) -> Path:
@@ -85,7 +87,7 @@ class Process:
             self.process.wait(10)
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "SOFTHSM2_CONF": str(self.directory / "hsm" / "softhsm2.conf")}
+        return {**os.environ, **self.environment}
 
 
 class ProcessNet(Net):
@@ -115,16 +117,21 @@ class ProcessNet(Net):
             member.command("seal-gate-secret", stdin=secrets)
         self._selector = selectors.DefaultSelector()
 
-    def _provision(self, member: Process) -> str:
+    def make_token(self, member: Process) -> HsmConfig:
+        """A token for `member`: SoftHSM's here."""
         token = SoftToken(member.directory / "hsm", f"token-{member.index}")
         token.create()
+        return token.config
+
+    def _provision(self, member: Process) -> str:
+        hsm = self.make_token(member)
         config = {
             "network": "testnet",
             "signer": f"signer-{member.index}",
             "roster": "roster.yaml",
             "policy": "policy.yaml",
             "socket": "enclave.sock",
-            "hsm": {key: value for key, value in msgspec.to_builtins(token.config).items() if value},
+            "hsm": {key: value for key, value in msgspec.to_builtins(hsm).items() if value},
             "gate": {"mode": "signed"},
         }
         member.config.write_text(json.dumps(config))

@@ -189,6 +189,13 @@ def test_tpm_seals_by_hmac_goes_away_and_comes_back(a_tpm: tpm.Tpm) -> None:
 
 
 @need_tpm
+def test_tpm_wrong_pin(a_tpm: tpm.Tpm) -> None:
+    (a_tpm.directory / "pin").write_text("wrong")
+    ended = run(SCRIPT, a_tpm.config, a_tpm.environment)
+    assert "PinRefused: token 'keymoot' refused the PIN" in ended.stderr
+
+
+@need_tpm
 def test_tpm_makes_no_keys_by_pkcs11(a_tpm: tpm.Tpm) -> None:
     ended = run(SCRIPT, msgspec.structs.replace(a_tpm.config, sealing_key_label="other"), a_tpm.environment)
     assert "HsmMisconfigured: the module makes no sealing key through PKCS#11 (FunctionNotSupported)" in ended.stderr
