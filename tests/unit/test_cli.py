@@ -63,7 +63,19 @@ def write_identity(path: Path, identity: Identity) -> Path:
 def test_help_names_every_command(keymoot: Keymoot) -> None:
     shown = keymoot("--help")
     assert shown.code == 0
-    for command in ["init", "roster", "enclave", "signer", "coordinator", "gate", "keys", "sign", "demo", "bench"]:
+    for command in [
+        "init",
+        "roster",
+        "enclave",
+        "signer",
+        "coordinator",
+        "gate",
+        "hsm",
+        "keys",
+        "sign",
+        "demo",
+        "bench",
+    ]:
         assert f" {command} " in shown.out
 
 
