@@ -142,7 +142,7 @@ async def _client_request(request: web.Request, path: str) -> wire.ClientRequest
 def _parse(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CallerError(f"body: {str(error)[:300]}") from None
 
 
