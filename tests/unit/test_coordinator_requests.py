@@ -371,7 +371,7 @@ async def test_after_a_restart_keys_pools_and_results_are_there_and_an_open_requ
     ("body", "detail"),
     [
         (b"{", "body: "),
-        (b"{\"label\": \"\xff\"}", "body: "),
+        (b'{"label": "\xff"}', "body: "),
         (b"[" * 5000, "body: "),
         (creation(label="../x y"), "label"),
         (creation(extra=1), "extra"),
