@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from appliance.cli import bench, gate, hsm, init, keys, processes, roster, sign
+from appliance.cli import bench, gate, hsm, init, keys, processes, roster, scheme, sign
 
 app = typer.Typer(
     name="keymoot",
@@ -27,6 +27,7 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Show the v
         raise typer.Exit
 
 
+app.command("scheme")(scheme.show)
 app.add_typer(init.app, name="init")
 app.add_typer(roster.app, name="roster")
 app.add_typer(processes.enclave, name="enclave")
