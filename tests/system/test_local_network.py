@@ -128,6 +128,34 @@ def test_the_command_line_shows_the_key_and_signs_with_it(net: LocalNet, key: Ce
     assert signed["signature"]["hash"] == "0x" + digest
 
 
+def listening(pid: int) -> set[str]:
+    """Addresses (hex, as the kernel writes them) of the TCP sockets that a process listens on."""
+    rows = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()
+    ]
+    inodes = {row[9]: row[1] for row in rows if row[3] == "0A"}
+    links = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
+    return {inodes[link[8:-1]] for link in links if link.startswith("socket:[") and link[8:-1] in inodes}
+
+
+def internet_sockets(pid: int) -> int:
+    """How many TCP and UDP sockets a process has."""
+    names = ("tcp", "tcp6", "udp", "udp6")
+    inodes = {
+        line.split()[9] for name in names for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+    }
+    links = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
+    return sum(link[8:-1] in inodes for link in links if link.startswith("socket:["))
+
+
+def test_signers_listen_nowhere_and_enclaves_have_no_internet_socket(net: LocalNet) -> None:
+    assert listening(net.processes["coordinator"].pid)  # what is looked for can be found
+    for index in net.plan.indices:
+        assert listening(net.processes[f"signer-{index}"].pid) == set()
+        assert internet_sockets(net.processes[f"signer-{index}"].pid) >= 2
+        assert internet_sockets(net.processes[f"enclave-{index}"].pid) == 0
+
+
 @pytest.mark.parametrize("victim", ["coordinator", "enclave-1", "signer-3"])
 def test_after_kill_9_the_network_comes_back_and_signs(net: LocalNet, key: CertifiedKey, victim: str) -> None:
     net.kill(victim, signal.SIGKILL)
