@@ -19,6 +19,7 @@ import msgspec
 from appliance.api import models
 from appliance.api.certificates import CertificateRefused, verify_key
 from appliance.api.jws import SIGNATURE_HEADER, ClientKey, new_jti, sign_request
+from appliance.api.paths import POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.api.results import ApiError, CertifiedKey, Failed, ListedKey, Rejected, require
 from appliance.api.signatures import SignatureRefused, verify_signature, what_is_signed
 from appliance.api.transport import Transport
@@ -161,6 +162,28 @@ class AsyncClient:
         verify_signature(answer.signature, key.public_key(path), None if body is None else what_is_signed(body))
         return answer
 
+    # --- the network ------------------------------------------------------------------------------------
+
+    async def list_signers(self) -> tuple[models.Signer, ...]:
+        """The signers, who they are checked against the pinned roster; their state is the coordinator's word.
+
+        Raises `ApiError`, `CertificateRefused`, `Unavailable`.
+        """
+        shown = (await self._get(SIGNERS_PATH, models.SignerList)).items
+        pinned = [(entry.index, entry.name, entry.operator, entry.fingerprint) for entry in self._roster.signers]
+        if [(entry.index, entry.name, entry.operator, entry.fingerprint) for entry in shown] != pinned:
+            raise CertificateRefused("the signers shown are not those of your roster: compare roster.yaml")
+        return shown
+
+    async def list_pools(self) -> tuple[models.Pool, ...]:
+        """The pools of presignatures, as the coordinator says. Raises `ApiError`, `Unavailable`."""
+        return (await self._get(POOLS_PATH, models.PoolList)).items
+
+    async def readiness(self) -> models.Readiness:
+        """Who can sign now. Raises `ApiError` with code `not-ready`, what is missing and what to do, where nobody can;
+        `Unavailable`."""
+        return await self._get(READY_PATH, models.Readiness)
+
     # --- inside -----------------------------------------------------------------------------------------
 
     def _certify(self, answer: models.Key) -> CertifiedKey:
@@ -254,6 +277,18 @@ class Client:
     def get_signature(self, key_id: str, signature_id: str, body: SigningBody | None = None) -> models.Signature:
         """See `AsyncClient.get_signature`."""
         return self._run(self._client.get_signature(key_id, signature_id, body))
+
+    def list_signers(self) -> tuple[models.Signer, ...]:
+        """See `AsyncClient.list_signers`."""
+        return self._run(self._client.list_signers())
+
+    def list_pools(self) -> tuple[models.Pool, ...]:
+        """See `AsyncClient.list_pools`."""
+        return self._run(self._client.list_pools())
+
+    def readiness(self) -> models.Readiness:
+        """See `AsyncClient.readiness`."""
+        return self._run(self._client.readiness())
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(coroutine)

@@ -97,6 +97,72 @@ class Signature(ApiStruct, frozen=True):
     reason: Reason | None = None
 
 
+class Health(ApiStruct, frozen=True):
+    """Whether signatures can be made now: `ready` or `degraded`. `trouble` says why not; `online`: names of signers;
+    `presignatures`: how many there are of each committee, which is named by its indices."""
+
+    status: str
+    trouble: str
+    online: tuple[str, ...]
+    presignatures: dict[str, int]
+
+
+class Readiness(ApiStruct, frozen=True):
+    """The committees that can sign now, each as the indices of its members. Where there is none, a problem is shown."""
+
+    committees: tuple[tuple[int, ...], ...]
+
+
+class Announced(ApiStruct, frozen=True):
+    """What an enclave said of itself when its signer connected; `prss_epoch` is followed since, 0 before setup.
+
+    `policy_digest`: 0x and the 32-byte digest of the operator's policy. `gate_mode`: `signed`, `status` or `none`.
+    """
+
+    prss_epoch: int
+    gate_mode: str
+    policy_digest: str
+    signer_version: str
+    enclave_version: str
+
+
+class Signer(ApiStruct, frozen=True):
+    """A signer of the roster. `links`: names of the signers its enclave says it has a channel to. `announced` is
+    absent while it is away. All this is the coordinator's word: no enclave has signed it for the reader."""
+
+    index: int
+    name: str
+    operator: str
+    fingerprint: str
+    online: bool
+    links: tuple[str, ...]
+    announced: Announced | None = None
+
+
+class SignerList(ApiStruct, frozen=True):
+    """All signers of the roster, in its order; always one page."""
+
+    items: tuple[Signer, ...]
+
+
+class Pool(ApiStruct, frozen=True):
+    """The presignatures of one committee, given by its members' indices. Below `low` it is filled up to `high`, where
+    it is `kept_filled`; other pools are used up. `ready`: the members can sign together now."""
+
+    committee: tuple[int, ...]
+    available: int
+    low: int
+    high: int
+    kept_filled: bool
+    ready: bool
+
+
+class PoolList(ApiStruct, frozen=True):
+    """The pools of this coordinator, in order of their committees; always one page."""
+
+    items: tuple[Pool, ...]
+
+
 class Problem(ApiStruct, frozen=True):
     """An error as RFC 9457 problem document (`application/problem+json`); `code` is stable."""
 

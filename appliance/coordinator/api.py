@@ -9,9 +9,11 @@ import msgspec
 from aiohttp import web
 
 from appliance.api.models import KeyList, KeyState, SignatureState
+from appliance.api.paths import POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.coordinator.keybook import KeyBook
 from appliance.coordinator.network import Network
-from appliance.coordinator.problems import NotFound, answer_problems
+from appliance.coordinator.network_views import show_health, show_pools, show_readiness, show_signers
+from appliance.coordinator.problems import NotFound, answer_problems, problem
 from appliance.coordinator.views import show_key, show_signature
 from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
@@ -29,15 +31,6 @@ UNFINISHED_KEY = (KeyState.PENDING,)
 UNFINISHED_SIGNATURE = (SignatureState.PENDING, SignatureState.EXECUTING)
 
 T = TypeVar("T")
-
-
-class Health(msgspec.Struct, frozen=True, rename="camel"):
-    """Whether signatures can be made now. `trouble` says why not; `presignatures`: per committee."""
-
-    status: str
-    trouble: str
-    online: tuple[str, ...]
-    presignatures: dict[str, int]
 
 
 class Api:
@@ -59,6 +52,9 @@ class Api:
                 web.get(KEYS_PATH + "/{key}/signatures/{signature}", self._get_signature),
                 web.get("/v1/healthz", self._health),
                 web.get("/healthz", self._health),
+                web.get(READY_PATH, self._readiness),
+                web.get(SIGNERS_PATH, self._list_signers),
+                web.get(POOLS_PATH, self._list_pools),
             ]
         )
         return app
@@ -108,18 +104,21 @@ class Api:
         return _json(show_signature(row))
 
     async def _health(self, _: web.Request) -> web.Response:
-        network = self._network
-        trouble = network.trouble()
-        health = Health(
-            status="degraded" if trouble else "ready",
-            trouble=trouble,
-            online=tuple(network.signers.name(index) for index in network.signers.online()),
-            presignatures={
-                "-".join(map(str, committee)): network.pools.available(committee)
-                for committee in sorted(network.pools.committees())
-            },
-        )
-        return _json(health)
+        return _json(show_health(self._network))
+
+    async def _readiness(self, _: web.Request) -> web.Response:
+        shortage = self._network.shortage()
+        if shortage is not None:
+            response = problem(503, "not-ready", "Not ready", f"{shortage.missing}: {shortage.remedy}")
+            response.headers["Retry-After"] = "2"
+            return response
+        return _json(show_readiness(self._network))
+
+    async def _list_signers(self, _: web.Request) -> web.Response:
+        return _json(show_signers(self._roster, self._network.signers))
+
+    async def _list_pools(self, _: web.Request) -> web.Response:
+        return _json(show_pools(self._network))
 
     def _key_row(self, name: str) -> KeyRow:
         """By key id, or by the id of its request, which is all there is before the key is active."""

@@ -67,8 +67,8 @@ class Gateway:
         """Admit, then pass on messages until the connection ends. What is wrong is told in the close reason."""
         session: Session | None = None
         try:
-            index, enclave = await self._admit(socket, cn)
-            session = self._signers.join(index, enclave, connection, bulk=bulk)
+            announced = await self._admit(socket, cn)
+            session = self._signers.join(announced, connection, bulk=bulk)
             await self._read(socket, connection, session, bulk=bulk)
             reason = connection.reason or "the signer has closed the connection"
         except wire.Malformed as error:
@@ -82,8 +82,8 @@ class Gateway:
                 self._signers.leave(session, connection.reason or "the other connection has ended")
         log.info("signer-connection-ended", certificate=cn, bulk=bulk, reason=reason[:300])
 
-    async def _admit(self, socket: web.WebSocketResponse, cn: str | None) -> tuple[int, wire.Attached]:
-        """Index and enclave of who announces itself. Raises `Malformed`, or `Refused` saying what does not fit."""
+    async def _admit(self, socket: web.WebSocketResponse, cn: str | None) -> relay.Announce:
+        """The announcement of a signer of the roster. Raises `Malformed`, or `Refused` saying what does not fit."""
         try:
             async with asyncio.timeout(ANNOUNCE_TIMEOUT_S):
                 message = await _receive(socket)
@@ -102,7 +102,7 @@ class Gateway:
             raise Refused("roster", f"{enclave.name} is not signer {enclave.index} of the roster")
         if self._roster.signer(enclave.index).fingerprint != enclave.fingerprint:
             raise Refused("roster", f"the roster has another fingerprint for {enclave.name}")
-        return enclave.index, enclave
+        return message
 
     async def _read(
         self, socket: web.WebSocketResponse, connection: Connection, session: Session, *, bulk: bool

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -30,6 +31,14 @@ RESYNC_S = 10.0
 KEYS_TO_ACTIVATE_AT_ONCE = 256
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Why nothing can be signed now: what is `missing`, and what an operator does about it."""
+
+    missing: str
+    remedy: str
 
 
 class Network:
@@ -132,22 +141,50 @@ class Network:
 
     def trouble(self) -> str:
         """Why there is no committee now; empty where there is one."""
+        shortage = self.shortage()
+        return shortage.missing if shortage else ""
+
+    def shortage(self) -> Shortage | None:
+        """Why there is no committee now; None where there is one."""
         roster, online = self._roster, self.signers.online()
         ready = self._candidates()
         if any(self.pools.available(committee) for committee in ready):
-            return ""
+            return None
         if ready:
-            return "the pools of presignatures are empty; they are being filled"
+            return Shortage(
+                "the pools of presignatures are empty; they are being filled",
+                "wait for the first batch; if none comes, read the coordinator's log for presigning-failed",
+            )
         away = ", ".join(signer.name for signer in roster.signers if signer.index not in online)
         if len(online) < roster.committee_size:
-            return f"{roster.committee_size} signers must be online; away: {away}"
+            return Shortage(
+                f"{roster.committee_size} signers must be online; away: {away}",
+                "start the signers that are away and see in their logs whether they reach this coordinator",
+            )
         if not self.signers.linked(roster.indices):
-            return "the signers have not reached each other yet" + (f"; away: {away}" if away else "")
-        return "the network's setup is under way"
+            return Shortage(
+                "the signers have not reached each other yet" + (f"; away: {away}" if away else ""),
+                "wait some seconds; if it stays, see why in the lines link of the coordinator's log",
+            )
+        return Shortage(
+            "the network's setup is under way",
+            "wait some seconds; if it stays, read the coordinator's log for setup-failed",
+        )
 
     def _candidates(self) -> list[tuple[int, ...]]:
-        known = {*self.preferred(), *self.pools.committees()}
-        return [committee for committee in sorted(known) if self.signers.ready(committee)]
+        return [committee for committee in self.committees() if self.signers.ready(committee)]
+
+    def committees(self) -> list[tuple[int, ...]]:
+        """Every committee whose pool is kept filled or holds something, in order."""
+        return sorted({*self.preferred(), *self.pools.committees()})
+
+    def marks(self) -> tuple[int, int]:
+        """Below how many presignatures a pool is filled, and up to how many."""
+        return self._settings.low, self._settings.high
+
+    def can_sign(self, committee: tuple[int, ...]) -> bool:
+        """Whether `committee` is linked, set up, and has a presignature."""
+        return self.signers.ready(committee) and self.pools.available(committee) > 0
 
     def preferred(self) -> list[tuple[int, ...]]:
         """The committees whose pools are kept filled: neighbours in the roster's circle that are all online; where

@@ -30,9 +30,10 @@ class Listener(Protocol):
 class Session:
     """One life of a signer's two connections. `prss_epoch` follows what the enclave reports."""
 
-    def __init__(self, index: int, enclave: wire.Attached) -> None:
-        self.index, self.enclave = index, enclave
-        self.prss_epoch = enclave.prss_epoch
+    def __init__(self, announced: relay.Announce) -> None:
+        self.enclave, self.signer_version = announced.enclave, announced.signer_version
+        self.index = self.enclave.index
+        self.prss_epoch = self.enclave.prss_epoch
         self.connections: dict[bool, Connection] = {}
         self.links: set[int] = set()
 
@@ -62,17 +63,18 @@ class Signers:
 
     # --- coming and going ---
 
-    def join(self, index: int, enclave: wire.Attached, connection: Connection, *, bulk: bool) -> Session:
+    def join(self, announced: relay.Announce, connection: Connection, *, bulk: bool) -> Session:
         """A connection has announced itself: the other half of a session, or the first of a new one.
 
         The newest connection wins: where its half is taken, or the enclave is another one, the old session ends.
         """
+        enclave, index = announced.enclave, announced.enclave.index
         session = self._sessions.get(index)
         if session is not None and (bulk in session.connections or session.enclave.boot_nonce != enclave.boot_nonce):
             self.leave(session, "a newer connection of this signer has come")
             session = None
         if session is None:
-            session = self._sessions[index] = Session(index, enclave)
+            session = self._sessions[index] = Session(announced)
         session.connections[bulk] = connection
         if session.online:
             # The newer half says the newer epoch.
@@ -153,6 +155,11 @@ class Signers:
     def online(self) -> tuple[int, ...]:
         """Indices of the signers that are connected on both connections, in order."""
         return tuple(sorted(index for index, session in self._sessions.items() if session.online))
+
+    def session(self, index: int) -> Session | None:
+        """What signer `index` has announced and reported; None while it is not connected on both connections."""
+        session = self._sessions.get(index)
+        return session if session is not None and session.online else None
 
     def linked(self, members: Iterable[int]) -> bool:
         """Whether these are online and every two of them have both reported their link up."""

@@ -1,0 +1,9 @@
+"""Where the API shows what is not asked for by a signed request; the paths of those are in `policies.requests`."""
+
+from __future__ import annotations
+
+SIGNERS_PATH = "/v1/signers"
+POOLS_PATH = "/v1/pools"
+HEALTH_PATHS = ("/v1/healthz", "/healthz")
+READY_PATH = "/readyz"
+OPENAPI_PATH = "/openapi.json"

@@ -1,0 +1,154 @@
+"""What the API shows of signers, pools and readiness, with fake signers over real TLS; and the client's view of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pathlib
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from appliance.api import models
+from appliance.api.client import ApiError, AsyncClient, CertificateRefused, Client
+from enclave import wire
+from policies.roster import Roster
+from tests.fakes.coordinator_side import FakeNetwork, until
+
+
+@pytest.fixture
+async def net(tmp_path: pathlib.Path) -> AsyncIterator[FakeNetwork]:
+    async with FakeNetwork.start(tmp_path) as made:
+        yield made
+
+
+def client_of(net: FakeNetwork, roster: Roster | None = None) -> AsyncClient:
+    return AsyncClient(net.api, roster or net.dealer.roster, None, net.files.path("ca.pem"))
+
+
+def epochs(shown: dict[str, object]) -> list[object]:
+    return [signer["announced"]["prssEpoch"] for signer in shown["items"]]
+
+
+async def test_signers_are_shown_with_what_they_announced(net: FakeNetwork) -> None:
+    roster = net.dealer.roster
+    async with net.all_connected():
+        status, shown = await net.get("/v1/signers")
+        assert (status, epochs(shown)) == (200, [1, 1, 1])
+        assert shown["items"][1] == {
+            "index": 2,
+            "name": "signer-2",
+            "operator": roster.signer(2).operator,
+            "fingerprint": roster.signer(2).fingerprint,
+            "online": True,
+            "links": ["signer-1", "signer-3"],
+            "announced": {
+                "prssEpoch": 1,
+                "gateMode": "none",
+                "policyDigest": "0x" + "00" * 32,
+                "signerVersion": "test",
+                "enclaveVersion": "test",
+            },
+        }
+        await net.signers[1].report(wire.LinkReport(3, False, "away"))
+        await until(lambda: 3 not in net.coordinator.network.signers.session(2).links)
+        assert (await net.get("/v1/signers"))[1]["items"][1]["links"] == ["signer-1"]
+
+
+async def test_a_signer_that_is_away_is_shown_without_state(net: FakeNetwork) -> None:
+    roster = net.dealer.roster
+    async with net.signers[0].connected(net.gateway, net.files, gate_mode="signed", policy_digest=b"p" * 32):
+        await until(lambda: net.coordinator.network.signers.online() == (1,))
+        first, second, _ = (await net.get("/v1/signers"))[1]["items"]
+        assert (first["online"], first["links"]) == (True, [])
+        assert (first["announced"]["gateMode"], first["announced"]["policyDigest"]) == ("signed", "0x" + "70" * 32)
+        assert second == {
+            "index": 2,
+            "name": "signer-2",
+            "operator": roster.signer(2).operator,
+            "fingerprint": roster.signer(2).fingerprint,
+            "online": False,
+            "links": [],
+        }
+    await until(lambda: net.coordinator.network.signers.online() == ())
+    assert [s["online"] for s in (await net.get("/v1/signers"))[1]["items"]] == [False] * 3
+
+
+async def test_pools_are_shown_with_their_marks(net: FakeNetwork) -> None:
+    assert await net.get("/v1/pools") == (200, {"items": []})
+    async with net.all_connected():
+        pool = {"committee": [1, 2, 3], "available": 8, "low": 2, "high": 8, "keptFilled": True, "ready": True}
+        assert await net.get("/v1/pools") == (200, {"items": [pool]})
+        assert await net.get("/readyz") == (200, {"committees": [[1, 2, 3]]})
+    await until(lambda: net.coordinator.network.signers.online() == ())
+    gone = {**pool, "available": 0, "keptFilled": False, "ready": False}
+    assert await net.get("/v1/pools") == (200, {"items": [gone]})
+
+
+async def test_not_ready_says_what_is_missing_and_what_to_do(net: FakeNetwork) -> None:
+    async with net.http.get(net.api + "/readyz") as answer:
+        assert (answer.status, answer.content_type) == (503, "application/problem+json")
+        assert answer.headers["Retry-After"] == "2"
+        shown = await answer.json(content_type=None)
+    assert shown == {
+        "type": "about:blank",
+        "title": "Not ready",
+        "status": 503,
+        "code": "not-ready",
+        "detail": "3 signers must be online; away: signer-1, signer-2, signer-3: start the signers that are away and "
+        "see in their logs whether they reach this coordinator",
+    }
+
+
+async def test_an_empty_pool_is_not_ready(net: FakeNetwork) -> None:
+    for signer in net.signers:
+        signer.answers[wire.PresignOrder] = lambda order: []
+    async with contextlib.AsyncExitStack() as stack:
+        for signer in net.signers:
+            await stack.enter_async_context(signer.connected(net.gateway, net.files))
+        await until(lambda: net.signers[0].received(wire.PresignOrder))
+        status, shown = await net.get("/readyz")
+        assert (status, shown["code"]) == (503, "not-ready")
+        assert str(shown["detail"]).startswith("the pools of presignatures are empty; they are being filled: wait")
+        (pool,) = (await net.get("/v1/pools"))[1]["items"]
+        assert (pool["available"], pool["ready"], pool["keptFilled"]) == (0, True, True)
+
+
+# --- the client ---
+
+
+async def test_the_client_reads_signers_pools_and_readiness(net: FakeNetwork) -> None:
+    async with client_of(net) as client:
+        with pytest.raises(ApiError, match="not-ready: 3 signers must be online") as refused:
+            await client.readiness()
+        assert refused.value.status == 503
+        async with net.all_connected():
+            assert [(s.name, s.online) for s in await client.list_signers()] == [
+                ("signer-1", True),
+                ("signer-2", True),
+                ("signer-3", True),
+            ]
+            (pool,) = await client.list_pools()
+            assert pool == models.Pool(committee=(1, 2, 3), available=8, low=2, high=8, kept_filled=True, ready=True)
+            assert (await client.readiness()).committees == ((1, 2, 3),)
+
+
+async def test_the_client_shows_no_signers_of_another_roster(net: FakeNetwork) -> None:
+    roster = net.dealer.roster
+    first, *others = roster.signers
+    other = msgspec.structs.replace(roster, signers=(msgspec.structs.replace(first, operator="Somebody"), *others))
+    async with client_of(net, other) as client:
+        with pytest.raises(CertificateRefused, match="not those of your roster"):
+            await client.list_signers()
+
+
+async def test_the_synchronous_client_reads_the_same(net: FakeNetwork) -> None:
+    def read() -> tuple[int, int, str]:
+        with Client(net.api, net.dealer.roster, None, net.files.path("ca.pem")) as client:
+            signers, pools = client.list_signers(), client.list_pools()
+            with pytest.raises(ApiError) as refused:
+                client.readiness()
+            return len(signers), len(pools), refused.value.code
+
+    assert await asyncio.to_thread(read) == (3, 0, "not-ready")
