@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from appliance.cli import bench, gate, hsm, init, keys, processes, roster, scheme, sign
+from appliance.cli import bench, gate, hsm, init, keys, pki, processes, roster, scheme, sign
 
 app = typer.Typer(
     name="keymoot",
@@ -35,6 +35,7 @@ app.add_typer(processes.signer, name="signer")
 app.add_typer(processes.coordinator, name="coordinator")
 app.add_typer(gate.app, name="gate")
 app.add_typer(hsm.app, name="hsm")
+app.add_typer(pki.app, name="pki")
 app.add_typer(keys.app, name="keys")
 app.add_typer(sign.app, name="sign")
 
