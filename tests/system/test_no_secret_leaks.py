@@ -1,0 +1,227 @@
+"""No secret of a full run is in anything that the run wrote, printed, sent to its signers, or shows of its processes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from appliance.api.client import ApiError, CertifiedKey, Client, Failed, Rejected
+from appliance.api.jws import ClientKey, generate_client_key
+from appliance.cli import demo_inputs as inputs
+from appliance.localnet import LocalNet
+from appliance.localnet.process import family
+from appliance.profile import load_profile
+from policies.errors import KeymootError, Unavailable
+from policies.requests import EthereumTransaction, Hash
+from tests.fakes.leaks import KnownSecret, Leak, files, forms, leaks, of_process
+from tests.fakes.taps import SocketTap
+
+POOL = (50, 100, 50)
+REFUSING = 2
+BACK_TIMEOUT_S = 60.0
+
+pytestmark = pytest.mark.timeout(170)
+
+
+@dataclass
+class Run:
+    """A full run that is over: its directory, its secrets, and what else there was to see of it."""
+
+    root: Path
+    secrets: list[KnownSecret]
+    written: list[tuple[str | Path, bytes]]
+    shown: list[tuple[str | Path, bytes]]
+    said: list[tuple[str | Path, bytes]]
+    taps: list[SocketTap]
+
+    @property
+    def everything(self) -> list[tuple[str | Path, bytes]]:
+        """All that is scanned."""
+        heard = [(direction, bytes(data)) for tap in self.taps for direction, data in tap.heard.items()]
+        return [*self.written, *self.shown, *self.said, *heard]
+
+
+def private_bytes(key: object) -> bytes:
+    """The 32 secret bytes of an Ed25519 or P-256 key."""
+    if isinstance(key, Ed25519PrivateKey):
+        return key.private_bytes_raw()
+    assert isinstance(key, EllipticCurvePrivateKey)
+    return key.private_numbers().private_value.to_bytes(32, "big")
+
+
+def secrets_of(net: LocalNet, stranger: ClientKey) -> list[KnownSecret]:
+    """Every secret in the network's files, with the file it belongs in, and one that belongs in none."""
+    found = [KnownSecret("stranger", private_bytes(stranger.private_key))]
+    for path in net.root.rglob("*.key"):
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
+        found.append(KnownSecret(str(path.relative_to(net.root)), private_bytes(key), path))
+    for index in net.plan.indices:
+        pin = net.plan.signer(index) / "pin"
+        found.append(KnownSecret(f"PIN {index}", pin.read_bytes(), pin))
+        pair = net.plan.gate_directory(index) / "gate-secrets.json"
+        for name, text in json.loads(pair.read_bytes()).items():
+            found.append(KnownSecret(f"{name} {index}", base64.b64decode(text.removeprefix("whsec_")), pair))
+    return found
+
+
+def tapped(net: LocalNet, index: int) -> SocketTap:
+    """A relay between a signer that is not started yet and its enclave."""
+    file = net.plan.signer(index) / "signer.yaml"
+    text = file.read_text()
+    assert text.count("run/enclave.sock") == 1
+    file.write_text(text.replace("run/enclave.sock", "tap.sock"))
+    return SocketTap(net.plan.signer(index) / "tap.sock", net.socket(index))
+
+
+def sign_when_back(client: Client, key: CertifiedKey, said: list[tuple[str | Path, bytes]]) -> None:
+    """A signature as soon as there is one again; what is said until then is kept."""
+    deadline_s = time.monotonic() + BACK_TIMEOUT_S
+    while True:
+        try:
+            said.append(("answer", repr(client.sign(key.id, Hash("0x" + secrets.token_hex(32), new_id()))).encode()))
+            return
+        except (Failed, Unavailable, ApiError) as error:
+            said.append(("error", (str(error) + repr(error)).encode()))
+            assert time.monotonic() < deadline_s, error
+            if isinstance(error, ApiError):
+                assert error.status >= 500, error
+
+
+def new_id() -> str:
+    return "test-" + secrets.token_hex(8)
+
+
+def work(net: LocalNet, stranger: ClientKey, shown: list[tuple[str | Path, bytes]]) -> list[tuple[str | Path, bytes]]:
+    """Everything a network goes through. What clients were told; `shown` gets what /proc shows on the way."""
+    said: list[tuple[str | Path, bytes]] = []
+    profile = load_profile(net.profile)
+    net.wait_for_pool(POOL[0])
+    with net.client() as client, Client(profile.api, profile.roster, stranger, profile.ca) as wrong:
+        key = client.create_key("test/leaks", "leaks-key")
+        said.append(("key", repr(key).encode()))
+        for _ in range(5):
+            sign_when_back(client, key, said)
+        refused = EthereumTransaction(inputs.unsigned_transaction(inputs.REFUSED_DESTINATION), new_id())
+        for caller, body, expected in (
+            (client, refused, Rejected),
+            (wrong, Hash("0x" + "ab" * 32, new_id()), KeymootError),
+        ):
+            with pytest.raises(expected) as error:
+                caller.sign(key.id, body)
+            said.append(("error", (str(error.value) + repr(error.value)).encode()))
+        with pytest.raises(ApiError) as unknown:
+            client.sign("key-that-is-not-there", Hash("0x" + "ab" * 32, new_id()))
+        said.append(("error", str(unknown.value).encode()))
+        for victim in ("enclave-1", "signer-3"):
+            shown.extend(processes(net))
+            net.kill(victim, signal.SIGKILL)
+            net.restart(victim)
+            sign_when_back(client, key, said)
+        command = [sys.executable, "-m", "appliance.cli", "keys", "show", key.id, "--json", "--profile"]
+        done = subprocess.run([*command, str(net.profile)], capture_output=True, check=True)
+        said.append(("command line", done.stdout + done.stderr))
+    return said
+
+
+def processes(net: LocalNet) -> list[tuple[str | Path, bytes]]:
+    """Arguments and environment of every process of the network and its children."""
+    return [item for process in net.processes.values() for pid in family(process.pid) for item in of_process(pid)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    net = LocalNet(pool=POOL, refuse={REFUSING: (inputs.REFUSED_DESTINATION,)})
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        # What a process writes elsewhere than it was told comes into what is scanned too.
+        for name, folder in (("TMPDIR", "tmp"), ("HOME", "home")):
+            (net.root / folder).mkdir()
+            patch.setenv(name, str(net.root / folder))
+        stack.callback(net.close)
+        net.write()
+        taps = [stack.enter_context(tapped(net, index)) for index in net.plan.indices]
+        net.start()
+        stranger = generate_client_key("stranger")
+        known = secrets_of(net, stranger)
+        shown: list[tuple[str | Path, bytes]] = []
+        said = work(net, stranger, shown)
+        shown += processes(net)
+        written = files(net.root)
+        for process in net.processes.values():
+            process.stop()
+        yield Run(net.root, known, [*written, *files(net.root)], shown, said, taps)
+
+
+def test_the_run_had_every_kind_of_secret_and_each_is_found_where_it_belongs(run: Run) -> None:
+    names = {secret.name for secret in run.secrets}
+    parts = ["coordinator", *(f"{kind}-{index}" for kind in ("gate", "signer") for index in (1, 2, 3))]
+    assert names == {
+        "stranger",
+        "client/client.key",
+        *(f"{part}/ca.key" for part in parts),
+        *(f"{part}/{'signer' if part.startswith('signer') else 'server'}.key" for part in parts),
+        *(f"{kind} {index}" for kind in ("PIN", "request_hmac", "answer_hmac") for index in (1, 2, 3)),
+    }
+    for secret in run.secrets:
+        if secret.home is not None:
+            at_home = leaks([KnownSecret(secret.name, secret.value)], [(secret.home, secret.home.read_bytes())])
+            assert at_home, secret.name
+
+
+def test_all_that_a_run_leaves_behind_was_there_to_scan(run: Run) -> None:
+    places = {str(place) for place, data in run.everything if data}
+    for name in ("coordinator", *(f"{kind}-{index}" for kind in ("enclave", "signer") for index in (1, 2, 3))):
+        assert str(run.root / "logs" / f"{name}.log") in places
+    for store in ("coordinator/state/coordinator.db", *(f"signer-{index}/state/signer.db" for index in (1, 2, 3))):
+        assert {str(run.root / store), str(run.root / (store + "-wal"))} <= places
+    assert [tap.connections >= least for tap, least in zip(run.taps, (2, 1, 2), strict=True)] == [True] * 3
+    assert all(len(data) > 10_000 for tap in run.taps for data in tap.heard.values())
+    assert sum(1 for place, _ in run.shown if str(place).endswith("environ")) >= 3 * len(("enclave", "worker")) * 3
+    assert b"\0--config\0" in b"".join(data for _, data in run.shown)
+
+
+def test_no_secret_of_a_full_run_is_in_anything_it_wrote_printed_or_sent(run: Run) -> None:
+    assert leaks(run.secrets, run.everything) == []
+
+
+@pytest.mark.parametrize("encoding", ["raw", "hex", "base64", "base64url", "decimal", "repr"])
+@pytest.mark.parametrize("lead", [0, 1, 2])
+def test_a_planted_secret_is_found_in_each_encoding(encoding: str, lead: int) -> None:
+    secret = os.urandom(32)
+    longer = os.urandom(lead) + secret + os.urandom(5)
+    data = {
+        "raw": longer,
+        "hex": longer.hex().encode(),
+        "base64": base64.encodebytes(longer),
+        "base64url": base64.urlsafe_b64encode(longer),
+        "decimal": str(int.from_bytes(secret, "big")).encode(),
+        "repr": repr(longer).encode(),
+    }[encoding]
+    # Base64 without the two differing characters is found as both.
+    found = {leak.encoding for leak in leaks([KnownSecret("planted", secret)], [("log", b"before " + data + b"}\n")])}
+    assert encoding in found
+    assert leaks([KnownSecret("planted", os.urandom(32))], [("log", data)]) == []
+
+
+def test_a_secret_planted_in_the_runs_log_is_found(run: Run) -> None:
+    pin = next(secret for secret in run.secrets if secret.name == "PIN 2")
+    log = run.root / "logs" / "enclave-2.log"
+    line = b'{"event": "hsm away", "reason": "' + forms(pin.value)["base64"][0] + b'"}\n'
+    found = leaks(run.secrets, [(log, log.read_bytes() + line)])
+    assert Leak("PIN 2", "base64", str(log)) in found
+    assert {leak.secret for leak in found} == {"PIN 2"}
