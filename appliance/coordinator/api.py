@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from typing import TypeVar
 
@@ -9,10 +10,20 @@ import msgspec
 from aiohttp import web
 
 from appliance.api.models import KeyList, KeyState, SignatureState
-from appliance.api.paths import POOLS_PATH, READY_PATH, SIGNERS_PATH
+from appliance.api.paths import OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.coordinator.keybook import KeyBook
+from appliance.coordinator.limits import (
+    CURSOR_PATTERN,
+    DEFAULT_WAIT_S,
+    JWS_HEADER,
+    JWS_PATTERN,
+    MAX_WAIT_S,
+    PAGE,
+    WAIT_PATTERN,
+)
 from appliance.coordinator.network import Network
 from appliance.coordinator.network_views import show_health, show_pools, show_readiness, show_signers
+from appliance.coordinator.openapi import describe
 from appliance.coordinator.problems import NotFound, answer_problems, problem
 from appliance.coordinator.views import show_key, show_signature
 from appliance.coordinator.work import Work
@@ -23,10 +34,6 @@ from policies.errors import CallerError
 from policies.requests import KEY_ID_PATTERN, KEYS_PATH, KeyCreation, SigningBody, signatures_path
 from policies.roster import Roster
 
-JWS_HEADER = "Keymoot-Signature"
-JWS_PATTERN = re.compile(r"^[A-Za-z0-9_-]{1,2048}\.\.[A-Za-z0-9_-]{1,1024}$")
-DEFAULT_WAIT_S, MAX_WAIT_S = 30.0, 60.0
-PAGE = 100
 UNFINISHED_KEY = (KeyState.PENDING,)
 UNFINISHED_SIGNATURE = (SignatureState.PENDING, SignatureState.EXECUTING)
 
@@ -39,6 +46,7 @@ class Api:
     def __init__(self, store: CoordinatorStore, roster: Roster, work: Work, keybook: KeyBook, network: Network) -> None:
         self._store, self._roster, self._work = store, roster, work
         self._keybook, self._network = keybook, network
+        self._described = msgspec.json.encode(describe(importlib.metadata.version("keymoot")))
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -52,6 +60,7 @@ class Api:
                 web.get(KEYS_PATH + "/{key}/signatures/{signature}", self._get_signature),
                 web.get("/v1/healthz", self._health),
                 web.get("/healthz", self._health),
+                web.get(OPENAPI_PATH, self._describe),
                 web.get(READY_PATH, self._readiness),
                 web.get(SIGNERS_PATH, self._list_signers),
                 web.get(POOLS_PATH, self._list_pools),
@@ -88,7 +97,7 @@ class Api:
 
     async def _list_keys(self, request: web.Request) -> web.Response:
         cursor = request.query.get("cursor", "0")
-        if not re.fullmatch(r"[0-9]{1,15}", cursor):
+        if not CURSOR_PATTERN.fullmatch(cursor):
             raise CallerError("cursor: use the nextCursor of the page before")
         rows = self._store.keys_after(int(cursor), PAGE)
         following = str(rows[-1].seq) if len(rows) == PAGE else None
@@ -113,6 +122,9 @@ class Api:
             response.headers["Retry-After"] = "2"
             return response
         return _json(show_readiness(self._network))
+
+    async def _describe(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._described, content_type="application/json")
 
     async def _list_signers(self, _: web.Request) -> web.Response:
         return _json(show_signers(self._roster, self._network.signers))
@@ -149,7 +161,7 @@ def _wait_s(request: web.Request) -> float:
     text = request.query.get("wait")
     if text is None:
         return DEFAULT_WAIT_S
-    if not re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,3})?", text) or float(text) > MAX_WAIT_S:
+    if not WAIT_PATTERN.fullmatch(text) or float(text) > MAX_WAIT_S:
         raise CallerError(f"wait: seconds, 0 to {MAX_WAIT_S:.0f}")
     return float(text)
 

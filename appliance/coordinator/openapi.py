@@ -1,0 +1,219 @@
+"""`GET /openapi.json`: OpenAPI 3.1 of this API, made from the structs that requests and answers are parsed with.
+
+`OPERATIONS` is the one list to keep beside the routes; a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from appliance.api import models
+from appliance.api.paths import HEALTH_PATHS, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
+from appliance.coordinator.limits import CURSOR_PATTERN, DEFAULT_WAIT_S, JWS_HEADER, JWS_PATTERN, MAX_WAIT_S, PAGE
+from enclave.wire import MAX_BODY_BYTES
+from policies.requests import KEY_ID_PATTERN, KEYS_PATH, KeyCreation, SigningBody
+
+SCHEMAS = "#/components/schemas/"
+KEY_PATH = KEYS_PATH + "/{key}"
+SIGNATURES_PATH = KEY_PATH + "/signatures"
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One route. `answer` None: any JSON object. A `body` makes it a signed request; `paged` a list with a cursor."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    answer: type[msgspec.Struct] | None
+    body: Any = None
+    paged: bool = False
+    problems: tuple[int, ...] = ()
+
+
+PROBLEMS = {
+    400: "Something in the request cannot be understood; `detail` says what. Code `bad-request`.",
+    404: "There is no such thing, or not yet. Code `not-found`.",
+    409: "Another request has this `externalId` already. Code `external-id-taken`.",
+    413: "The body is too large. Code `too-large`.",
+    503: "Not possible now; `detail` says what is missing and what to do. Code `unavailable` or `not-ready`.",
+}
+POSTED = (400, 409, 413, 503)
+
+OPERATIONS = (
+    Operation(
+        "post", KEYS_PATH, "createKey", "Make a key, by all signers.", models.Key, body=KeyCreation, problems=POSTED
+    ),
+    Operation("get", KEYS_PATH, "listKeys", "Keys, oldest first.", models.KeyList, paged=True, problems=(400,)),
+    Operation("get", KEY_PATH, "getKey", "A key, by its id or by the id of its request.", models.Key, problems=(404,)),
+    Operation(
+        "post",
+        SIGNATURES_PATH,
+        "createSignature",
+        "Sign, where policies and gates agree.",
+        models.Signature,
+        body=SigningBody,
+        problems=(400, 404, *POSTED[1:]),
+    ),
+    Operation(
+        "get",
+        SIGNATURES_PATH + "/{signature}",
+        "getSignature",
+        "A signing request and what came of it.",
+        models.Signature,
+        problems=(404,),
+    ),
+    Operation("get", SIGNERS_PATH, "listSigners", "The signers, as they announced themselves.", models.SignerList),
+    Operation("get", POOLS_PATH, "listPools", "The pools of presignatures.", models.PoolList),
+    Operation(
+        "get",
+        READY_PATH,
+        "getReadiness",
+        "Whether a signature can be made now. What is missing, where not.",
+        models.Readiness,
+        problems=(503,),
+    ),
+    Operation("get", HEALTH_PATHS[0], "getHealth", "What is there and what is missing; always 200.", models.Health),
+    Operation("get", HEALTH_PATHS[1], "getHealthUnversioned", "The same, for probes.", models.Health),
+    Operation("get", OPENAPI_PATH, "getDescription", "This document.", None),
+)
+
+
+def describe(version: str) -> Json:
+    """The document, for the API of this `version` of Keymoot."""
+    paths: Json = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Keymoot",
+            "version": version,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "description": "Threshold signatures. Whoever reads this API believes certificates and signatures that he "
+            "has verified, not the coordinator. Every error is a problem document of RFC 9457 with a stable `code`; "
+            "`X-Request-Id` of an answer finds it in the coordinator's log.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(),
+            "parameters": _parameters(),
+            "headers": {
+                "RequestId": {"description": "Names this request in the log.", "schema": {"type": "string"}},
+                "RetryAfter": {"description": "Ask again after so many seconds.", "schema": {"type": "integer"}},
+            },
+            "responses": {f"Problem{status}": _problem(status, told) for status, told in PROBLEMS.items()}
+            | {"Problem": _problem(0, "Any other error, such as a method that the path does not have (405).")},
+        },
+    }
+
+
+def _operation(operation: Operation) -> Json:
+    named = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
+    signed = operation.body is not None
+    # A signature is asked of an active key, which is named by its id alone.
+    parameters = ["ActiveKey" if signed and name == "key" else name for name in named]
+    parameters += ["cursor"] if operation.paged else []
+    parameters += [JWS_HEADER, "wait"] if signed else []
+    described: Json = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "responses": _responses(operation, signed=signed),
+    }
+    if parameters:
+        described["parameters"] = [{"$ref": f"#/components/parameters/{name}"} for name in parameters]
+    if signed:
+        described["requestBody"] = {
+            "required": True,
+            "description": f"At most {MAX_BODY_BYTES} bytes. The header {JWS_HEADER} signs exactly these bytes.",
+            "content": {"application/json": {"schema": _schema(operation.body)}},
+        }
+    return described
+
+
+def _responses(operation: Operation, *, signed: bool) -> Json:
+    schema = {"type": "object"} if operation.answer is None else _schema(operation.answer)
+    told = {"200": "As it stands."}
+    if signed:
+        told = {
+            "200": "The same request was there before, and has ended.",
+            "201": "Done: `status` says with which outcome.",
+            "202": "Under way: ask for it again.",
+        }
+    answers: Json = {
+        status: {
+            "description": text,
+            "headers": {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}},
+            "content": {"application/json": {"schema": schema}},
+        }
+        for status, text in told.items()
+    }
+    for status in operation.problems:
+        answers[str(status)] = {"$ref": f"#/components/responses/Problem{status}"}
+    return answers | {"default": {"$ref": "#/components/responses/Problem"}}
+
+
+def _problem(status: int, told: str) -> Json:
+    headers: Json = {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}}
+    if status == 503:
+        headers["Retry-After"] = {"$ref": "#/components/headers/RetryAfter"}
+    return {
+        "description": told,
+        "headers": headers,
+        "content": {"application/problem+json": {"schema": _schema(models.Problem)}},
+    }
+
+
+def _parameters() -> Json:
+    return {
+        "key": _parameter("key", "path", "The id of a key, or of the request for it.", {"type": "string"}),
+        "ActiveKey": _parameter("key", "path", "The id of a key.", {"type": "string", "pattern": KEY_ID_PATTERN}),
+        "signature": _parameter("signature", "path", "The id of a signing request.", {"type": "string"}),
+        "cursor": _parameter(
+            "cursor",
+            "query",
+            f"`nextCursor` of the page before; pages have up to {PAGE} items, the last one has no `nextCursor`.",
+            {"type": "string", "pattern": CURSOR_PATTERN.pattern},
+        ),
+        "wait": _parameter(
+            "wait",
+            "query",
+            "Seconds, up to three decimals, to wait for the outcome before the answer is 202.",
+            {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S, "default": DEFAULT_WAIT_S},
+        ),
+        JWS_HEADER: _parameter(
+            JWS_HEADER,
+            "header",
+            "A detached JWS (RFC 7515, appendix F) of a client that the policies name, over the exact bytes of the "
+            "body; its header binds method, path, network and time. The enclaves verify it.",
+            {"type": "string", "pattern": JWS_PATTERN.pattern},
+            required=True,
+        ),
+    }
+
+
+def _parameter(name: str, where: str, told: str, schema: Json, *, required: bool = False) -> Json:
+    return {"name": name, "in": where, "required": required or where == "path", "description": told, "schema": schema}
+
+
+def _schema(kind: Any) -> Json:
+    (schema,), _ = msgspec.json.schema_components([kind], ref_template=SCHEMAS + "{name}")
+    return schema
+
+
+def _schemas() -> Json:
+    kinds = [kind for operation in OPERATIONS for kind in (operation.answer, operation.body) if kind is not None]
+    _, schemas = msgspec.json.schema_components([*kinds, models.Problem], ref_template=SCHEMAS + "{name}")
+    for schema in schemas.values():
+        if "description" in schema:
+            schema["description"] = inspect.cleandoc(schema["description"])
+    # Defaults are tuples until they are JSON.
+    shown: Json = msgspec.json.decode(msgspec.json.encode(schemas))
+    return shown
