@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import coincurve
 import msgspec
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -193,6 +194,32 @@ def test_one_presignature_for_two_messages_in_parallel(desk: Desk) -> None:
     for reports in desk.net.drain().values():
         assert [type(report) for report in reports] == [wire.ShareReport, wire.OnlineRefused]
     assert remaining(desk) == [7, 7, 7]
+
+
+def test_members_led_to_two_messages_under_one_presignature_complete_neither(desk: Desk) -> None:
+    """Everybody authorises both; member 1 is asked for the one, 2 and 3 for the other (SPEC 4.5)."""
+    one, two = (
+        authorizations_of(
+            desk.net.authorise(desk.client.sign_hash(desk.key_id, h), desk.key_id, COMMITTEE, desk.name())
+        )
+        for h in (H1, H2)
+    )
+    for j, authorizations in ((1, one), (2, two), (3, two)):
+        desk.net.order(j, wire.OnlineOrder(b"split-ceremony--", desk.key_id, authorizations))
+    desk.net.run()
+    shares = only(desk.net.drain(), wire.ShareReport)
+    assert remaining(desk) == [7, 7, 7]
+    # Nobody has another share to give for either.
+    for authorizations in (one, two):
+        only(desk.net.online(authorizations, desk.key_id, COMMITTEE), wire.OnlineRefused)
+    # What there is fits neither message, under neither point.
+    public = coincurve.PublicKey(desk.key.public_key)
+    s = polynomials.interpolate({j: int.from_bytes(x.s, "big") for j, x in shares.items()}, SECP256K1.q)  # type: ignore[attr-defined]
+    for share in shares.values():
+        r = SECP256K1.x_mod_q(share.r_point)  # type: ignore[attr-defined]
+        for h in (H1, H2):
+            der = utils.encode_dss_signature(r, min(s, SECP256K1.q - s))
+            assert not coincurve.verify_signature(der, h, public.format(), hasher=None)
 
 
 def test_different_presignatures_shown_to_different_signers(desk: Desk) -> None:
