@@ -8,8 +8,17 @@ import typer
 
 from appliance.cli import bench, gate, hsm, init, keys, pki, processes, roster, scheme, sign
 
+EPILOG = (
+    "Exit codes: 0 done. 1 failed, or what was checked is not good. 2 the caller's mistake. 3 something is away: "
+    "try again. 4 refused by policy, gate or enclave. 130 interrupted. The reason is on standard error."
+    "\n\n"
+    "With --json, one line of JSON on standard output and nothing else there: scheme, roster show, hsm check, "
+    "pki, keys, sign, bench."
+)
+
 app = typer.Typer(
     name="keymoot",
+    epilog=EPILOG,
     help="An open threshold-signing appliance: HSM-sealed key shares, a gate per signer, no inbound ports.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
