@@ -177,8 +177,9 @@ class Courier:
         commits = [departure.commit for departure in self._departures if departure.commit is not None]
         if commits:
             await asyncio.wait(commits)
-        for commit in commits:
-            commit.result()
+        failures = [failure for commit in commits if (failure := commit.exception()) is not None]
+        if failures:
+            raise failures[0]
 
     # --- gate -------------------------------------------------------------------------------------------
 
