@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from eth_account import Account
@@ -19,7 +23,9 @@ from appliance.api.client import ApiError, CertifiedKey, Client, Failed, Rejecte
 from appliance.api.models import SignatureValue
 from appliance.cli import demo_inputs as inputs
 from appliance.localnet import LocalNet
+from appliance.profile import ProfileFile
 from policies.errors import Unavailable
+from policies.load import load_yaml
 from policies.requests import (
     BitcoinBip143Preimage,
     Eip712TypedData,
@@ -30,6 +36,7 @@ from policies.requests import (
 )
 from tests.fakes.typed_data import ETHER_MAIL, parsed
 
+API_README = Path(__file__).parents[2] / "appliance" / "api" / "README.md"
 REFUSING = 2
 POOL = (100, 200, 100)
 BACK_TIMEOUT_S = 60.0
@@ -146,6 +153,37 @@ def internet_sockets(pid: int) -> int:
     }
     links = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()]
     return sum(link[8:-1] in inodes for link in links if link.startswith("socket:["))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_commands_of_the_apis_readme_make_a_key_and_sign_with_it(net: LocalNet) -> None:
+    commands = "\n".join(re.findall(r"```sh\n(.*?)```", API_README.read_text(), re.DOTALL))
+    profile = load_yaml(net.profile, ProfileFile)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    ran = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=net.profile.parent, env={"PATH": path, "API": profile.api}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    answers = list(each_json(ran.stdout))
+    description, readiness, signers, pools, _, signed = answers
+    assert description["openapi"] == "3.1.0"
+    assert readiness == {"committees": [[1, 2, 3]]}
+    assert [(one["online"], one["announced"]["gateMode"]) for one in signers["items"]] == [(True, "signed")] * 3
+    assert [pool["committee"] for pool in pools["items"]] == [[1, 2, 3]]
+    assert signed["status"] == "Signed", signed
+    with net.client() as client:
+        client.get_signature(
+            signed["keyId"], signed["id"], Message("0x" + b"hello".hex(), MessageHash.EIP_191, "curl-message")
+        )
+
+
+def each_json(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON documents of `text`, which stand behind each other."""
+    decoder, start = json.JSONDecoder(), 0
+    while start < len(text):
+        value, start = decoder.raw_decode(text, start)
+        yield value
 
 
 def test_signers_listen_nowhere_and_enclaves_have_no_internet_socket(net: LocalNet) -> None:
