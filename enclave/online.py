@@ -27,8 +27,10 @@ from enclave.shares import Vault
 from enclave.terms import audit_facts, authorization_digest
 from enclave.wire import (
     Authorization,
+    AuthorizationTerms,
     BatchOnlineOrder,
     BatchShareReport,
+    BatchTerms,
     OnlineOrder,
     OnlineRefused,
     Record,
@@ -128,28 +130,28 @@ class OnlineStep:
         indices = tuple(signed.authorization.index for signed in order.authorizations)
         if indices != own.terms.committee or order.key_id != own.terms.key_id:
             raise Refused("authorization", "one authorization of each committee member, in order")
-        expected_terms = encode(own.terms)
         for signed in order.authorizations:
             theirs = signed.authorization
             if theirs.index == me.index:
                 if theirs != own:
                     raise Refused("authorization", "not our outstanding authorization")
             else:
-                self._check_peer(coordinator, signed, expected_terms, now_s)
+                self._check_peer(coordinator, signed, own.terms, now_s)
         return state, outstanding
 
     def _check_peer(
         self,
         coordinator: str,
         signed: SignedAuthorization | SignedBatchAuthorization,
-        expected_terms: bytes,
+        terms: AuthorizationTerms | BatchTerms,
         now_s: float,
     ) -> None:
         theirs = signed.authorization
         peer = self._holdings.peer(coordinator, theirs.index)
         if peer is None or peer.boot_nonce != theirs.boot_nonce:
             raise Refused("authorization", f"no link with the present session of signer {theirs.index}")
-        if encode(theirs.terms) != expected_terms:
+        # Every message decodes from one encoding only, so equal structs are equal bytes.
+        if theirs.terms != terms:
             raise Refused("authorization", f"signer {theirs.index} authorised something else")
         if theirs.expires_at_s + CLOCK_SKEW_S <= now_s:
             raise Refused("authorization", f"the authorization of signer {theirs.index} has expired")
