@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from appliance.api import models
+from appliance.api import batches, models
 from appliance.api.certificates import CertificateRefused, verify_key
 from appliance.api.jws import SIGNATURE_HEADER, ClientKey, new_jti, sign_request
 from appliance.api.paths import POOLS_PATH, READY_PATH, SIGNERS_PATH
@@ -24,7 +24,14 @@ from appliance.api.results import ApiError, CertifiedKey, Failed, ListedKey, Rej
 from appliance.api.signatures import SignatureRefused, verify_signature, what_is_signed
 from appliance.api.transport import Transport
 from policies.errors import CallerError, Unavailable
-from policies.requests import KEYS_PATH, KeyCreation, SigningBody, signatures_path
+from policies.requests import (
+    KEYS_PATH,
+    HashBatch,
+    KeyCreation,
+    SigningBody,
+    signature_batches_path,
+    signatures_path,
+)
 from policies.roster import Roster
 
 __all__ = [
@@ -42,6 +49,7 @@ __all__ = [
 MAX_REMEMBERED_KEYS = 256
 MAX_PAGES = 1000
 WAIT_TIMEOUT_S = 120.0
+BATCH_POST_WAIT_S = 20
 POLL_FIRST_S, POLL_MOST_S = 0.02, 1.0
 
 T = TypeVar("T")
@@ -184,6 +192,23 @@ class AsyncClient:
         `Unavailable`."""
         return await self._get(READY_PATH, models.Readiness)
 
+    async def sign_batch(
+        self, key_id: str, body: HashBatch, *, timeout_s: float = WAIT_TIMEOUT_S
+    ) -> batches.SignatureBatch:
+        """The ended batch, every signature in it verified under its certified child key; it says of each hash that has
+        none why (`PartlySigned`). Raises as `sign`."""
+        path = signature_batches_path(key_id)
+        key = await self._remembered(key_id)
+        asked = await self._post(path, body, batches.SignatureBatch, {"wait": str(BATCH_POST_WAIT_S)})
+        answer = await self._until(
+            lambda: self._get(f"{path}/{asked.id}", batches.SignatureBatch),
+            asked,
+            lambda batch: batch.status not in batches.UNFINISHED,
+            timeout_s,
+        )
+        await asyncio.to_thread(batches.verify_batch, answer, body, key.public_key)
+        return answer
+
     # --- inside -----------------------------------------------------------------------------------------
 
     def _certify(self, answer: models.Key) -> CertifiedKey:
@@ -204,13 +229,13 @@ class AsyncClient:
     async def _remembered(self, key_id: str) -> CertifiedKey:
         return self._keys.get(key_id) or await self.get_key(key_id)
 
-    async def _post(self, path: str, body: msgspec.Struct, kind: type[A]) -> A:
+    async def _post(self, path: str, body: msgspec.Struct, kind: type[A], params: dict[str, str] | None = None) -> A:
         if self._key is None:
             raise CallerError("this client has no key to sign requests with: give it one with a policy's client id")
         data = msgspec.json.encode(body)
         jws = sign_request(self._key, self._roster.network, "POST", path, data, now_s=int(self._clock()), jti=new_jti())
         headers = {SIGNATURE_HEADER: jws, "content-type": "application/json"}
-        return await self._transport.exchange("POST", path, kind, data=data, headers=headers)
+        return await self._transport.exchange("POST", path, kind, data=data, headers=headers, params=params or {})
 
     async def _get(self, path: str, kind: type[A], params: dict[str, str] | None = None) -> A:
         return await self._transport.exchange("GET", path, kind, params=params or {})
@@ -273,6 +298,10 @@ class Client:
     def sign(self, key_id: str, body: SigningBody, *, timeout_s: float = WAIT_TIMEOUT_S) -> models.Signature:
         """See `AsyncClient.sign`."""
         return self._run(self._client.sign(key_id, body, timeout_s=timeout_s))
+
+    def sign_batch(self, key_id: str, body: HashBatch, *, timeout_s: float = WAIT_TIMEOUT_S) -> batches.SignatureBatch:
+        """See `AsyncClient.sign_batch`."""
+        return self._run(self._client.sign_batch(key_id, body, timeout_s=timeout_s))
 
     def get_signature(self, key_id: str, signature_id: str, body: SigningBody | None = None) -> models.Signature:
         """See `AsyncClient.get_signature`."""

@@ -1,4 +1,4 @@
-"""`keymoot sign hash|message|ethereum|typed-data|bitcoin`.
+"""`keymoot sign hash|batch|message|ethereum|typed-data|bitcoin`.
 
 A signature is verified here, under the certified key, before it is shown.
 """
@@ -15,11 +15,11 @@ from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, open_client
 from appliance.cli.keys import ExternalIdOption, PathOption, new_external_id, parse_path
 from appliance.cli.output import Json, show_fields, show_json
 from policies.errors import CallerError
-from policies.requests import MessageHash, SigningBody
+from policies.requests import HashBatch, MessageHash, SigningBody
 
 MAX_FILE_BYTES = 256 * 1024
 
-app = typer.Typer(help="Sign a hash, a message, an Ethereum transaction or a Bitcoin input.", no_args_is_help=True)
+app = typer.Typer(help="Sign hashes, a message, an Ethereum transaction or a Bitcoin input.", no_args_is_help=True)
 
 KeyArgument = Annotated[str, typer.Argument(help="The key's id (key_…).")]
 
@@ -35,6 +35,34 @@ def sign_hash(
 ) -> None:
     """Sign a bare 32-byte hash: nobody but you knows what it stands for."""
     _sign(profile, key_id, {"kind": "Hash", "hash": _hex(digest)}, path, external_id, as_json)
+
+
+@app.command("batch")
+def sign_batch(
+    key_id: KeyArgument,
+    file: Annotated[
+        str, typer.Argument(help="A hash on each line, 32 bytes of hex; a path after it overrides --path.")
+    ],
+    path: PathOption = "m",
+    external_id: ExternalIdOption = "",
+    profile: ProfileOption = DEFAULT_PROFILE,
+    as_json: Json = False,
+) -> None:
+    """Sign up to 1,000 bare hashes under one decision. Ends with 1 where some of them have no signature."""
+    body = _batch(_read(file), path, external_id or new_external_id())
+    with open_client(profile) as client:
+        answer = client.sign_batch(key_id, body)
+    failed = sum(result.signature is None for result in answer.results)
+    if as_json:
+        show_json(answer)
+    else:
+        for text, result in zip(body.hashes, answer.results, strict=True):
+            why = f"no signature: {result.reason.message}" if result.reason else "no signature"
+            typer.echo(f"{text} {result.signature.rsv if result.signature else why}")
+        signed = len(answer.results) - failed
+        typer.echo(f"{answer.id}: {signed} signatures, each verified under the certified key; {failed} failed.")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command("message")
@@ -120,6 +148,26 @@ def _body(fields: dict[str, object]) -> SigningBody:
         return body
     except msgspec.ValidationError as error:
         raise CallerError(f"not a signing request: {error}") from None
+
+
+def _batch(data: bytes, default_path: str, external_id: str) -> HashBatch:
+    """The batch that a file's lines describe; empty ones do not count. Raises `CallerError`."""
+    hashes: list[str] = []
+    paths: list[tuple[int, ...]] = []
+    for number, line in enumerate(data.decode("ascii", "replace").splitlines(), 1):
+        words = line.split()
+        if len(words) > 2:
+            raise CallerError(f"line {number}: write a hash, and a path after it where it needs another one")
+        if words:
+            hashes.append(_hex(words[0]))
+            paths.append(tuple(parse_path(words[1] if len(words) > 1 else default_path)))
+    fields = {"kind": "HashBatch", "hashes": hashes, "externalId": external_id, "derivationPaths": paths}
+    if len(set(paths)) == 1:
+        fields["derivationPaths"] = paths[:1]
+    try:
+        return msgspec.convert(fields, HashBatch)
+    except msgspec.ValidationError as error:
+        raise CallerError(f"not a batch: {error}") from None
 
 
 def _read(name: str) -> bytes:

@@ -9,9 +9,10 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
+from appliance.api.batches import UNFINISHED as UNFINISHED_BATCH
 from appliance.api.models import KeyList, KeyState, SignatureState
 from appliance.api.paths import OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
-from appliance.coordinator.keybook import KeyBook
+from appliance.coordinator.keybook import CertifiedKey, KeyBook
 from appliance.coordinator.limits import (
     CURSOR_PATTERN,
     DEFAULT_WAIT_S,
@@ -25,13 +26,21 @@ from appliance.coordinator.network import Network
 from appliance.coordinator.network_views import show_health, show_pools, show_readiness, show_signers
 from appliance.coordinator.openapi import describe
 from appliance.coordinator.problems import NotFound, answer_problems, problem
-from appliance.coordinator.views import show_key, show_signature
+from appliance.coordinator.views import show_batch, show_key, show_signature
 from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
 from appliance.store.coordinator import KeyRow
 from enclave import wire
 from policies.errors import CallerError
-from policies.requests import KEY_ID_PATTERN, KEYS_PATH, KeyCreation, SigningBody, signatures_path
+from policies.requests import (
+    KEY_ID_PATTERN,
+    KEYS_PATH,
+    HashBatch,
+    KeyCreation,
+    SigningBody,
+    signature_batches_path,
+    signatures_path,
+)
 from policies.roster import Roster
 
 UNFINISHED_KEY = (KeyState.PENDING,)
@@ -58,6 +67,8 @@ class Api:
                 web.get(KEYS_PATH + "/{key}", self._get_key),
                 web.post(KEYS_PATH + "/{key}/signatures", self._create_signature),
                 web.get(KEYS_PATH + "/{key}/signatures/{signature}", self._get_signature),
+                web.post(KEYS_PATH + "/{key}/signature-batches", self._create_batch),
+                web.get(KEYS_PATH + "/{key}/signature-batches/{batch}", self._get_batch),
                 web.get("/v1/healthz", self._health),
                 web.get("/healthz", self._health),
                 web.get(OPENAPI_PATH, self._describe),
@@ -81,10 +92,8 @@ class Api:
 
     async def _create_signature(self, request: web.Request) -> web.Response:
         wait_s = _wait_s(request)
-        key_id = request.match_info["key"]
-        key = self._keybook.get(key_id) if re.match(KEY_ID_PATTERN, key_id) else None
-        if key is None:
-            raise NotFound("there is no active key of this id")
+        key = self._active_key(request)
+        key_id = key.acknowledgement.key_id
         client = await _client_request(request, signatures_path(key_id))
         body: SigningBody = _parse(client.body, SigningBody)  # type: ignore[arg-type]
         signature_id, new = await self._work.create_signature(client, key, body)
@@ -94,6 +103,24 @@ class Api:
             raise NotFound("there is no such signature")
         shown = show_signature(row)
         return _posted(shown, new, ended=shown.status not in UNFINISHED_SIGNATURE)
+
+    async def _create_batch(self, request: web.Request) -> web.Response:
+        wait_s = _wait_s(request)
+        key = self._active_key(request)
+        client = await _client_request(request, signature_batches_path(key.acknowledgement.key_id))
+        batch_id, new = await self._work.create_batch(client, key, _parse(client.body, HashBatch))
+        await self._work.wait(batch_id, wait_s)
+        row = self._store.batches.get(batch_id)
+        if row is None:
+            raise NotFound("there is no such batch")
+        shown = show_batch(row)
+        return _posted(shown, new, ended=shown.status not in UNFINISHED_BATCH)
+
+    async def _get_batch(self, request: web.Request) -> web.Response:
+        row = self._store.batches.get(request.match_info["batch"])
+        if row is None or row.key_id != request.match_info["key"]:
+            raise NotFound("there is no such batch of this key")
+        return _json(show_batch(row))
 
     async def _list_keys(self, request: web.Request) -> web.Response:
         cursor = request.query.get("cursor", "0")
@@ -131,6 +158,13 @@ class Api:
 
     async def _list_pools(self, _: web.Request) -> web.Response:
         return _json(show_pools(self._network))
+
+    def _active_key(self, request: web.Request) -> CertifiedKey:
+        key_id = request.match_info["key"]
+        key = self._keybook.get(key_id) if re.match(KEY_ID_PATTERN, key_id) else None
+        if key is None:
+            raise NotFound("there is no active key of this id")
+        return key
 
     def _key_row(self, name: str) -> KeyRow:
         """By key id, or by the id of its request, which is all there is before the key is active."""

@@ -58,6 +58,7 @@ class Network:
         self.ceremonies = Ceremonies(self.signers.order, random)
         self.pools = Pools(settings.low, changes)
         self._filling: set[tuple[int, ...]] = set()
+        self._wanted: list[int] = []
         self._to_activate: set[int] = set()
 
     # --- what signers say ---
@@ -94,8 +95,8 @@ class Network:
 
     # --- what requests need ---
 
-    async def committee(self, timeout_s: float) -> tuple[int, ...]:
-        """The committee with most presignatures among those that can sign now.
+    async def committee(self, timeout_s: float, count: int = 1) -> tuple[int, ...]:
+        """The committee with most presignatures among those that can sign now, `count` of them at least.
 
         Raises `CeremonyEnded` where there is none in time, saying what is missing.
         """
@@ -104,11 +105,20 @@ class Network:
                 while True:
                     change = self._changes.next()
                     best = max(self._candidates(), key=self.pools.available, default=())
-                    if best and self.pools.available(best):
+                    if best and self.pools.available(best) >= count:
                         return best
                     await change.wait()
         except TimeoutError:
-            raise CeremonyEnded("no-committee", self.trouble() or "no presignatures in time") from None
+            raise CeremonyEnded("no-committee", self.trouble() or f"not {count} presignatures in time") from None
+
+    async def committee_for_batch(self, timeout_s: float, count: int) -> tuple[int, ...]:
+        """As `committee`; its pool is filled up to `count` where that is more than it is kept at."""
+        self._wanted.append(count)
+        self._changes.notify()
+        try:
+            return await self.committee(timeout_s, count)
+        finally:
+            self._wanted.remove(count)
 
     async def everybody(self, timeout_s: float) -> None:
         """Until all signers are linked. Raises `CeremonyEnded` where they aren't in time."""
@@ -250,8 +260,12 @@ class Network:
         return True
 
     def _next_to_fill(self) -> tuple[int, ...] | None:
-        """A committee below `low`, or on its way from there to `high`; the emptiest first."""
+        """The fullest committee where a batch waits for more; else one below `low`, or on its way from there to
+        `high`, the emptiest first."""
         ready = [c for c in self.preferred() if self.pools.synced(c) and self.signers.ready(c)]
+        fullest = max(ready, key=self.pools.available, default=None)
+        if fullest is not None and self.pools.available(fullest) < max(self._wanted, default=0):
+            return fullest
         for committee in ready:
             available = self.pools.available(committee)
             if available < self._settings.low:

@@ -12,14 +12,16 @@ from typing import Any
 import msgspec
 
 from appliance.api import models
+from appliance.api.batches import SignatureBatch
 from appliance.api.paths import HEALTH_PATHS, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.coordinator.limits import CURSOR_PATTERN, DEFAULT_WAIT_S, JWS_HEADER, JWS_PATTERN, MAX_WAIT_S, PAGE
 from enclave.wire import MAX_BODY_BYTES
-from policies.requests import KEY_ID_PATTERN, KEYS_PATH, KeyCreation, SigningBody
+from policies.requests import KEY_ID_PATTERN, KEYS_PATH, HashBatch, KeyCreation, SigningBody
 
 SCHEMAS = "#/components/schemas/"
 KEY_PATH = KEYS_PATH + "/{key}"
 SIGNATURES_PATH = KEY_PATH + "/signatures"
+BATCHES_PATH = KEY_PATH + "/signature-batches"
 
 Json = dict[str, Any]
 
@@ -68,6 +70,23 @@ OPERATIONS = (
         "getSignature",
         "A signing request and what came of it.",
         models.Signature,
+        problems=(404,),
+    ),
+    Operation(
+        "post",
+        BATCHES_PATH,
+        "createSignatureBatch",
+        "Sign up to 1,000 hashes under one decision, where policies and gates agree.",
+        SignatureBatch,
+        body=HashBatch,
+        problems=(400, 404, *POSTED[1:]),
+    ),
+    Operation(
+        "get",
+        BATCHES_PATH + "/{batch}",
+        "getSignatureBatch",
+        "A batch, and what came of each of its hashes.",
+        SignatureBatch,
         problems=(404,),
     ),
     Operation("get", SIGNERS_PATH, "listSigners", "The signers, as they announced themselves.", models.SignerList),
@@ -176,6 +195,7 @@ def _parameters() -> Json:
         "key": _parameter("key", "path", "The id of a key, or of the request for it.", {"type": "string"}),
         "ActiveKey": _parameter("key", "path", "The id of a key.", {"type": "string", "pattern": KEY_ID_PATTERN}),
         "signature": _parameter("signature", "path", "The id of a signing request.", {"type": "string"}),
+        "batch": _parameter("batch", "path", "The id of a batch.", {"type": "string"}),
         "cursor": _parameter(
             "cursor",
             "query",

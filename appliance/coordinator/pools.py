@@ -83,6 +83,13 @@ class Pools:
                     return wire.PresignatureName(batch.sid, bit.bit_length())
         raise CeremonyEnded("no-presignatures", "the pool of this committee is empty")
 
+    def take_all(self, committee: tuple[int, ...], count: int) -> tuple[wire.PresignatureName, ...]:
+        """Name the next `count` presignatures, or none: raises `CeremonyEnded` where there are fewer."""
+        available = self.available(committee)
+        if available < count:
+            raise CeremonyEnded("no-presignatures", f"{count} are needed, the pool of this committee has {available}")
+        return tuple(self.take(committee) for _ in range(count))
+
     def give_back(self, name: wire.PresignatureName) -> None:
         """A named presignature was not used: it can be named again, where it is still there."""
         self._release(name, spent=False)
@@ -219,3 +226,32 @@ class Reservation:
         if self._name is not None:
             self._pools.give_back(self._name)
             self._name = None
+
+
+class BatchReservation:
+    """The presignatures named for one attempt of a batch, one for each hash: given back at its end, unless spent."""
+
+    def __init__(self, pools: Pools, committee: tuple[int, ...], count: int) -> None:
+        self._pools, self._committee = pools, committee
+        self.names = pools.take_all(committee, count)
+
+    def rename(self, unknown: dict[wire.PresignatureName, int]) -> None:
+        """The member with this index does not hold this name: name others. Raises `CeremonyEnded`."""
+        kept = tuple(name for name in self.names if name not in unknown)
+        replaced, self.names = tuple(name for name in self.names if name in unknown), kept
+        for name in replaced:
+            self._pools.lacks(unknown[name], name)
+            self._pools.give_back(name)
+        self.names += self._pools.take_all(self._committee, len(replaced))
+
+    def spend(self) -> None:
+        """From now on they may be gone at some member."""
+        names, self.names = self.names, ()
+        for name in names:
+            self._pools.spend(name)
+
+    def release(self) -> None:
+        """The attempt is over."""
+        names, self.names = self.names, ()
+        for name in names:
+            self._pools.give_back(name)

@@ -10,7 +10,7 @@ import structlog
 from aiohttp import web
 
 from appliance.api.models import Problem
-from appliance.store.coordinator import ExternalIdTaken
+from appliance.store.accepted import ExternalIdTaken
 from policies.errors import CallerError, Unavailable
 
 REQUEST_ID_HEADER = "X-Request-Id"

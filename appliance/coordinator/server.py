@@ -15,13 +15,16 @@ import structlog
 from aiohttp import web
 
 from appliance.coordinator.api import Api
+from appliance.coordinator.batches import BatchSigning
 from appliance.coordinator.changes import Changes
 from appliance.coordinator.config import CoordinatorConfig, load_config, load_roster, split_listen
 from appliance.coordinator.gateway import Gateway
 from appliance.coordinator.keybook import KeyBook
+from appliance.coordinator.metrics import CoordinatorMetrics
 from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing
 from appliance.coordinator.work import Work
+from appliance.metrics import MetricsServer
 from appliance.store import CoordinatorStore
 from appliance.telemetry import configure_logging
 from appliance.tls import server_context
@@ -99,7 +102,8 @@ class Coordinator:
         keybook = KeyBook(store)
         self.network = network = Network(roster, config.pool, Changes(), keybook, secrets.token_bytes)
         signing = Signing(network.ceremonies, network.pools, network, time.time)
-        work = Work(store, roster, network, signing, keybook, secrets.token_bytes, time.time, self._fail)
+        batches = BatchSigning(network.ceremonies, network.pools, network, time.time)
+        work = Work(store, roster, network, signing, batches, keybook, secrets.token_bytes, time.time, self._fail)
         stack.push_async_callback(work.close)
         await work.resume()
         self._loops = asyncio.create_task(network.run())
@@ -109,7 +113,17 @@ class Coordinator:
         await self._listen("signers", gateway, config.signers.listen, self._signers_tls)
         stack.callback(network.signers.end_all, "the coordinator is stopping")
         api = Api(store, roster, work, keybook, network).application()
+        await self._start_metrics(api)
         await self._listen("api", api, config.api.listen, self._api_tls)
+
+    async def _start_metrics(self, api: web.Application) -> None:
+        if self._config.metrics is None:
+            return
+        metrics = CoordinatorMetrics(self._roster, self.network)
+        metrics.watch(api)
+        server = MetricsServer(metrics)
+        self._stack.push_async_callback(server.close)
+        self.ports["metrics"] = await server.start(self._config.metrics)
 
     def _fail(self, error: BaseException) -> None:
         if self._failed is not None and not self._failed.done():

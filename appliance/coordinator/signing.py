@@ -108,7 +108,7 @@ class Signing:
                     if signed.authorization.terms.presignature == reservation.name:
                         got[index] = signed
                 case wire.GatePending(_, gate_deadline_s):
-                    deadline_s = max(deadline_s, self._gate_deadline_s(gate_deadline_s))
+                    deadline_s = max(deadline_s, loop_deadline_s(gate_deadline_s, self._clock()))
                     if not pending:
                         pending = True
                         await request.on_pending()
@@ -132,11 +132,6 @@ class Signing:
             wire.SignOrder(approval.id, request.key_id, request.client, approval.members, reservation.name)
         )
 
-    def _gate_deadline_s(self, gate_deadline_s: int) -> float:
-        """On the loop's clock, when a pending gate's answer must be there."""
-        wait_s = min(max(gate_deadline_s - self._clock(), 0.0), MAX_GATE_WAIT_S) + GATE_MARGIN_S
-        return asyncio.get_running_loop().time() + wait_s
-
     async def _online_step(
         self,
         request: SigningRequest,
@@ -147,6 +142,12 @@ class Signing:
         with self._ceremonies.open(committee) as online:
             online.order_all(wire.OnlineOrder(online.id, request.key_id, authorizations))
             return await online.one_each(wire.ShareReport, ONLINE_TIMEOUT_S)
+
+
+def loop_deadline_s(gate_deadline_s: int, now_s: float) -> float:
+    """On the loop's clock, when a pending gate's answer must be there. `now_s`: Unix seconds, as the gate's."""
+    wait_s = min(max(gate_deadline_s - now_s, 0.0), MAX_GATE_WAIT_S) + GATE_MARGIN_S
+    return asyncio.get_running_loop().time() + wait_s
 
 
 def _check_terms(got: dict[int, wire.SignedAuthorization], request: SigningRequest) -> None:

@@ -6,6 +6,7 @@ import datetime
 
 import msgspec
 
+from appliance.api.batches import BatchResult, BatchState, SignatureBatch
 from appliance.api.certificates import encode_acknowledgement
 from appliance.api.models import (
     Certificate,
@@ -17,6 +18,7 @@ from appliance.api.models import (
     SignatureValue,
 )
 from appliance.coordinator.keybook import decode_certificate
+from appliance.store.batches import BatchRow
 from appliance.store.coordinator import KeyRow, SignatureRow
 from policies.roster import Roster, describe_scheme
 
@@ -64,7 +66,21 @@ def show_signature(row: SignatureRow) -> Signature:
     )
 
 
-def _reason(row: KeyRow | SignatureRow) -> Reason | None:
+def show_batch(row: BatchRow) -> SignatureBatch:
+    """A batch and what came of it."""
+    return SignatureBatch(
+        id=row.id,
+        key_id=row.key_id,
+        status=BatchState(row.state),
+        count=row.count,
+        external_id=row.external_id,
+        created_at=_time(row.created_at_ms),
+        results=() if row.result is None else msgspec.json.decode(row.result, type=tuple[BatchResult, ...]),
+        reason=_reason(row),
+    )
+
+
+def _reason(row: KeyRow | SignatureRow | BatchRow) -> Reason | None:
     return Reason(row.reason_code, row.reason_message, row.reason_signer) if row.reason_code else None
 
 

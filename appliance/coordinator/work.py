@@ -10,7 +10,10 @@ from functools import partial
 import msgspec
 import structlog
 
+from appliance.api.batches import BatchResult, BatchState
 from appliance.api.derivation import derive
+from appliance.api.models import Reason, SignatureValue
+from appliance.coordinator.batches import BatchRequest, BatchSigning, Item, ItemResult, batch_items
 from appliance.coordinator.errors import CeremonyEnded, Rejected
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
 from appliance.coordinator.keygen import keygen
@@ -18,13 +21,16 @@ from appliance.coordinator.messages import message_hash
 from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing, SigningRequest
 from appliance.store import CoordinatorStore
-from appliance.store.coordinator import Accepted, KeyRow, SignatureRow
+from appliance.store.accepted import Accepted
+from appliance.store.batches import BatchRow
+from appliance.store.coordinator import KeyRow, SignatureRow
 from enclave import wire
 from policies.errors import Unavailable
-from policies.requests import KeyCreation, SigningBody
+from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
 
 MAX_UNDER_WAY = 4096
+MAX_BATCHES_UNDER_WAY = 64
 KEYGENS_AT_ONCE = 4
 LINK_TIMEOUT_S = 30.0
 RESUME_WITHIN_S = 300
@@ -41,15 +47,17 @@ class Work:
         roster: Roster,
         network: Network,
         signing: Signing,
+        batch_signing: BatchSigning,
         keybook: KeyBook,
         random: Callable[[int], bytes],
         wall_clock: Callable[[], float],
         fatal: Callable[[BaseException], None],
     ) -> None:
         self._store, self._roster, self._network = store, roster, network
-        self._signing, self._keybook = signing, keybook
+        self._signing, self._batch_signing, self._keybook = signing, batch_signing, keybook
         self._random, self._clock, self._fatal = random, wall_clock, fatal
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._batches = 0
         self._keygen_slots = asyncio.Semaphore(KEYGENS_AT_ONCE)
 
     # --- acceptance ---
@@ -83,6 +91,26 @@ class Work:
             run = self._run_signature(signature_id, client, key_id, public_key, body)
             self._start(signature_id, run)
         return signature_id, new
+
+    async def create_batch(self, client: wire.ClientRequest, key: CertifiedKey, body: HashBatch) -> tuple[str, bool]:
+        """Accept a batch under `key`. Returns and raises as `create_signature`."""
+        self._check_room()
+        if self._batches >= MAX_BATCHES_UNDER_WAY:
+            raise Unavailable(f"{MAX_BATCHES_UNDER_WAY} batches are under way", "try again shortly")
+        self._batches += 1
+        begun = False
+        try:
+            items = await batch_items(body, key.acknowledgement)
+            accepted = self._accepted("batch_", client, body.external_id)
+            key_id = key.acknowledgement.key_id
+            batch_id, new = await self._store.batches.accept(accepted, key_id, len(items))
+            if new:
+                self._start(batch_id, self._run_batch(batch_id, client, key_id, items))
+                begun = True
+        finally:
+            if not begun:
+                self._batches -= 1
+        return batch_id, new
 
     async def wait(self, request_id: str, timeout_s: float) -> None:
         """Until the request has ended, or the time is over."""
@@ -145,6 +173,23 @@ class Work:
         else:
             await self._store.finish_signature(signature_id, msgspec.json.encode(value))
 
+    async def _run_batch(self, batch_id: str, client: wire.ClientRequest, key_id: str, items: tuple[Item, ...]) -> None:
+        """Ends what was counted in `_batches`."""
+        batches, name = self._store.batches, self._network.signers.name
+        request = BatchRequest(client, key_id, items, partial(batches.set_executing, batch_id))
+        try:
+            results = await self._batch_signing.sign(request)
+        except Rejected as error:
+            await batches.end(batch_id, "Rejected", error.rule, error.reason, name(error.signer))
+        except CeremonyEnded as error:
+            await batches.end(batch_id, "Failed", error.code, error.reason, name(error.signer))
+        else:
+            whole = all(isinstance(result, SignatureValue) for result in results)
+            state = BatchState.SIGNED if whole else BatchState.PARTLY_SIGNED
+            await batches.finish(batch_id, state, msgspec.json.encode([_shown(result) for result in results]))
+        finally:
+            self._batches -= 1
+
     def _start(self, request_id: str, run: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(run, name=request_id)
         self._tasks[request_id] = task
@@ -167,6 +212,7 @@ class Work:
         """Take up what the last run of this process left unfinished, or end it. Raises `Unavailable`."""
         for key in self._store.unfinished_keys():
             await self._store.end_key(key.id, "Failed", "restart", _restarted(key), "")
+        await self._end_batches()
         oldest_ms = int((self._clock() - RESUME_WITHIN_S) * 1000)
         for row in self._store.unfinished_signatures():
             key_facts = self._keybook.get(row.key_id)
@@ -179,6 +225,11 @@ class Work:
             client = wire.ClientRequest("POST", row.path, row.body, row.jws)
             self._start(row.id, self._run_signature(row.id, client, row.key_id, public_key, body))
 
+    async def _end_batches(self) -> None:
+        """Batches are not taken up: what their presignatures were spent on is not known any more."""
+        for row in self._store.batches.unfinished():
+            await self._store.batches.end(row.id, "Failed", "restart", _restarted(row), "")
+
     async def close(self) -> None:
         """Cancel what is under way; it stays unfinished on disk."""
         tasks = list(self._tasks.values())
@@ -187,5 +238,11 @@ class Work:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _restarted(row: KeyRow | SignatureRow) -> str:
+def _shown(result: ItemResult) -> BatchResult:
+    if isinstance(result, SignatureValue):
+        return BatchResult(signature=result)
+    return BatchResult(reason=Reason(result.code, result.reason))
+
+
+def _restarted(row: KeyRow | SignatureRow | BatchRow) -> str:
     return f"the coordinator restarted while {row.external_id} was under way: ask again under another externalId"

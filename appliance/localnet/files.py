@@ -191,7 +191,7 @@ rules:
     clients: [{configure.quoted(CLIENT)}]
     actions: [create-key, sign]
     labels: ["**"]
-    kinds: [Hash, Message, EthereumTransaction, Eip712TypedData, BitcoinBip143Preimage]
+    kinds: [Hash, HashBatch, Message, EthereumTransaction, Eip712TypedData, BitcoinBip143Preimage]
     blind: true
     derivation_paths: [m, m/**]
 """

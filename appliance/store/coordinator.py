@@ -16,7 +16,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     Select,
     String,
     Table,
@@ -27,37 +26,17 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
+from appliance.store.accepted import UNFINISHED, Accepted, accept, metadata, request_columns, request_row
+from appliance.store.batches import SignatureBatches
 from appliance.store.database import Database
 from appliance.store.failures import store_failure
 from appliance.store.writer import GroupCommitWriter
-from policies.errors import Bug, CallerError
-
-UNFINISHED = ("Pending", "Executing")
-
-metadata = MetaData()
-
-
-def _request_columns() -> list[Column[Any]]:
-    """What keys and signatures have in common. `seq` orders them by acceptance."""
-    return [
-        Column("seq", Integer, primary_key=True),
-        Column("id", String, nullable=False, unique=True),
-        Column("external_id", String, nullable=False, unique=True),
-        Column("path", String, nullable=False),
-        Column("body", LargeBinary, nullable=False),
-        Column("jws", String, nullable=False),
-        Column("state", String, nullable=False, index=True),
-        Column("created_at_ms", Integer, nullable=False),
-        Column("reason_code", String, nullable=False),
-        Column("reason_message", String, nullable=False),
-        Column("reason_signer", String, nullable=False),
-    ]
-
+from policies.errors import Bug
 
 keys = Table(
     "keys",
     metadata,
-    *_request_columns(),
+    *request_columns(),
     Column("label", String, nullable=False),
     Column("key_id", String, unique=True),
     Column("certificate", LargeBinary),
@@ -67,33 +46,13 @@ keys = Table(
 signatures = Table(
     "signatures",
     metadata,
-    *_request_columns(),
+    *request_columns(),
     Column("key_id", String, nullable=False),
     Column("kind", String, nullable=False),
     Column("derivation_path", LargeBinary, nullable=False),
     Column("result", LargeBinary),
     Index("signatures_key", "key_id"),
 )
-
-external_ids = Table(
-    "external_ids",
-    metadata,
-    Column("external_id", String, primary_key=True),
-    Column("digest", LargeBinary, nullable=False),
-    Column("id", String, nullable=False),
-)
-
-
-class Accepted(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as it was accepted. `digest`: 32 bytes over path and body, what idempotency compares."""
-
-    id: str
-    external_id: str
-    path: str
-    body: bytes
-    jws: str
-    created_at_ms: int
-    digest: bytes
 
 
 class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,16 +95,8 @@ class SignatureRow(msgspec.Struct, frozen=True, kw_only=True):
     result: bytes | None
 
 
-class ExternalIdTaken(CallerError):
-    """The external id stands for another request."""
-
-
 R = TypeVar("R", KeyRow, SignatureRow)
 
-_INSERT_EXTERNAL = insert(external_ids).on_conflict_do_nothing()
-_SELECT_EXTERNAL = select(external_ids.c.digest, external_ids.c.id).where(
-    external_ids.c.external_id == bindparam("external_id")
-)
 _INSERT_KEY, _INSERT_SIGNATURE = insert(keys), insert(signatures)
 _KEY_BY_ID = select(keys).where(keys.c.id == bindparam("id"))
 _KEY_BY_KEY_ID = select(keys).where(keys.c.key_id == bindparam("id"))
@@ -159,6 +110,7 @@ class CoordinatorStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._writer = GroupCommitWriter(database)
+        self.batches = SignatureBatches(database, self._writer)
 
     @classmethod
     def open(cls, path: pathlib.Path) -> CoordinatorStore:
@@ -177,20 +129,20 @@ class CoordinatorStore:
 
         Raises `ExternalIdTaken`; `Unavailable` where the disk does not take it.
         """
-        values = {**_row(request), "label": label, "activated": 0}
-        return await self._writer.submit(lambda connection: _accept(connection, request, _INSERT_KEY, values))
+        values = {**request_row(request), "label": label, "activated": 0}
+        return await self._writer.submit(lambda connection: accept(connection, request, _INSERT_KEY, values))
 
     async def accept_signature(
         self, request: Accepted, key_id: str, kind: str, derivation_path: tuple[int, ...]
     ) -> tuple[str, bool]:
         """Commit a signing request. Returns and raises as `accept_key`."""
         values = {
-            **_row(request),
+            **request_row(request),
             "key_id": key_id,
             "kind": kind,
             "derivation_path": msgspec.json.encode(derivation_path),
         }
-        return await self._writer.submit(lambda connection: _accept(connection, request, _INSERT_SIGNATURE, values))
+        return await self._writer.submit(lambda connection: accept(connection, request, _INSERT_SIGNATURE, values))
 
     # --- progress ---
 
@@ -297,31 +249,3 @@ class CoordinatorStore:
         except DBAPIError as error:
             raise store_failure(self._database.path, error) from error
         return [kind(**row._mapping) for row in rows]
-
-
-def _row(request: Accepted) -> dict[str, object]:
-    return {
-        "id": request.id,
-        "external_id": request.external_id,
-        "path": request.path,
-        "body": request.body,
-        "jws": request.jws,
-        "state": "Pending",
-        "created_at_ms": request.created_at_ms,
-        "reason_code": "",
-        "reason_message": "",
-        "reason_signer": "",
-    }
-
-
-def _accept(
-    connection: Connection, request: Accepted, statement: Any, values: Mapping[str, object]
-) -> tuple[str, bool]:
-    external = {"external_id": request.external_id, "digest": request.digest, "id": request.id}
-    if connection.execute(_INSERT_EXTERNAL, external).rowcount == 1:
-        connection.execute(statement, values)
-        return request.id, True
-    known = connection.execute(_SELECT_EXTERNAL, {"external_id": request.external_id}).one()
-    if known.digest != request.digest:
-        raise ExternalIdTaken(f"externalId {request.external_id} was used for another request")
-    return str(known.id), False

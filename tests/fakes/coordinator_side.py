@@ -22,7 +22,7 @@ from appliance.coordinator.config import ApiSettings, CoordinatorConfig, PoolSet
 from appliance.coordinator.server import Coordinator
 from appliance.tls import client_context
 from enclave import wire
-from policies.requests import SigningBody
+from policies.requests import HashBatch, SigningBody
 from tests.fakes.certificates import ORDER, Dealer
 
 POINT_BYTES = 33
@@ -107,6 +107,7 @@ class FakeSigner:
         self.batches: dict[bytes, wire.PresignOrder] = {}
         self.taken: set[tuple[bytes, int]] = set()
         self.closed: list[tuple[int | None, str]] = []
+        self._batch_items: dict[bytes, tuple[wire.BatchItem, ...]] = {}
         self._bodies: dict[wire.PresignatureName, SigningBody] = {}
         self.sockets: dict[bool, aiohttp.ClientWebSocketResponse] = {}
 
@@ -190,6 +191,10 @@ class FakeSigner:
                 return [wire.Authorized(order.ceremony, self.authorization(order))]
             case wire.OnlineOrder():
                 return [self.share(order)]
+            case wire.BatchSignOrder():
+                return [wire.BatchAuthorized(order.ceremony, self.batch_authorization(order))]
+            case wire.BatchOnlineOrder():
+                return [self.batch_shares(order)]
             case wire.PoolsOrder() | wire.ForgetBatchOrder():
                 if isinstance(order, wire.ForgetBatchOrder):
                     self.batches.pop(order.sid, None)
@@ -237,6 +242,45 @@ class FakeSigner:
         s_j, point = ecdsa_share(secret, terms.h, self.index, terms.committee, (name.sid, name.index))
         s = (s_j + add) % ORDER
         return wire.ShareReport(order.ceremony, self.index, point, s.to_bytes(32, "big"))
+
+    def batch_authorization(self, order: wire.BatchSignOrder, **changes: object) -> wire.SignedBatchAuthorization:
+        body = msgspec.json.decode(order.request.body, type=HashBatch)
+        items = tuple(
+            wire.BatchItem(path, bytes.fromhex(h[2:]), name)
+            for path, h, name in zip(body.paths(), body.hashes, order.presignatures, strict=True)
+        )
+        digest = wire.batch_items_digest(items)
+        self._batch_items[digest] = items
+        terms = wire.BatchTerms(
+            "KU25",
+            "secp256k1",
+            self.dealer.roster.digest(),
+            self.epoch,
+            1,
+            order.key_id,
+            self.dealer.secret.public_key.format(),
+            len(items),
+            digest,
+            order.request.digest("test"),
+            order.committee,
+        )
+        terms = msgspec.structs.replace(terms, **changes)
+        authorization = wire.BatchAuthorization(terms, self.index, bytes(32), bytes(32), int(time.time()) + 30)
+        return wire.SignedBatchAuthorization(authorization, bytes(64))
+
+    def batch_shares(self, order: wire.BatchOnlineOrder, wrong: Iterable[int] = ()) -> wire.BatchShareReport:
+        """Our shares of a whole batch; those of the items numbered `wrong`, from 0, are wrong."""
+        terms = order.authorizations[0].authorization.terms
+        points, numbers = [], []
+        for number, item in enumerate(self._batch_items[terms.items]):
+            seed = (item.presignature.sid, item.presignature.index)
+            self.taken.add(seed)
+            _, tweak = derive(terms.public_key, self.dealer.chain_code, item.path)
+            secret = (self.dealer.coefficients[0] + tweak) % ORDER
+            s_j, point = ecdsa_share(secret, item.h, self.index, terms.committee, seed)
+            points.append(point)
+            numbers.append(((s_j + (number in wrong)) % ORDER).to_bytes(32, "big"))
+        return wire.BatchShareReport(order.ceremony, self.index, tuple(points), tuple(numbers))
 
     def pools(self) -> wire.Pools:
         states = []

@@ -23,6 +23,7 @@ KEY = {
 }  # fmt: skip
 HASH = {"kind": "Hash", "hash": H, "externalId": "sig-1", "derivationPath": [0, 5]}
 TYPED = {"kind": "Eip712TypedData", "typedData": ETHER_MAIL, "externalId": "sig-2"}
+BATCH = {"kind": "HashBatch", "hashes": [H, H], "externalId": "batch-1", "derivationPaths": [[], [0, 5]]}
 
 
 @pytest.fixture
@@ -146,12 +147,19 @@ async def test_answers_are_as_described(net: FakeNetwork) -> None:
     one = signatures + "/{signature}"
     await caller.call("get", one, f"{key_path}/signatures/{signed['id']}")
     await caller.call("get", one, f"{key_path}/signatures/none")
+    batches, batch_path = "/v1/keys/{key}/signature-batches", key_path + "/signature-batches"
+    batch = await caller.call("post", batches, batch_path, BATCH)
+    assert (batch["status"], len(batch["results"])) == ("Signed", 2)
+    one_batch = batches + "/{batch}"
+    assert await caller.call("get", one_batch, f"{batch_path}/{batch['id']}") == batch
+    await caller.call("get", one_batch, f"{batch_path}/none")
     for path in ("/v1/signers", "/v1/pools", "/readyz", "/healthz", "/v1/healthz", "/openapi.json"):
         await caller.call("get", path)
     assert caller.answered == {
         *(("post", keys, status) for status in ("200", "201", "400", "409", "413")),
         *(("post", signatures, status) for status in ("200", "201", "202", "400", "404")),
         ("get", keys, "200"), ("get", keys, "400"), ("get", key, "200"), ("get", key, "404"),
+        ("post", batches, "201"), ("get", one_batch, "200"), ("get", one_batch, "404"),
         ("get", one, "200"), ("get", one, "404"), ("get", "/v1/signers", "200"), ("get", "/v1/pools", "200"),
         ("get", "/readyz", "200"), ("get", "/healthz", "200"), ("get", "/v1/healthz", "200"),
         ("get", "/openapi.json", "200"),

@@ -1,0 +1,96 @@
+"""Batches of hashes in the coordinator's store: what was asked, where it stands, and every item's result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from sqlalchemy import Column, Connection, Index, Integer, LargeBinary, Select, String, Table, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DBAPIError
+
+from appliance.store.accepted import UNFINISHED, Accepted, accept, metadata, request_columns, request_row
+from appliance.store.database import Database
+from appliance.store.failures import store_failure
+from appliance.store.writer import GroupCommitWriter
+from policies.errors import Bug
+
+batches = Table(
+    "signature_batches",
+    metadata,
+    *request_columns(),
+    Column("key_id", String, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("result", LargeBinary),
+    Index("signature_batches_key", "key_id"),
+)
+
+
+class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A requested batch of `count` hashes. `result`: JSON array of its items' results, in order."""
+
+    seq: int
+    id: str
+    external_id: str
+    path: str
+    body: bytes
+    jws: str
+    state: str
+    created_at_ms: int
+    reason_code: str
+    reason_message: str
+    reason_signer: str
+    key_id: str
+    count: int
+    result: bytes | None
+
+
+class SignatureBatches:
+    """The batches' part of `CoordinatorStore`. Writes return once they are on disk."""
+
+    def __init__(self, database: Database, writer: GroupCommitWriter) -> None:
+        self._database, self._writer = database, writer
+
+    async def accept(self, request: Accepted, key_id: str, count: int) -> tuple[str, bool]:
+        """Commit a request for a batch. Returns and raises as `CoordinatorStore.accept_key`."""
+        values = {**request_row(request), "key_id": key_id, "count": count}
+        return await self._writer.submit(lambda connection: accept(connection, request, insert(batches), values))
+
+    async def set_executing(self, batch_id: str) -> None:
+        """A gate takes its time."""
+        await self._change(batch_id, {"state": "Executing"})
+
+    async def finish(self, batch_id: str, state: str, result: bytes) -> None:
+        """The shares were given: every item's result. State `Signed` or `PartlySigned`."""
+        await self._change(batch_id, {"state": state, "result": result})
+
+    async def end(self, batch_id: str, state: str, code: str, message: str, signer: str) -> None:
+        """No signature comes of it: `Failed` or `Rejected`, and why."""
+        reason = {"reason_code": code, "reason_message": message, "reason_signer": signer}
+        await self._change(batch_id, {"state": state, **reason})
+
+    def get(self, batch_id: str) -> BatchRow | None:
+        """A batch by its id. Raises `Unavailable`."""
+        rows = self._read(select(batches).where(batches.c.id == batch_id))
+        return rows[0] if rows else None
+
+    def unfinished(self) -> list[BatchRow]:
+        """Batches that have not ended. Raises `Unavailable`."""
+        return self._read(select(batches).where(batches.c.state.in_(UNFINISHED)).order_by(batches.c.seq))
+
+    async def _change(self, batch_id: str, values: Mapping[str, object]) -> None:
+        statement = update(batches).where(batches.c.id == batch_id, batches.c.state.in_(UNFINISHED)).values(**values)
+
+        def write(connection: Connection) -> None:
+            if connection.execute(statement).rowcount != 1:
+                raise Bug(f"batch {batch_id} has ended already")
+
+        await self._writer.submit(write)
+
+    def _read(self, query: Select[Any]) -> list[BatchRow]:
+        try:
+            rows = self._database.reader.execute(query).all()
+        except DBAPIError as error:
+            raise store_failure(self._database.path, error) from error
+        return [BatchRow(**row._mapping) for row in rows]
