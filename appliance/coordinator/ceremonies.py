@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from appliance.coordinator.errors import CeremonyEnded, failure
+from appliance.coordinator.errors import CeremonyEnded, Rejected, failure
 from enclave import wire
 
 MAX_CEREMONIES = 8192
 REPORTS_PER_MEMBER = 16
+
+# What a ceremony is counted as, by its orders.
+KINDS: Mapping[type[wire.Wire], str] = {
+    wire.SetupOrder: "setup",
+    wire.KeygenOrder: "keygen",
+    wire.ActivateOrder: "activate",
+    wire.PresignOrder: "presign",
+    wire.SignOrder: "authorize",
+    wire.OnlineOrder: "online",
+    wire.BatchSignOrder: "batch-authorize",
+    wire.BatchOnlineOrder: "batch-online",
+}
 
 R = TypeVar("R", bound=wire.Wire)
 
@@ -26,9 +39,11 @@ class Ceremony:
             REPORTS_PER_MEMBER * len(self.members)
         )
         self._flooded: CeremonyEnded | None = None
+        self.kind = "none"
 
     def order(self, index: int, body: wire.OrderBody) -> None:
         """Send an order. Raises `CeremonyEnded` where the signer is away."""
+        self.kind = body.purpose if isinstance(body, wire.PrepareOrder) else KINDS.get(type(body), self.kind)
         if not self._send(index, body):
             raise CeremonyEnded("signer-away", f"signer {index} is not connected", index)
 
@@ -82,7 +97,7 @@ class Ceremony:
 
 
 class Ceremonies:
-    """The table of ceremonies. `random(16)` names them."""
+    """The table of ceremonies. `random(16)` names them; `ended` counts them by kind and outcome."""
 
     def __init__(
         self,
@@ -92,6 +107,7 @@ class Ceremonies:
     ) -> None:
         self._send, self._random, self._max = send, random, max_ceremonies
         self._open: dict[bytes, Ceremony] = {}
+        self.ended: Counter[tuple[str, str]] = Counter()
 
     @contextmanager
     def open(self, members: Sequence[int]) -> Iterator[Ceremony]:
@@ -100,10 +116,19 @@ class Ceremonies:
             raise CeremonyEnded("busy", f"{self._max} ceremonies are under way")
         ceremony = Ceremony(self._random(16), members, self._send)
         self._open[ceremony.id] = ceremony
+        outcome = "interrupted"
         try:
             yield ceremony
+            outcome = "done"
+        except Rejected:
+            outcome = "rejected"
+            raise
+        except CeremonyEnded:
+            outcome = "failed"
+            raise
         finally:
             del self._open[ceremony.id]
+            self.ended[ceremony.kind, outcome] += 1
 
     def on_report(self, index: int, report: wire.ReportBody) -> bool:
         """Pass a report to its ceremony; False for one that has none, or not this member."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 
+from appliance.metrics import LoopbackListen
 from enclave.wire import MAX_BATCH
 from policies.errors import CallerError
 from policies.load import load_yaml
@@ -46,7 +47,10 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`coordinator.yaml`. `name` is what signers call this coordinator."""
+    """`coordinator.yaml`. `name` is what signers call this coordinator.
+
+    `metrics`: where on loopback Prometheus may ask, such as `127.0.0.1:9465`.
+    """
 
     network: Name
     name: Name
@@ -55,6 +59,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     signers: SignersSettings
     api: ApiSettings
     pool: PoolSettings = msgspec.field(default_factory=PoolSettings)
+    metrics: LoopbackListen | None = None
 
 
 def load_config(path: pathlib.Path) -> CoordinatorConfig:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 
+from appliance.metrics import LoopbackListen
 from policies.errors import CallerError
 from policies.load import load_yaml
 from policies.roster import Name
@@ -34,13 +35,17 @@ class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SignerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`signer.yaml`. Without `gate`, every gate call is answered as unreachable, so the enclave refuses."""
+    """`signer.yaml`. Without `gate`, every gate call is answered as unreachable, so the enclave refuses.
+
+    `metrics`: where on loopback Prometheus may ask, such as `127.0.0.1:9464`.
+    """
 
     network: Name
     enclave_socket: pathlib.Path
     state: pathlib.Path
     coordinators: Annotated[tuple[CoordinatorSettings, ...], msgspec.Meta(min_length=1, max_length=8)]
     gate: GateSettings | None = None
+    metrics: LoopbackListen | None = None
 
     def __post_init__(self) -> None:
         if len({coordinator.name for coordinator in self.coordinators}) != len(self.coordinators):

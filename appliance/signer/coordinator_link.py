@@ -49,12 +49,15 @@ class CoordinatorLink:
         deliver: Callable[[relay.Down], None],
         lost: Callable[[], None],
         source: random.Random,
+        connected: Callable[[], None] = lambda: None,
     ) -> None:
+        """`connected` is told of each time that both connections came up."""
         self.name = settings.name
         self._settings = settings
         self._announce = announce
         self._deliver = deliver
         self._lost = lost
+        self._connected_again = connected
         self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source)
         self._session: _Session | None = None
 
@@ -98,6 +101,7 @@ class CoordinatorLink:
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 raise LinkDown(f"coordinator {self.name}: {_describe(error)}", CHECK_COORDINATOR) from error
             self._session = _Session(self.name, control, bulk)
+            self._connected_again()
             log.info("coordinator-link-up", coordinator=self.name)
             started_s = time.monotonic()
             try:

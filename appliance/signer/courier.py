@@ -20,12 +20,15 @@ from appliance.signer.coordinator_link import CoordinatorLink
 from appliance.signer.enclave_link import EnclaveLink
 from appliance.signer.flow import until_first_ends
 from appliance.signer.gate_caller import GateCaller, unreachable
+from appliance.signer.metrics import SignerMetrics
 from enclave import wire
 
 MAX_COMMITS_WAITING = 1024
 MAX_GATE_CALLS_WAITING = 256
 GATE_CALLS_AT_ONCE = 16
 OWN_QUOTA = "signer"
+METRICS_QUOTA = "metrics"
+STATUS_TIMEOUT_S = 2.0
 
 log = structlog.get_logger()
 
@@ -57,10 +60,12 @@ class _Departure:
 class Courier:
     """Carries messages for one attached enclave. `run` ends when the enclave goes; links end with it."""
 
-    def __init__(self, enclave: EnclaveLink, store: Store, gate: GateCaller | None) -> None:
+    def __init__(self, enclave: EnclaveLink, store: Store, gate: GateCaller | None, metrics: SignerMetrics) -> None:
         self._enclave = enclave
         self._store = store
         self._gate = gate
+        self._metrics = metrics
+        self._status_asked: asyncio.Future[wire.Status] | None = None
         self._links: dict[str, CoordinatorLink] = {}
         self._departures: deque[_Departure] = deque()
         self._departed = asyncio.Condition()
@@ -74,6 +79,7 @@ class Courier:
         self._links = {link.name: link for link in links}
         for name in self._links:
             self.lost(name)
+        self._metrics.serving = self
         try:
             await until_first_ends(
                 self._enclave.write(),
@@ -83,6 +89,7 @@ class Courier:
                 *(self._call_gate() for _ in range(GATE_CALLS_AT_ONCE)),
             )
         finally:
+            self._metrics.serving = None
             await self._settle()
 
     # --- coordinator → enclave --------------------------------------------------------------------------
@@ -137,8 +144,8 @@ class Courier:
                     await self._after_commit(self._store.append_audit(entries), lambda: None)
                 case wire.CallGate():
                     self._queue_gate_call(message)
-                case wire.Status(state, reason):
-                    log.info("enclave-status", state=state, reason=reason)
+                case wire.Status():
+                    self._on_status(message)
                 case wire.Attached():
                     raise wire.Malformed("the enclave attached twice on one connection")
 
@@ -181,6 +188,33 @@ class Courier:
         if failures:
             raise failures[0]
 
+    # --- metrics ----------------------------------------------------------------------------------------
+
+    async def observe(self, metrics: SignerMetrics) -> None:
+        """Write present values; waits at most 2 s for the enclave."""
+        metrics.enclave = await self._status()
+        metrics.queues = {
+            "commits": len(self._departures),
+            "gate-calls": self._gate_calls.qsize(),
+            "to-enclave": self._enclave.waiting,
+        }
+        metrics.coordinators_up = {name: link.up for name, link in self._links.items()}
+
+    async def _status(self) -> wire.Status | None:
+        """The enclave's status. An enclave that does not answer is not asked again until it has."""
+        if self._status_asked is None:
+            self._status_asked = asyncio.get_running_loop().create_future()
+            self._enclave.send(METRICS_QUOTA, wire.StatusQuery())
+        asked = self._status_asked
+        await asyncio.wait([asked], timeout=STATUS_TIMEOUT_S)
+        return asked.result() if asked.done() else None
+
+    def _on_status(self, status: wire.Status) -> None:
+        asked, self._status_asked = self._status_asked, None
+        if asked is None:
+            raise wire.Malformed("the enclave told its status without being asked")
+        asked.set_result(status)
+
     # --- gate -------------------------------------------------------------------------------------------
 
     def _queue_gate_call(self, call: wire.CallGate) -> None:
@@ -203,7 +237,9 @@ class Courier:
             elif timeout_s <= 0:
                 answer = unreachable(call, "all gate connections were busy until the time-out")
             else:
+                started_s = asyncio.get_running_loop().time()
                 answer = await self._gate.call(call, timeout_s)
+                self._metrics.gate_answered(answer, asyncio.get_running_loop().time() - started_s)
             if isinstance(answer, wire.GateUnreachable):
                 log.warning("gate-unreachable", uid=call.uid, reason=answer.reason)
             self._enclave.send(OWN_QUOTA, answer)

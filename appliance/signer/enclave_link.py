@@ -55,6 +55,11 @@ class EnclaveLink:
         """The enclave has PRSS seeds of `epoch` now: `attached` says so to coordinators that connect later."""
         self.attached = msgspec.structs.replace(self.attached, prss_epoch=epoch)
 
+    @property
+    def waiting(self) -> int:
+        """How many messages wait to be written."""
+        return len(self._outbox)
+
     def send(self, source: str, message: wire.ToEnclave) -> None:
         """Queue a message on the quota of `source`. Raises `LinkOverflow`; `Malformed` if too large."""
         self._outbox.put(source, wire.frame(message))

@@ -37,6 +37,9 @@ class Outbox:
         self._bytes[source] += len(data)
         self._queue.put_nowait((source, data))
 
+    def __len__(self) -> int:
+        return self._queue.qsize()
+
     async def drain(self, write: Callable[[bytes], Awaitable[None]]) -> NoReturn:
         """Write message after message; the quota is freed when a message has been written."""
         while True:

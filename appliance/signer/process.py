@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 
 from appliance import relay
+from appliance.metrics import MetricsServer
 from appliance.signer.config import SignerConfig, load_config
 from appliance.signer.coordinator_link import CoordinatorLink
 from appliance.signer.courier import Courier, Store
@@ -19,6 +20,7 @@ from appliance.signer.enclave_link import EnclaveLink
 from appliance.signer.errors import LinkDown, LinkOverflow
 from appliance.signer.flow import Backoff
 from appliance.signer.gate_caller import GateCaller
+from appliance.signer.metrics import SignerMetrics
 from appliance.store.failures import StoreFailed
 from appliance.store.signer import SignerStore
 from appliance.telemetry import configure_logging
@@ -40,13 +42,17 @@ def run(config_path: pathlib.Path) -> None:
 async def serve(config: SignerConfig, source: random.Random) -> None:
     """Serve one enclave, reconnecting, until cancelled. `source` gives the jitter of reconnects."""
     store = SignerStore.open(config.state)
+    metrics = SignerMetrics()
+    server = MetricsServer(metrics, metrics.refresh)
     gate = None if config.gate is None else GateCaller.open(config.gate)
     backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source)
     log.info("signer-started", network=config.network, coordinators=[c.name for c in config.coordinators])
     try:
+        if config.metrics is not None:
+            await server.start(config.metrics)
         while True:
             try:
-                await serve_enclave(config, store, gate, source, backoff)
+                await serve_enclave(config, store, gate, source, backoff, metrics)
             except (LinkDown, LinkOverflow, wire.Malformed) as error:
                 log.warning("enclave-link-down", kind=type(error).__name__, reason=str(error)[:512])
             except StoreFailed as error:
@@ -55,6 +61,7 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
                 log.error("store-failed", reason=str(error)[:512])
             await asyncio.sleep(backoff.next_s())
     finally:
+        await server.close()
         if gate is not None:
             await gate.close()
         await store.close()
@@ -62,7 +69,12 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
 
 
 async def serve_enclave(
-    config: SignerConfig, store: Store, gate: GateCaller | None, source: random.Random, backoff: Backoff
+    config: SignerConfig,
+    store: Store,
+    gate: GateCaller | None,
+    source: random.Random,
+    backoff: Backoff,
+    metrics: SignerMetrics,
 ) -> None:
     """Attach to the enclave and carry its messages while it is there; raises why it ended."""
     version = importlib.metadata.version("keymoot")
@@ -76,9 +88,10 @@ async def serve_enclave(
     )
     enclave = await EnclaveLink.connect(config.enclave_socket, attach, config.network)
     backoff.reset()
+    metrics.enclave_connections += 1
     log.info("enclave-attached", name=enclave.attached.name, gate_mode=enclave.attached.gate_mode)
     try:
-        courier = Courier(enclave, store, gate)
+        courier = Courier(enclave, store, gate, metrics)
         await courier.run(
             [
                 CoordinatorLink(
@@ -87,6 +100,7 @@ async def serve_enclave(
                     partial(courier.from_coordinator, settings.name),
                     partial(courier.lost, settings.name),
                     source,
+                    partial(metrics.coordinator_connections.update, [settings.name]),
                 )
                 for settings in config.coordinators
             ]

@@ -19,6 +19,7 @@ from appliance import relay
 from appliance.signer.config import CoordinatorSettings, SignerConfig, load_config
 from appliance.signer.errors import LinkDown
 from appliance.signer.flow import Backoff
+from appliance.signer.metrics import SignerMetrics
 from appliance.signer.process import serve, serve_enclave
 from appliance.store.failures import StoreFailed
 from appliance.store.signer import SignerStore
@@ -107,7 +108,7 @@ async def network(
         main = (
             serve(config, source)
             if store is None
-            else serve_enclave(config, store, None, source, Backoff(0.01, 0.1, source))
+            else serve_enclave(config, store, None, source, Backoff(0.01, 0.1, source), SignerMetrics())
         )
         async with running(main) as task:
             yield enclave, coordinator, task

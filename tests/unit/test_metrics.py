@@ -1,0 +1,170 @@
+"""What signer and coordinator tell Prometheus: the documented names and no others, with the right numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from pathlib import Path
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from appliance.coordinator.ceremonies import Ceremonies
+from appliance.coordinator.changes import Changes
+from appliance.coordinator.config import PoolSettings
+from appliance.coordinator.errors import CeremonyEnded, Rejected
+from appliance.coordinator.metrics import CoordinatorMetrics
+from appliance.coordinator.network import Network
+from appliance.metrics import Durations, MetricsServer, Source, exposition
+from appliance.signer.config import SignerConfig
+from appliance.signer.metrics import SignerMetrics
+from enclave import wire
+from policies.errors import Unavailable
+from policies.load import load_yaml
+
+DOCUMENT = Path(__file__).parents[2] / "packaging" / "METRICS.md"
+REPLY = wire.GateReply("u", 200, "", "", "", 0, b"")
+
+
+def documented() -> dict[str, str]:
+    """Name and type of every metric in the page."""
+    return dict(re.findall(r"^\| `(keymoot_\w+)` \| (\w+) \|", DOCUMENT.read_text(), re.MULTILINE))
+
+
+def exported(source: Source) -> dict[str, str]:
+    """Name and type of every metric of a scrape."""
+    return dict(re.findall(r"^# TYPE (\S+) (\S+)$", exposition(source).decode(), re.MULTILINE))
+
+
+def values(text: bytes) -> dict[tuple[str, str], float]:
+    """Every sample by its name and its labels' values."""
+    return {
+        (sample.name, "/".join(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+class NoKeys:
+    """A key book without keys."""
+
+
+def coordinator() -> tuple[CoordinatorMetrics, Network]:
+    from tests.fakes.identities import roster
+
+    made = roster()
+    network = Network(made, PoolSettings(), Changes(), NoKeys(), secrets.token_bytes)  # type: ignore[arg-type]
+    return CoordinatorMetrics(made, network), network
+
+
+def test_the_page_names_exactly_what_is_exported() -> None:
+    found = exported(SignerMetrics()) | exported(coordinator()[0])
+    assert found == documented()
+    assert len(found) == 13
+
+
+def test_durations_are_counted_in_cumulative_buckets() -> None:
+    durations = Durations((0.1, 1.0))
+    for seconds in (0.1, 0.5, 0.5, 7.0):
+        durations.observe(seconds)
+
+    class One:
+        def collect(self):  # type: ignore[no-untyped-def]
+            yield durations.family("took_seconds", "Took.")
+
+    found = values(exposition(One()))
+    assert [found["took_seconds_bucket", bound] for bound in ("0.1", "1.0", "+Inf")] == [1, 3, 4]
+    assert (found["took_seconds_count", ""], found["took_seconds_sum", ""]) == (4, pytest.approx(8.1))
+
+
+def test_gate_calls_are_counted_by_outcome() -> None:
+    metrics = SignerMetrics()
+    metrics.gate_answered(REPLY, 0.002)
+    metrics.gate_answered(wire.GateReply("u", 503, "", "", "", 0, b""), 0.002)
+    metrics.gate_answered(wire.GateUnreachable("u", "no"), 40.0)
+    found = values(exposition(metrics))
+    assert [found["keymoot_signer_gate_calls_total", name] for name in ("2xx", "5xx", "unreachable")] == [1, 1, 1]
+    assert found["keymoot_signer_gate_seconds_bucket", "30.0"] == 2
+    assert found["keymoot_signer_gate_seconds_count", ""] == 3
+
+
+async def test_a_signer_without_its_enclave_says_so() -> None:
+    metrics = SignerMetrics()
+    metrics.enclave = wire.Status("ready", "", {"shares_given": 3}, {"presignatures": 7})
+    metrics.coordinators_up = {"main": True}
+    found = values(exposition(metrics))
+    assert found["keymoot_enclave_state", "ready"] == 1
+    assert found["keymoot_enclave_events_total", "shares_given"] == 3
+    assert found["keymoot_enclave_value", "presignatures"] == 7
+    await metrics.refresh()
+    found = values(exposition(metrics))
+    assert (found["keymoot_enclave_state", "ready"], found["keymoot_enclave_state", "away"]) == (0, 1)
+    assert ("keymoot_enclave_value", "presignatures") not in found
+    assert found["keymoot_signer_coordinator_up", "main"] == 0
+
+
+def test_ceremonies_are_counted_by_kind_and_outcome() -> None:
+    metrics, network = coordinator()
+    ceremonies: Ceremonies = network.ceremonies
+    ceremonies._send = lambda index, body: True
+
+    def run(error: BaseException | None, *orders: wire.OrderBody) -> None:
+        with ceremonies.open((1, 2, 3)) as ceremony:
+            for order in orders:
+                ceremony.order(1, order)
+            ceremony.abandon()
+            if error is not None:
+                raise error
+
+    prepare = wire.PrepareOrder(b"c" * 16, "keygen")
+    online = wire.ActivateOrder(b"c" * 16, "key_" + "ab" * 16, ())
+    run(None, prepare)
+    for error, orders in (
+        (CeremonyEnded("timeout", "no answer"), (prepare,)),
+        (Rejected("gate", "no", 1), (online,)),
+        (asyncio.CancelledError(), ()),
+    ):
+        with pytest.raises(type(error)):
+            run(error, *orders)
+    found = values(exposition(metrics))
+    assert {labels: value for (name, labels), value in found.items() if name.endswith("ceremonies_total")} == {
+        "keygen/done": 1,
+        "keygen/failed": 1,
+        "activate/rejected": 1,
+        "none/interrupted": 1,
+    }
+    assert found["keymoot_coordinator_ceremonies_open", ""] == 0
+
+
+async def test_the_server_answers_scrapes_and_refuses_a_taken_port() -> None:
+    metrics = SignerMetrics()
+    server, second = MetricsServer(metrics, metrics.refresh), MetricsServer(metrics)
+    port = await server.start("127.0.0.1:0")
+    try:
+        async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert answer.status == 200
+            assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+            assert values(await answer.read())["keymoot_enclave_state", "away"] == 1
+        with pytest.raises(Unavailable, match=rf"127\.0\.0\.1:{port} for metrics"):
+            await second.start(f"127.0.0.1:{port}")
+    finally:
+        await server.close()
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:9464", "example.org:9464", ":9464", "127.0.0.1"])
+def test_metrics_are_served_on_loopback_alone(tmp_path: Path, listen: str) -> None:
+    from policies.errors import CallerError
+
+    text = (
+        "network: n\nenclave_socket: s\nstate: d\n"
+        "coordinators: [{name: main, url: 'https://h:1', ca: a, certificate: b, key: c}]\n"
+        "metrics: "
+    )
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text(text + "'127.0.0.1:9464'\n")
+    assert load_yaml(good, SignerConfig).metrics == "127.0.0.1:9464"
+    bad.write_text(text + f"'{listen}'\n")
+    with pytest.raises(CallerError, match="metrics"):
+        load_yaml(bad, SignerConfig)
