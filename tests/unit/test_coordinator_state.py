@@ -7,14 +7,17 @@ import contextlib
 import pathlib
 from collections.abc import AsyncIterator
 
+import aiohttp
 import msgspec
 import pytest
 
+from appliance import relay
 from appliance.api import models
 from appliance.api.client import ApiError, AsyncClient, CertificateRefused, Client
+from appliance.tls import client_context
 from enclave import wire
 from policies.roster import Roster
-from tests.fakes.coordinator_side import FakeNetwork, until
+from tests.fakes.coordinator_side import FakeNetwork, attached, until
 
 
 @pytest.fixture
@@ -73,6 +76,18 @@ async def test_a_signer_that_is_away_is_shown_without_state(net: FakeNetwork) ->
         }
     await until(lambda: net.coordinator.network.signers.online() == ())
     assert [s["online"] for s in (await net.get("/v1/signers"))[1]["items"]] == [False] * 3
+
+
+async def test_a_signer_on_one_connection_of_two_is_shown_as_away(net: FakeNetwork) -> None:
+    tls = client_context(net.files.path("ca.pem"), *net.files.client("signer-1"))
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as http,
+        http.ws_connect(net.gateway + relay.CONTROL_PATH) as socket,
+    ):
+        await socket.send_bytes(wire.encode(relay.Announce("test", attached(net.dealer, 1))))
+        await until(lambda: 1 in net.coordinator.network.signers._sessions)
+        shown = (await net.get("/v1/signers"))[1]["items"][0]
+        assert (shown["online"], "announced" in shown) == (False, False)
 
 
 async def test_pools_are_shown_with_their_marks(net: FakeNetwork) -> None:
