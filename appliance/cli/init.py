@@ -1,4 +1,4 @@
-"""`keymoot init signer|coordinator|client`: writes commented configuration and keys, and says what comes next."""
+"""`keymoot init signer|coordinator|client|gate`: writes commented configuration and keys, and says what comes next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SOFTHSM_LIB = "/usr/lib/softhsm/libsofthsm2.so"
 
-app = typer.Typer(help="Write the configuration of a signer, a coordinator or a client.", no_args_is_help=True)
+app = typer.Typer(help="Write the configuration of a signer, a coordinator, a client or a gate.", no_args_is_help=True)
 
 Directory = Annotated[Path, typer.Argument(help="Where to write; made if it is not there.")]
 Network = Annotated[str, typer.Option(help="The network's name.")]
@@ -123,6 +123,29 @@ def init_client(
         "Have every signer's operator add this client and a rule for it to policy.yaml.",
         f"Put roster.yaml into {directory}, and check its fingerprints with the operators: keymoot roster show",
         f"keymoot keys create --profile {directory / 'client.yaml'} --label LABEL",
+    )
+
+
+@app.command("gate")
+def init_gate(
+    directory: Directory,
+    name: Annotated[str, typer.Option(help="The gate's name, for its certificate.")] = "gate",
+    host: Annotated[list[str] | None, typer.Option(help="DNS name it is reached by; repeatable.")] = None,
+    address: Annotated[list[str] | None, typer.Option(help="IP address it is reached by; repeatable.")] = None,
+    listen: Annotated[str, typer.Option(help="ADDRESS:PORT for the signer.")] = "127.0.0.1:8090",
+) -> None:
+    """Write the configuration and certificates of the reference gate handler."""
+    from appliance import configure
+
+    setup = configure.GateSetup(
+        name, listen, names=tuple(host or ("localhost",)), addresses=tuple(address or ("127.0.0.1",))
+    )
+    configure.write_gate(directory, setup)
+    typer.echo(f"Gate {name} is set up in {directory}.")
+    say_next(
+        f"Give {directory / 'ca.pem'} to the signer: keymoot init signer … --gate https://HOST:PORT/validate --gate-ca",
+        f"At the signer: keymoot gate secret --generate FILE; move FILE to {directory / 'gate-secrets.json'}",
+        f"Start: keymoot gate serve -c {directory / 'gate.yaml'}",
     )
 
 
