@@ -20,9 +20,11 @@ from appliance.coordinator.changes import Changes
 from appliance.coordinator.config import CoordinatorConfig, load_config, load_roster, split_listen
 from appliance.coordinator.gateway import Gateway
 from appliance.coordinator.keybook import KeyBook
+from appliance.coordinator.metrics import CoordinatorMetrics
 from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing
 from appliance.coordinator.work import Work
+from appliance.metrics import MetricsServer
 from appliance.store import CoordinatorStore
 from appliance.telemetry import configure_logging
 from appliance.tls import server_context
@@ -111,7 +113,17 @@ class Coordinator:
         await self._listen("signers", gateway, config.signers.listen, self._signers_tls)
         stack.callback(network.signers.end_all, "the coordinator is stopping")
         api = Api(store, roster, work, keybook, network).application()
+        await self._start_metrics(api)
         await self._listen("api", api, config.api.listen, self._api_tls)
+
+    async def _start_metrics(self, api: web.Application) -> None:
+        if self._config.metrics is None:
+            return
+        metrics = CoordinatorMetrics(self._roster, self.network)
+        metrics.watch(api)
+        server = MetricsServer(metrics)
+        self._stack.push_async_callback(server.close)
+        self.ports["metrics"] = await server.start(self._config.metrics)
 
     def _fail(self, error: BaseException) -> None:
         if self._failed is not None and not self._failed.done():
