@@ -205,7 +205,7 @@ def _parameters() -> Json:
         "wait": _parameter(
             "wait",
             "query",
-            "Seconds, up to three decimals, to wait for the outcome before the answer is 202.",
+            "Seconds to wait for the outcome before the answer is 202.",
             {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S, "default": DEFAULT_WAIT_S},
         ),
         JWS_HEADER: _parameter(

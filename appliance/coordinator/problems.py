@@ -59,4 +59,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         return problem(413, "too-large", "Too large", "the body is larger than the API takes")
     except web.HTTPException as error:
         code = (error.reason or "error").lower().replace(" ", "-")
-        return problem(error.status, code, error.reason or "Error", error.text or "")
+        response = problem(error.status, code, error.reason or "Error", error.text or "")
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response

@@ -142,7 +142,7 @@ async def test_answers_are_as_described(net: FakeNetwork) -> None:
     assert (await caller.call("post", signatures, key_path + "/signatures", TYPED))["status"] == "Signed"
     assert await caller.call("post", signatures, key_path + "/signatures", HASH) == signed
     await caller.call("post", signatures, key_path + "/signatures?wait=0", {**HASH, "externalId": "sig-3"})
-    await caller.call("post", signatures, key_path + "/signatures?wait=1e1", HASH)
+    await caller.call("post", signatures, key_path + "/signatures?wait=61", HASH)
     await caller.call("post", signatures, "/v1/keys/none/signatures", HASH)
     one = signatures + "/{signature}"
     await caller.call("get", one, f"{key_path}/signatures/{signed['id']}")
@@ -172,6 +172,22 @@ async def test_not_ready_is_as_described(tmp_path: pathlib.Path) -> None:
         await caller.call("get", "/readyz")
         await caller.call("get", "/v1/signers")
         assert caller.answered == {("get", "/readyz", "503"), ("get", "/v1/signers", "200")}
+
+
+@pytest.mark.parametrize(("wait", "status"), [("0", 202), ("5e-324", 202), ("1.5e1", 201), ("12.052760154566647", 201),
+    ("60", 201), ("60.1", 400), ("1e999", 400), ("-1", 400), ("nan", 400), ("", 400)])  # fmt: skip
+async def test_a_wait_is_any_number_that_the_document_allows(net: FakeNetwork, wait: str, status: int) -> None:
+    _, made = await net.post("/v1/keys", KEY)
+    async with net.http.post(
+        f"{net.api}/v1/keys/{made['id']}/signatures?wait={wait}", json=HASH, headers={"Keymoot-Signature": JWS}
+    ) as answer:
+        assert answer.status == status, await answer.text()
+
+
+async def test_a_method_that_is_not_there_is_answered_with_those_that_are(net: FakeNetwork) -> None:
+    async with net.http.delete(net.api + "/v1/keys") as answer:
+        assert (answer.status, answer.headers["Allow"]) == (405, "GET,HEAD,POST")
+        assert (await answer.json(content_type=None))["code"] == "method-not-allowed"
 
 
 async def test_lists_are_described_with_their_cursor(net: FakeNetwork) -> None:
