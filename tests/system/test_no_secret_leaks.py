@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -24,6 +26,7 @@ from appliance.api.client import ApiError, CertifiedKey, Client, Failed, Rejecte
 from appliance.api.jws import ClientKey, generate_client_key
 from appliance.cli import demo_inputs as inputs
 from appliance.localnet import LocalNet
+from appliance.localnet.files import free_ports
 from appliance.localnet.process import family
 from appliance.profile import load_profile
 from policies.errors import KeymootError, Unavailable
@@ -48,12 +51,13 @@ class Run:
     shown: list[tuple[str | Path, bytes]]
     said: list[tuple[str | Path, bytes]]
     taps: list[SocketTap]
+    scraped: dict[str, bytes]
 
     @property
     def everything(self) -> list[tuple[str | Path, bytes]]:
         """All that is scanned."""
         heard = [(direction, bytes(data)) for tap in self.taps for direction, data in tap.heard.items()]
-        return [*self.written, *self.shown, *self.said, *heard]
+        return [*self.written, *self.shown, *self.said, *heard, *self.scraped.items()]
 
 
 def private_bytes(key: object) -> bytes:
@@ -137,6 +141,28 @@ def work(net: LocalNet, stranger: ClientKey, shown: list[tuple[str | Path, bytes
     return said
 
 
+def serve_metrics(net: LocalNet) -> dict[str, int]:
+    """Have every signer and the coordinator, not started yet, serve metrics; where."""
+    names = ["coordinator", *(f"signer-{index}" for index in net.plan.indices)]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    for name, port in ports.items():
+        with (net.root / name / f"{name.partition('-')[0]}.yaml").open("a") as file:
+            file.write(f"metrics: 127.0.0.1:{port}\n")
+    return ports
+
+
+def scrape(port: int) -> bytes:
+    """What Prometheus would read."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10.0)
+    try:
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        assert answer.status == http.client.OK
+        return answer.read()
+    finally:
+        connection.close()
+
+
 def processes(net: LocalNet) -> list[tuple[str | Path, bytes]]:
     """Arguments and environment of every process of the network and its children."""
     return [item for process in net.processes.values() for pid in family(process.pid) for item in of_process(pid)]
@@ -154,16 +180,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         stack.callback(net.close)
         net.write()
         taps = [stack.enter_context(tapped(net, index)) for index in net.plan.indices]
+        ports = serve_metrics(net)
         net.start()
         stranger = generate_client_key("stranger")
         known = secrets_of(net, stranger)
         shown: list[tuple[str | Path, bytes]] = []
         said = work(net, stranger, shown)
         shown += processes(net)
+        scraped = {f"metrics of {name}": scrape(port) for name, port in ports.items()}
         written = files(net.root)
         for process in net.processes.values():
             process.stop()
-        yield Run(net.root, known, [*written, *files(net.root)], shown, said, taps)
+        yield Run(net.root, known, [*written, *files(net.root)], shown, said, taps, scraped)
 
 
 def test_the_run_had_every_kind_of_secret_and_each_is_found_where_it_belongs(run: Run) -> None:
@@ -192,6 +220,33 @@ def test_all_that_a_run_leaves_behind_was_there_to_scan(run: Run) -> None:
     assert all(len(data) > 10_000 for tap in run.taps for data in tap.heard.values())
     assert sum(1 for place, _ in run.shown if str(place).endswith("environ")) >= 3 * len(("enclave", "worker")) * 3
     assert b"\0--config\0" in b"".join(data for _, data in run.shown)
+
+
+def test_the_metrics_of_the_run_are_the_documented_ones_with_its_numbers(run: Run) -> None:
+    types = {name for text in run.scraped.values() for name in re.findall(rb"^# TYPE (\S+)", text, re.MULTILINE)}
+    page = (Path(__file__).parents[2] / "packaging" / "METRICS.md").read_bytes()
+    assert types == set(re.findall(rb"^\| `(keymoot_\w+)`", page, re.MULTILINE))
+    assert sample(run, "signer-1", 'keymoot_enclave_state{state="ready"}') == 1
+    assert sample(run, "signer-1", 'keymoot_enclave_value{name="prss_epoch"}') == 1
+    assert sample(run, "signer-1", 'keymoot_signer_coordinator_up{coordinator="coordinator"}') == 1
+    assert sample(run, "signer-3", 'keymoot_signer_connections_total{peer="enclave"}') == 1
+    assert sample(run, "coordinator", 'keymoot_coordinator_ceremonies_total{kind="keygen",outcome="done"}') == 1
+    assert sample(run, "coordinator", 'keymoot_coordinator_ceremonies_total{kind="setup",outcome="done"}') == 1
+    assert sample(run, "coordinator", 'keymoot_coordinator_ceremonies_total{kind="online",outcome="done"}') == 7
+    assert sample(run, "coordinator", 'keymoot_coordinator_signer_up{signer="signer-3"}') == 1
+    assert sample(run, "coordinator", 'keymoot_coordinator_api_answers_total{status="404"}') == 1
+    # An attempt that a kill ended is made again, so there may be more of these.
+    assert sample(run, "signer-1", 'keymoot_signer_connections_total{peer="enclave"}') >= 2
+    assert sample(run, "signer-1", 'keymoot_signer_gate_calls_total{outcome="2xx"}') >= 8
+    assert sample(run, "signer-1", 'keymoot_enclave_events_total{event="requests_authorized"}') >= 2
+
+
+def sample(run: Run, name: str, series: str) -> float:
+    """The value of one series in what a process told."""
+    text = run.scraped[f"metrics of {name}"].decode()
+    values = [line.removeprefix(series) for line in text.splitlines() if line.startswith(series + " ")]
+    assert len(values) == 1, text
+    return float(values[0])
 
 
 def test_no_secret_of_a_full_run_is_in_anything_it_wrote_printed_or_sent(run: Run) -> None:

@@ -18,6 +18,7 @@ from appliance.coordinator.errors import CeremonyEnded, Rejected
 from appliance.coordinator.metrics import CoordinatorMetrics
 from appliance.coordinator.network import Network
 from appliance.metrics import Durations, MetricsServer, Source, exposition
+from appliance.signer import courier
 from appliance.signer.config import SignerConfig
 from appliance.signer.metrics import SignerMetrics
 from enclave import wire
@@ -25,6 +26,7 @@ from policies.errors import Unavailable
 from policies.load import load_yaml
 
 DOCUMENT = Path(__file__).parents[2] / "packaging" / "METRICS.md"
+STATUS = wire.Status("ready", "", {"shares_given": 3}, {"presignatures": 7})
 REPLY = wire.GateReply("u", 200, "", "", "", 0, b"")
 
 
@@ -92,7 +94,7 @@ def test_gate_calls_are_counted_by_outcome() -> None:
 
 async def test_a_signer_without_its_enclave_says_so() -> None:
     metrics = SignerMetrics()
-    metrics.enclave = wire.Status("ready", "", {"shares_given": 3}, {"presignatures": 7})
+    metrics.enclave = STATUS
     metrics.coordinators_up = {"main": True}
     found = values(exposition(metrics))
     assert found["keymoot_enclave_state", "ready"] == 1
@@ -103,6 +105,43 @@ async def test_a_signer_without_its_enclave_says_so() -> None:
     assert (found["keymoot_enclave_state", "ready"], found["keymoot_enclave_state", "away"]) == (0, 1)
     assert ("keymoot_enclave_value", "presignatures") not in found
     assert found["keymoot_signer_coordinator_up", "main"] == 0
+
+
+class SilentEnclave:
+    """The link to an enclave that answers when the test says so."""
+
+    waiting = 5
+
+    def __init__(self) -> None:
+        self.sent: list[wire.ToEnclave] = []
+
+    def send(self, source: str, message: wire.ToEnclave) -> None:
+        assert source == "metrics"
+        self.sent.append(message)
+
+
+async def test_an_enclave_that_does_not_answer_is_asked_once_and_waited_for_shortly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(courier, "STATUS_TIMEOUT_S", 0.01)
+    metrics, enclave = SignerMetrics(), SilentEnclave()
+    serving = courier.Courier(enclave, None, None, metrics)  # type: ignore[arg-type]
+    metrics.serving = serving
+    metrics.enclave = STATUS
+    for _ in range(3):
+        await metrics.refresh()
+        assert metrics.enclave is None
+    assert enclave.sent == [wire.StatusQuery()]
+    assert metrics.queues == {"commits": 0, "gate-calls": 0, "to-enclave": 5}
+    serving._on_status(STATUS)
+    scrape = asyncio.ensure_future(metrics.refresh())
+    await asyncio.sleep(0)
+    serving._on_status(STATUS)
+    await scrape
+    assert metrics.enclave == STATUS
+    assert enclave.sent == [wire.StatusQuery(), wire.StatusQuery()]
+    with pytest.raises(wire.Malformed, match="without being asked"):
+        serving._on_status(STATUS)
 
 
 def test_ceremonies_are_counted_by_kind_and_outcome() -> None:
