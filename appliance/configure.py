@@ -226,7 +226,10 @@ state: state/signer.db
 
 # Connected to outbound, with mutual TLS.
 coordinators:
-{coordinators}{gate}"""
+{coordinators}{gate}
+# Metrics for Prometheus, in plain, on loopback alone (packaging/METRICS.md).
+# metrics: 127.0.0.1:9464
+"""
 
 
 def coordinator_yaml(setup: CoordinatorSetup) -> str:
@@ -258,6 +261,9 @@ pool:
   low: {low}
   high: {high}
   batch: {batch}
+
+# Metrics for Prometheus, in plain, on loopback alone (packaging/METRICS.md).
+# metrics: 127.0.0.1:9465
 """
 
 
