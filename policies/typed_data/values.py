@@ -9,7 +9,7 @@ from typing import Any
 from policies.model import TypedField
 from policies.typed_data.types import Atom, MemberType, TypedDataInvalid, TypeTable
 
-MAX_DEPTH = 8
+MAX_DEPTH = 10
 MAX_VALUES = 4096
 LARGEST_JSON_INTEGER = 2**53 - 1
 WORD_BYTES = 32

@@ -211,12 +211,12 @@ def test_where_a_wrong_value_is() -> None:
 def test_bounds() -> None:
     assert refusal(one("uint8[][][][][]", [])) == "Root.x: more than 4 dimensions or 4096 items"
     assert refusal(one("uint8[5000]", [])) == "Root.x: more than 4 dimensions or 4096 items"
-    assert refusal(one("bool[]", [True] * 4096)) == "deeper than 8 or more than 4096 values"
+    assert refusal(one("bool[]", [True] * 4096)) == "deeper than 10 or more than 4096 values"
     assert len(decode_payload(body(one("bool[]", [True] * 4094))).h) == 32
     nested: dict[str, Any] = {"of": []}
-    for _ in range(4):
+    for _ in range(5):
         nested = {"of": [nested]}
-    assert refusal(one("Node", nested, Node=[{"name": "of", "type": "Node[]"}])).startswith("deeper than 8")
+    assert refusal(one("Node", nested, Node=[{"name": "of", "type": "Node[]"}])).startswith("deeper than 10")
     many = [{"name": f"m{i}", "type": "bool"} for i in range(65)]
     assert refusal(one("P", {}, P=many)) == "P has 65 members, not 1 to 64"
     with pytest.raises(msgspec.ValidationError):
