@@ -17,7 +17,7 @@ NUMBER = re.compile(r"(\d+)\.(\d+)([a-z]?)")
 REAL_ADDRESS = re.compile(
     r"https?://(?!127\.0\.0\.1|[\w.-]*\bexample\b|[\w.-]+\.invalid\b)[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"
 )
-ALLOWED_ADDRESSES = {"LICENSE": {"http://www.apache.org"}}
+LICENCE = "LICENSE"
 
 
 def _steps() -> set[str]:
@@ -79,4 +79,5 @@ def test_nothing_committed_names_a_real_address() -> None:
             continue
         if addresses := set(REAL_ADDRESS.findall(text)):
             found[str(path.relative_to(ROOT))] = addresses
-    assert found == ALLOWED_ADDRESSES
+    # The licence names its own page, which also shows that the search finds something.
+    assert list(found) == [LICENCE]
