@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import sys
+import json
 import time
-from typing import TextIO
+from collections.abc import Callable
 
 import msgspec
+
+from policies.lines import STANDARD_ERROR, LineSink
 
 Fact = str | int | float | bool
 
 
 class Log:
-    """Writes structured lines; fields are plain facts (never a secret: callers pass names, counts and reasons)."""
+    """Writes structured lines; fields are plain facts (never a secret: callers pass names, counts and reasons).
 
-    def __init__(self, process: str, out: TextIO | None = None, **always: Fact) -> None:
-        self._out = out or sys.stderr
+    No method raises: a log that cannot be written must not end the enclave. `write` takes each line.
+    """
+
+    def __init__(self, process: str, write: Callable[[str], None] | None = None, **always: Fact) -> None:
         self._always: dict[str, Fact] = {"process": process, **always}
+        self._write_line = write or LineSink(STANDARD_ERROR, self._lost).write
 
     def info(self, event: str, **facts: Fact) -> None:
         """Something an operator may want to see."""
@@ -31,6 +36,9 @@ class Log:
         self._write("error", event, facts)
 
     def _write(self, level: str, event: str, facts: dict[str, Fact]) -> None:
+        self._write_line(self._line(level, event, facts))
+
+    def _line(self, level: str, event: str, facts: dict[str, Fact]) -> str:
         line = {
             "time": round(time.time(), 3),
             "level": level,
@@ -38,5 +46,11 @@ class Log:
             **self._always,
             **facts,
         }
-        self._out.write(msgspec.json.encode(line).decode() + "\n")
-        self._out.flush()
+        try:
+            return msgspec.json.encode(line).decode()
+        except UnicodeEncodeError:  # a lone surrogate, as in the name of a file
+            return json.dumps(line)
+
+    def _lost(self, count: int) -> str:
+        reason = f"{count} lines could not be written: see whether the log's disk was full"
+        return self._line("warning", "log lines lost", {"count": count, "reason": reason})
