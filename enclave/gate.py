@@ -18,9 +18,9 @@ import msgspec
 
 from enclave import webhooks
 from enclave.errors import CallerError, Refused
-from enclave.json_strict import JsonInvalid, parse_json
 from enclave.secret import Secret
 from enclave.wire import MAX_GATE_REQUEST_BYTES, GateReply
+from policies.json_strict import JsonInvalid, parse_json
 from policies.model import Decoded
 from policies.transcript import Tag, digest
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enclave.json_strict import MAX_DEPTH, JsonInvalid, parse_json
+from policies.json_strict import MAX_DEPTH, JsonInvalid, parse_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),

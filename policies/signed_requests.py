@@ -1,0 +1,118 @@
+"""What a client's detached JWS (RFC 7797) says, and what must hold of it besides its signature. Pure.
+
+Enclaves decide by this. A coordinator looks first, so that nobody unknown occupies a place of its own. The protected
+header holds exactly `alg, kid, b64, crit, network, method, path, iat, exp, jti`, so that what was signed is what is
+carried out: key and path included. The algorithm that counts is the policy's for that client; the header must merely
+agree. With so little allowed, the signature is checked directly over RFC 7515's signing input.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from policies.errors import Refused
+from policies.json_strict import JsonInvalid, parse_json
+from policies.model import Algorithm, Client
+
+MAX_LIFETIME_S = 300
+CLOCK_SKEW_S = 30
+SIGNATURE_BYTES = 64
+_BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
+_NAMES = {Algorithm.ED25519: ("Ed25519", "EdDSA"), Algorithm.ES256: ("ES256",)}
+
+T = TypeVar("T")
+Seconds = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class ProtectedHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Exactly these members; times in Unix seconds."""
+
+    alg: Text
+    kid: Text
+    b64: bool
+    crit: tuple[str, ...]
+    network: Text
+    method: Text
+    path: Text
+    iat: Seconds
+    exp: Seconds
+    jti: Annotated[str, msgspec.Meta(min_length=16, max_length=64)]
+
+
+@dataclass(frozen=True)
+class UnverifiedJws:
+    """A JWS taken apart. `protected`: the header as encoded; `signature`: 64 bytes, not verified yet."""
+
+    protected: str
+    header: ProtectedHeader
+    signature: bytes
+
+    def signing_input(self, body: bytes) -> bytes:
+        """What the signature must be over."""
+        return self.protected.encode() + b"." + body
+
+    def check(self, client: Client, *, network: str, method: str, path: str, now_s: int) -> None:
+        """Whether it is `client`'s, for this network, method and path, and fresh. Raises `Refused`."""
+        if self.header.alg not in _NAMES[client.alg]:
+            reason = f"the policy says {client.alg.value} for this client, the header {self.header.alg}"
+            raise Refused("request/header", reason)
+        _check_header(self.header, network, method, path)
+        _check_times(self.header, now_s)
+
+
+def split_jws(jws: str) -> UnverifiedJws:
+    """Take a detached JWS apart. Raises `Refused`, and nothing else, on any text."""
+    parts = jws.split(".")
+    if len(parts) != 3 or parts[1]:
+        raise Refused("request/jws", "not a detached JWS: header, nothing, signature")
+    signature = _decode(parts[2])
+    if len(signature) != SIGNATURE_BYTES:
+        raise Refused("request/jws", f"a signature of {len(signature)} bytes, not {SIGNATURE_BYTES}")
+    header = parse_strictly(_decode(parts[0]), ProtectedHeader, "request/header")
+    return UnverifiedJws(parts[0], header, signature)
+
+
+def parse_strictly(data: bytes, kind: type[T], rule: str) -> T:
+    """`data` as JSON that no two parsers read differently. Raises `Refused` with `rule`, and nothing else."""
+    try:
+        parse_json(data)
+        return msgspec.json.decode(data, type=kind)
+    except (JsonInvalid, msgspec.DecodeError) as error:
+        raise Refused(rule, str(error)[:200]) from None
+
+
+def _check_header(header: ProtectedHeader, network: str, method: str, path: str) -> None:
+    if header.b64 or header.crit != ("b64",):
+        raise Refused("request/header", 'b64 must be false and crit ["b64"]')
+    if header.network != network:
+        raise Refused("request/network", "signed for another network")
+    if (header.method, header.path) != (method, path) or header.method != "POST":
+        raise Refused("request/path", "signed for another method or path")
+
+
+def _check_times(header: ProtectedHeader, now_s: int) -> None:
+    if not 0 < header.exp - header.iat <= MAX_LIFETIME_S:
+        raise Refused("request/lifetime", f"exp must be after iat by at most {MAX_LIFETIME_S} s")
+    if header.iat > now_s + CLOCK_SKEW_S:
+        raise Refused("request/time", "signed in the future: check the client's clock")
+    if header.exp <= now_s:
+        raise Refused("request/expired", "the request has expired: sign it again")
+
+
+def _decode(text: str) -> bytes:
+    """Canonical base64url without padding."""
+    if not _BASE64URL.fullmatch(text):
+        raise Refused("request/jws", "not base64url")
+    try:
+        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError:
+        raise Refused("request/jws", "not base64url") from None
+    if base64.urlsafe_b64encode(data).rstrip(b"=").decode() != text:
+        raise Refused("request/jws", "not canonical base64url")
+    return data
