@@ -1,13 +1,9 @@
-"""The signers as one network: who can sign together, and what keeps them able to.
-
-Three loops run beside the requests: setup where PRSS epochs are missing or differ, refill of pools, and activation of
-keys at signers that missed it. Each backs off while it fails.
-"""
+"""The signers as one network: who can sign together, and what a request waits for (`upkeep` keeps them able to)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -15,20 +11,14 @@ import structlog
 from appliance.coordinator.ceremonies import Ceremonies
 from appliance.coordinator.changes import Changes
 from appliance.coordinator.config import PoolSettings
-from appliance.coordinator.errors import CeremonyEnded, Rejected
+from appliance.coordinator.errors import CeremonyEnded
 from appliance.coordinator.keybook import KeyBook
 from appliance.coordinator.keygen import activate
 from appliance.coordinator.pools import Pools
-from appliance.coordinator.presigning import BatchIncomplete, presign
 from appliance.coordinator.sessions import Signers
-from appliance.coordinator.setup import setup
+from appliance.coordinator.upkeep import Upkeep
 from enclave import wire
-from policies.errors import Unavailable
 from policies.roster import Roster
-
-FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
-RESYNC_S = 10.0
-KEYS_TO_ACTIVATE_AT_ONCE = 256
 
 log = structlog.get_logger()
 
@@ -57,9 +47,8 @@ class Network:
         self.signers = Signers(roster, changes, self)
         self.ceremonies = Ceremonies(self.signers.order, random)
         self.pools = Pools(settings.low, changes)
-        self._filling: set[tuple[int, ...]] = set()
+        self._upkeep = Upkeep(self, roster, settings, changes, keybook)
         self._wanted: list[int] = []
-        self._to_activate: set[int] = set()
 
     # --- what signers say ---
 
@@ -67,14 +56,14 @@ class Network:
         """Ask what it holds, and see to the keys it has not activated."""
         log.info("signer-online", signer=self.signers.name(index))
         self.pools.forget_member(index)
-        self._to_activate.add(index)
+        self._upkeep.activate_at(index)
         self.resync((index,))
 
     def on_lost(self, index: int) -> None:
         """Its ceremonies end."""
         log.info("signer-lost", signer=self.signers.name(index))
         self.pools.forget_member(index)
-        self._to_activate.discard(index)
+        self._upkeep.on_lost(index)
         self.ceremonies.on_lost(index)
 
     def on_report(self, index: int, report: wire.ReportBody) -> None:
@@ -82,14 +71,14 @@ class Network:
         match report:
             case wire.Pools():
                 for sid, holders in self.pools.on_pools(index, report):
-                    self._forget_batch(sid, holders)
+                    self.forget_batch(sid, holders)
             case wire.LinkReport(peer, up, reason):
                 log.info("link", signer=self.signers.name(index), peer=peer, up=up, reason=reason)
             case _ if self.ceremonies.on_report(index, report):
                 pass
             case wire.PresignDone(_, sid):
                 # Its ceremony has failed elsewhere meanwhile.
-                self._forget_batch(sid, (index,))
+                self.forget_batch(sid, (index,))
             case _:
                 log.info("report-dropped", signer=self.signers.name(index), report=type(report).__name__)
 
@@ -139,10 +128,8 @@ class Network:
 
     def activate_later(self, members: Iterable[int]) -> None:
         """These signers have missed the activation of a key."""
-        missing = set(members) & set(self.signers.online())
-        if missing:
-            self._to_activate |= missing
-            self._changes.notify()
+        for index in set(members) & set(self.signers.online()):
+            self._upkeep.activate_at(index)
 
     def resync(self, members: Sequence[int]) -> None:
         """Ask these signers which presignatures they hold."""
@@ -181,6 +168,15 @@ class Network:
             "wait some seconds; if it stays, read the coordinator's log for setup-failed",
         )
 
+    @property
+    def wanted(self) -> int:
+        """How many presignatures the largest batch waits for, 0 where none does."""
+        return max(self._wanted, default=0)
+
+    async def run(self) -> None:
+        """What keeps the signers able to sign, until cancelled."""
+        await self._upkeep.run()
+
     def _candidates(self) -> list[tuple[int, ...]]:
         return [committee for committee in self.committees() if self.signers.ready(committee)]
 
@@ -203,98 +199,7 @@ class Network:
         windows = _windows(self._roster.indices, size)
         return [window for window in windows if set(window) <= set(online)] or _windows(online, size)
 
-    # --- what keeps them able to ---
-
-    async def run(self) -> None:
-        """The three loops, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._repeat("setup", self._setup_if_needed))
-            group.create_task(self._repeat("presigning", self._refill_if_needed))
-            group.create_task(self._repeat("activation", self._activate_if_needed))
-            group.create_task(self._resync_forever())
-
-    async def _repeat(self, what: str, step: Callable[[], Awaitable[bool]]) -> None:
-        """Do `step` while it has something to do, wait for a change where it had not, back off where it failed."""
-        retry_s = FIRST_RETRY_S
-        while True:
-            try:
-                change = self._changes.next()
-                if not await step():
-                    await change.wait()
-                retry_s = FIRST_RETRY_S
-            except (CeremonyEnded, Rejected, Unavailable) as error:
-                log.warning(f"{what}-failed", reason=str(error)[:512], retry_s=retry_s)
-                await asyncio.sleep(retry_s)
-                retry_s = min(2 * retry_s, LONGEST_RETRY_S)
-
-    async def _setup_if_needed(self) -> bool:
-        everybody = self._roster.indices
-        if not self.signers.linked(everybody):
-            return False
-        epochs = self.signers.epochs(everybody)
-        if len(epochs) == 1 and 0 not in epochs:
-            return False
-        epoch = 1 + max(epochs)
-        try:
-            await setup(self.ceremonies, self._roster, epoch)
-        finally:
-            self.pools.drop_all()
-            self.resync(self.signers.online())
-        log.info("setup-done", prss_epoch=epoch)
-        return True
-
-    async def _refill_if_needed(self) -> bool:
-        committee = self._next_to_fill()
-        if committee is None:
-            return False
-        self.pools.presigning(committee, under_way=True)
-        try:
-            sid = await presign(self.ceremonies, committee, self._settings.batch)
-            self.pools.add(sid, committee, self._settings.batch)
-        except BatchIncomplete as error:
-            self._forget_batch(error.sid, error.holders)
-            raise
-        finally:
-            self.pools.presigning(committee, under_way=False)
-        log.info("presigned", committee=committee, available=self.pools.available(committee))
-        return True
-
-    def _next_to_fill(self) -> tuple[int, ...] | None:
-        """The fullest committee where a batch waits for more; else one below `low`, or on its way from there to
-        `high`, the emptiest first."""
-        ready = [c for c in self.preferred() if self.pools.synced(c) and self.signers.ready(c)]
-        fullest = max(ready, key=self.pools.available, default=None)
-        if fullest is not None and self.pools.available(fullest) < max(self._wanted, default=0):
-            return fullest
-        for committee in ready:
-            available = self.pools.available(committee)
-            if available < self._settings.low:
-                self._filling.add(committee)
-            elif available >= self._settings.high:
-                self._filling.discard(committee)
-        self._filling &= set(self.preferred())
-        return min(self._filling & set(ready), key=self.pools.available, default=None)
-
-    async def _activate_if_needed(self) -> bool:
-        if not self._to_activate:
-            return False
-        index = self._to_activate.pop()
-        for key_id in self._keybook.missing_at(index, KEYS_TO_ACTIVATE_AT_ONCE):
-            try:
-                await self.activate_key(index, key_id)
-            except CeremonyEnded as error:
-                log.warning("activation-failed", signer=self.signers.name(index), key=key_id, reason=str(error))
-                if error.code in ("signer-away", "timeout"):
-                    break
-        return True
-
-    async def _resync_forever(self) -> None:
-        """A signer that was asked what it holds and has not answered is asked again."""
-        while True:
-            await asyncio.sleep(RESYNC_S)
-            self.resync([index for index in self.signers.online() if not self.pools.synced((index,))])
-
-    def _forget_batch(self, sid: bytes, holders: Sequence[int]) -> None:
+    def forget_batch(self, sid: bytes, holders: Sequence[int]) -> None:
         for holder in holders:
             self.signers.order(holder, wire.ForgetBatchOrder(self._random(16), sid))
 

@@ -1,0 +1,142 @@
+"""What keeps the signers able to sign: loops beside the requests.
+
+Setup where PRSS epochs are missing or differ, refill of pools, activation of keys at signers that missed it. Each
+waits for a change while it has nothing to do and backs off while it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from appliance.coordinator.changes import Changes
+from appliance.coordinator.config import PoolSettings
+from appliance.coordinator.errors import CeremonyEnded, Rejected
+from appliance.coordinator.keybook import KeyBook
+from appliance.coordinator.presigning import BatchIncomplete, presign
+from appliance.coordinator.setup import setup
+from policies.errors import Unavailable
+from policies.roster import Roster
+
+if TYPE_CHECKING:
+    from appliance.coordinator.network import Network
+
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
+RESYNC_S = 10.0
+KEYS_TO_ACTIVATE_AT_ONCE = 256
+
+log = structlog.get_logger()
+
+
+class Upkeep:
+    """The loops of one `network`."""
+
+    def __init__(
+        self, network: Network, roster: Roster, settings: PoolSettings, changes: Changes, keybook: KeyBook
+    ) -> None:
+        self._network, self._roster, self._settings = network, roster, settings
+        self._changes, self._keybook = changes, keybook
+        self._signers, self._ceremonies, self._pools = network.signers, network.ceremonies, network.pools
+        self._filling: set[tuple[int, ...]] = set()
+        self._to_activate: set[int] = set()
+
+    def activate_at(self, index: int) -> None:
+        """Signer `index` may have missed the activation of keys."""
+        self._to_activate.add(index)
+        self._changes.notify()
+
+    def on_lost(self, index: int) -> None:
+        """Signer `index` is away: there is nothing to do for it."""
+        self._to_activate.discard(index)
+
+    async def run(self) -> None:
+        """All loops, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._repeat("setup", self._setup_if_needed))
+            group.create_task(self._repeat("presigning", self._refill_if_needed))
+            group.create_task(self._repeat("activation", self._activate_if_needed))
+            group.create_task(self._resync_forever())
+
+    async def _repeat(self, what: str, step: Callable[[], Awaitable[bool]]) -> None:
+        """Do `step` while it has something to do, wait for a change where it had not, back off where it failed."""
+        retry_s = FIRST_RETRY_S
+        while True:
+            try:
+                change = self._changes.next()
+                if not await step():
+                    await change.wait()
+                retry_s = FIRST_RETRY_S
+            except (CeremonyEnded, Rejected, Unavailable) as error:
+                log.warning(f"{what}-failed", reason=str(error)[:512], retry_s=retry_s)
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+
+    async def _setup_if_needed(self) -> bool:
+        everybody = self._roster.indices
+        if not self._signers.linked(everybody):
+            return False
+        epochs = self._signers.epochs(everybody)
+        if len(epochs) == 1 and 0 not in epochs:
+            return False
+        epoch = 1 + max(epochs)
+        try:
+            await setup(self._ceremonies, self._roster, epoch)
+        finally:
+            self._pools.drop_all()
+            self._network.resync(self._signers.online())
+        log.info("setup-done", prss_epoch=epoch)
+        return True
+
+    async def _refill_if_needed(self) -> bool:
+        committee = self._next_to_fill()
+        if committee is None:
+            return False
+        self._pools.presigning(committee, under_way=True)
+        try:
+            sid = await presign(self._ceremonies, committee, self._settings.batch)
+            self._pools.add(sid, committee, self._settings.batch)
+        except BatchIncomplete as error:
+            self._network.forget_batch(error.sid, error.holders)
+            raise
+        finally:
+            self._pools.presigning(committee, under_way=False)
+        log.info("presigned", committee=committee, available=self._pools.available(committee))
+        return True
+
+    def _next_to_fill(self) -> tuple[int, ...] | None:
+        """The fullest committee where a batch waits for more; else one below `low`, or on its way from there to
+        `high`, the emptiest first."""
+        ready = [c for c in self._network.preferred() if self._pools.synced(c) and self._signers.ready(c)]
+        fullest = max(ready, key=self._pools.available, default=None)
+        if fullest is not None and self._pools.available(fullest) < self._network.wanted:
+            return fullest
+        for committee in ready:
+            available = self._pools.available(committee)
+            if available < self._settings.low:
+                self._filling.add(committee)
+            elif available >= self._settings.high:
+                self._filling.discard(committee)
+        self._filling &= set(self._network.preferred())
+        return min(self._filling & set(ready), key=self._pools.available, default=None)
+
+    async def _activate_if_needed(self) -> bool:
+        if not self._to_activate:
+            return False
+        index = self._to_activate.pop()
+        for key_id in self._keybook.missing_at(index, KEYS_TO_ACTIVATE_AT_ONCE):
+            try:
+                await self._network.activate_key(index, key_id)
+            except CeremonyEnded as error:
+                log.warning("activation-failed", signer=self._signers.name(index), key=key_id, reason=str(error))
+                if error.code in ("signer-away", "timeout"):
+                    break
+        return True
+
+    async def _resync_forever(self) -> None:
+        """A signer that was asked what it holds and has not answered is asked again."""
+        while True:
+            await asyncio.sleep(RESYNC_S)
+            self._network.resync([index for index in self._signers.online() if not self._pools.synced((index,))])
