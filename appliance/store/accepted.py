@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, String, Table, bindparam, select
+from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, String, Table, select
 from sqlalchemy.dialects.sqlite import insert
 
-from policies.errors import CallerError
+from appliance.store.statements import Statement, parameter
+from policies.errors import Bug, CallerError
 
 UNFINISHED = ("Pending", "Executing")
 
@@ -58,9 +59,9 @@ class ExternalIdTaken(CallerError):
     """The external id stands for another request."""
 
 
-_INSERT_EXTERNAL = insert(external_ids).on_conflict_do_nothing()
-_SELECT_EXTERNAL = select(external_ids.c.digest, external_ids.c.id).where(
-    external_ids.c.external_id == bindparam("external_id")
+_INSERT_EXTERNAL = Statement(insert(external_ids).on_conflict_do_nothing())
+_SELECT_EXTERNAL = Statement(
+    select(external_ids.c.digest, external_ids.c.id).where(external_ids.c.external_id == parameter("external_id"))
 )
 
 
@@ -80,14 +81,18 @@ def request_row(request: Accepted) -> dict[str, object]:
     }
 
 
-def accept(connection: Connection, request: Accepted, statement: Any, values: Mapping[str, object]) -> tuple[str, bool]:
+def accept(
+    connection: Connection, request: Accepted, statement: Statement, values: Mapping[str, object]
+) -> tuple[str, bool]:
     """Insert `values` by `statement`, unless the external id is known. Returns the id that it stands for, and
     whether it is new. Raises `ExternalIdTaken`."""
     external = {"external_id": request.external_id, "digest": request.digest, "id": request.id}
-    if connection.execute(_INSERT_EXTERNAL, external).rowcount == 1:
-        connection.execute(statement, values)
+    if _INSERT_EXTERNAL.run(connection, external).rowcount == 1:
+        statement.run(connection, values)
         return request.id, True
-    known = connection.execute(_SELECT_EXTERNAL, {"external_id": request.external_id}).one()
-    if known.digest != request.digest:
+    known = _SELECT_EXTERNAL.one(connection, {"external_id": request.external_id})
+    if known is None:
+        raise Bug(f"externalId {request.external_id} is neither new nor known")
+    if known["digest"] != request.digest:
         raise ExternalIdTaken(f"externalId {request.external_id} was used for another request")
-    return str(known.id), False
+    return str(known["id"]), False

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Column, Connection, Index, Integer, LargeBinary, Select, String, Table, select, update
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
 from appliance.store.accepted import UNFINISHED, Accepted, accept, metadata, request_columns, request_row
 from appliance.store.database import Database
 from appliance.store.failures import store_failure
+from appliance.store.statements import insertion
 from appliance.store.writer import GroupCommitWriter
 from policies.errors import Bug
 
@@ -25,6 +25,9 @@ batches = Table(
     Column("result", LargeBinary),
     Index("signature_batches_key", "key_id"),
 )
+
+
+_INSERT_BATCH = insertion(batches, without=("seq", "result"))
 
 
 class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +58,7 @@ class SignatureBatches:
     async def accept(self, request: Accepted, key_id: str, count: int) -> tuple[str, bool]:
         """Commit a request for a batch. Returns and raises as `CoordinatorStore.accept_key`."""
         values = {**request_row(request), "key_id": key_id, "count": count}
-        return await self._writer.submit(lambda connection: accept(connection, request, insert(batches), values))
+        return await self._writer.submit(lambda connection: accept(connection, request, _INSERT_BATCH, values))
 
     async def set_executing(self, batch_id: str) -> None:
         """A gate takes its time."""

@@ -19,17 +19,15 @@ from sqlalchemy import (
     Select,
     String,
     Table,
-    bindparam,
     select,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import DBAPIError
 
 from appliance.store.accepted import UNFINISHED, Accepted, accept, metadata, request_columns, request_row
 from appliance.store.batches import SignatureBatches
 from appliance.store.database import Database
-from appliance.store.failures import store_failure
+from appliance.store.failures import DATABASE_ERRORS, store_failure
+from appliance.store.statements import Statement, insertion, parameter
 from appliance.store.writer import GroupCommitWriter
 from policies.errors import Bug
 
@@ -97,11 +95,24 @@ class SignatureRow(msgspec.Struct, frozen=True, kw_only=True):
 
 R = TypeVar("R", KeyRow, SignatureRow)
 
-_INSERT_KEY, _INSERT_SIGNATURE = insert(keys), insert(signatures)
-_KEY_BY_ID = select(keys).where(keys.c.id == bindparam("id"))
-_KEY_BY_KEY_ID = select(keys).where(keys.c.key_id == bindparam("id"))
-_SIGNATURE_BY_ID = select(signatures).where(signatures.c.id == bindparam("id"))
-_UPDATE_SIGNATURE = update(signatures).where(signatures.c.id == bindparam("row_id"), signatures.c.state.in_(UNFINISHED))
+_INSERT_KEY = insertion(keys, without=("seq", "key_id", "certificate"))
+_INSERT_SIGNATURE = insertion(signatures, without=("seq", "result"))
+_KEY_BY_ID = Statement(select(keys).where(keys.c.id == parameter("row")))
+_KEY_BY_KEY_ID = Statement(select(keys).where(keys.c.key_id == parameter("row")))
+_SIGNATURE_BY_ID = Statement(select(signatures).where(signatures.c.id == parameter("row")))
+_UNFINISHED_SIGNATURE = update(signatures).where(
+    signatures.c.id == parameter("row"), signatures.c.state.in_(UNFINISHED)
+)
+_SET_STATE = Statement(_UNFINISHED_SIGNATURE.values(state=parameter("to")))
+_FINISH = Statement(_UNFINISHED_SIGNATURE.values(state="Signed", result=parameter("signed")))
+_END = Statement(
+    _UNFINISHED_SIGNATURE.values(
+        state=parameter("to"),
+        reason_code=parameter("code"),
+        reason_message=parameter("message"),
+        reason_signer=parameter("signer"),
+    )
+)
 
 
 class CoordinatorStore:
@@ -171,27 +182,22 @@ class CoordinatorStore:
 
     async def set_executing(self, signature_id: str) -> None:
         """A gate takes its time."""
-        await self._end_signature(signature_id, {"state": "Executing"})
+        await self._advance(_SET_STATE, signature_id, {"to": "Executing"})
 
     async def finish_signature(self, signature_id: str, result: bytes) -> None:
         """The verified signature, JSON of a `SignatureValue`. State `Signed`."""
-        await self._end_signature(signature_id, {"state": "Signed", "result": result})
+        await self._advance(_FINISH, signature_id, {"signed": result})
 
     async def end_signature(self, signature_id: str, state: str, code: str, message: str, signer: str) -> None:
         """No signature comes of it: `Failed` or `Rejected`, and why."""
-        values = {
-            "state": state,
-            "reason_code": code,
-            "reason_message": message,
-            "reason_signer": signer,
-        }
-        await self._end_signature(signature_id, values)
+        values = {"to": state, "code": code, "message": message, "signer": signer}
+        await self._advance(_END, signature_id, values)
 
-    async def _end_signature(self, signature_id: str, values: Mapping[str, object]) -> None:
-        parameters = {"row_id": signature_id, **values}
+    async def _advance(self, statement: Statement, signature_id: str, values: Mapping[str, object]) -> None:
+        parameters = {"row": signature_id, **values}
 
         def write(connection: Connection) -> None:
-            if connection.execute(_UPDATE_SIGNATURE, parameters).rowcount != 1:
+            if statement.run(connection, parameters).rowcount != 1:
                 raise Bug(f"signature {signature_id} has ended already")
 
         await self._writer.submit(write)
@@ -236,16 +242,16 @@ class CoordinatorStore:
         query = select(signatures).where(signatures.c.state.in_(UNFINISHED)).order_by(signatures.c.seq)
         return self._many(query, SignatureRow)
 
-    def _one(self, query: Select[Any], row_id: str, kind: type[R]) -> R | None:
+    def _one(self, query: Statement, row_id: str, kind: type[R]) -> R | None:
         try:
-            row = self._database.reader.execute(query, {"id": row_id}).one_or_none()
-        except DBAPIError as error:
+            row = query.one(self._database.reader, {"row": row_id})
+        except DATABASE_ERRORS as error:
             raise store_failure(self._database.path, error) from error
-        return None if row is None else kind(**row._mapping)
+        return None if row is None else kind(**row)
 
     def _many(self, query: Select[Any], kind: type[R]) -> list[R]:
         try:
             rows = self._database.reader.execute(query).all()
-        except DBAPIError as error:
+        except DATABASE_ERRORS as error:
             raise store_failure(self._database.path, error) from error
         return [kind(**row._mapping) for row in rows]

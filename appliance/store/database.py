@@ -21,7 +21,7 @@ BUSY_TIMEOUT_S = 5.0
 
 
 class Database:
-    """`writer` begins immediate transactions; `reader` is one connection that sees what is committed."""
+    """`writer` leaves transactions to its user; `reader` is one connection that sees what is committed."""
 
     def __init__(self, path: pathlib.Path, lock: int, writer: Engine, reading: Engine) -> None:
         self.path, self.writer = path, writer
@@ -36,10 +36,11 @@ class Database:
         """
         lock = _lock(path)
         try:
-            writer, reading = _engine(path, "BEGIN IMMEDIATE"), _engine(path, None)
-            with writer.begin() as connection:
+            migrating = _engine(path, "BEGIN IMMEDIATE")
+            with migrating.begin() as connection:
                 _migrate(connection, path, schema)
-            return cls(path, lock, writer, reading)
+            migrating.dispose()
+            return cls(path, lock, _engine(path, None), _engine(path, None))
         except DBAPIError as error:
             os.close(lock)
             raise store_failure(path, error) from error
@@ -75,7 +76,7 @@ def _lock(path: pathlib.Path) -> int:
 
 
 def _engine(path: pathlib.Path, begin: str | None) -> Engine:
-    """`begin` None: every statement commits by itself, which is what reads want."""
+    """`begin` None: SQLAlchemy begins no transaction."""
     engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
 
     @event.listens_for(engine, "connect")

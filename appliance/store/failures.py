@@ -20,6 +20,7 @@ REMEDIES = {
     "SQLITE_CORRUPT": "the file is damaged: restore it from a backup",
     "SQLITE_NOTADB": "the file is no database: restore it from a backup",
 }
+DATABASE_ERRORS = (DBAPIError, sqlite3.Error)
 LASTING = ("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB")
 UNKNOWN = "see the message; restart when its cause is gone"
 
@@ -32,8 +33,9 @@ class StoreFailed(Unavailable):
         self.lasting = lasting
 
 
-def store_failure(path: pathlib.Path | str, error: DBAPIError) -> StoreFailed:
+def store_failure(path: pathlib.Path | str, error: DBAPIError | sqlite3.Error) -> StoreFailed:
     """`error` in an operator's words."""
-    code = getattr(error.orig, "sqlite_errorname", "") if isinstance(error.orig, sqlite3.Error) else ""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    code = getattr(cause, "sqlite_errorname", "") if isinstance(cause, sqlite3.Error) else ""
     root = "_".join(code.split("_")[:2])
-    return StoreFailed(path, str(error.orig)[:200], REMEDIES.get(root, UNKNOWN), lasting=root in LASTING)
+    return StoreFailed(path, str(cause)[:200], REMEDIES.get(root, UNKNOWN), lasting=root in LASTING)

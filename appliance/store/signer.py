@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from appliance.store.database import Database
 from appliance.store.failures import store_failure
+from appliance.store.statements import Statement, insertion
 from appliance.store.writer import GroupCommitWriter
 from enclave import wire
 from policies.errors import CallerError, Unavailable
@@ -61,8 +62,8 @@ _UPSERT_RECORD = _UPSERT_RECORD.on_conflict_do_update(
     set_={"version": _UPSERT_RECORD.excluded.version, "sealed": _UPSERT_RECORD.excluded.sealed},
     where=_UPSERT_RECORD.excluded.version > records.c.version,
 )
-_INSERT_AUDIT = insert(audit)
-_SELECT_HEAD = select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
+_INSERT_AUDIT = insertion(audit, without=())
+_SELECT_HEAD = Statement(select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1))
 _SELECT_ENTRY = select(audit.c.body, audit.c.hash, audit.c.head_signature).where(audit.c.seq == bindparam("seq"))
 _SELECT_ENTRIES = select(audit.c.seq, audit.c.body, audit.c.hash, audit.c.head_signature).order_by(audit.c.seq)
 
@@ -74,8 +75,8 @@ class SignerStore:
         self._database = database
         self._writer = GroupCommitWriter(database)
         self._cache = RecordCache(MAX_CACHED_BYTES)
-        row = database.reader.execute(_SELECT_HEAD).one_or_none()
-        self._head: tuple[int, bytes] = EMPTY_HEAD if row is None else (row.seq, row.hash)
+        row = _SELECT_HEAD.one(database.reader, {})
+        self._head: tuple[int, bytes] = EMPTY_HEAD if row is None else (row["seq"], row["hash"])
 
     @classmethod
     def open(cls, path: pathlib.Path) -> SignerStore:
@@ -199,26 +200,18 @@ def _append(connection: Connection, entries: Sequence[wire.AuditEntry]) -> None:
     """Add what continues the chain; pass over what is stored; refuse gaps and other content."""
     if not entries:
         return
-    head = connection.execute(_SELECT_HEAD).one_or_none()
-    seq = 0 if head is None else head.seq
-    new: list[dict[str, object]] = []
+    head = _SELECT_HEAD.one(connection, {})
+    seq = 0 if head is None else head["seq"]
+    new = 0
     for entry in entries:
         if entry.seq <= seq and not new:
             _check_stored(connection, entry)
             continue
         if entry.seq != seq + 1:
             raise CallerError(f"audit entry {entry.seq} does not follow entry {seq}")
-        seq = entry.seq
-        new.append(
-            {
-                "seq": entry.seq,
-                "body": entry.body,
-                "hash": entry.hash,
-                "head_signature": entry.head_signature,
-            }
-        )
-    if new:
-        connection.execute(_INSERT_AUDIT, new)
+        seq, new = entry.seq, new + 1
+        values = {"body": entry.body, "hash": entry.hash, "head_signature": entry.head_signature}
+        _INSERT_AUDIT.run(connection, {"seq": seq, **values})
 
 
 def _check_stored(connection: Connection, entry: wire.AuditEntry) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,11 +20,13 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from appliance.store.database import Database
-from appliance.store.failures import StoreFailed, store_failure
+from appliance.store.failures import DATABASE_ERRORS, StoreFailed, store_failure
+from appliance.store.statements import driver
 from policies.errors import Bug, KeymootError, Unavailable
 
 MAX_QUEUED = 4096
 MAX_BATCH = 512
+INTEGRITY_ERRORS = (IntegrityError, sqlite3.IntegrityError)
 
 T = TypeVar("T")
 
@@ -126,7 +130,7 @@ class GroupCommitWriter:
         try:
             if not self._commit_together(connection, batch):
                 self._commit_apart(connection, batch)
-        except DBAPIError as error:
+        except DATABASE_ERRORS as error:
             failure = store_failure(self._database.path, error)
             _fail_all(batch, failure)
             if failure.lasting or connection.invalidated:
@@ -138,30 +142,26 @@ class GroupCommitWriter:
 
     def _commit_together(self, connection: Connection, batch: Sequence[_Write]) -> bool:
         """All in one transaction; False, and nothing written, where one of them refused."""
-        with connection.begin() as transaction:
-            try:
+        try:
+            with _transaction(connection):
                 for write in batch:
                     write.outcome = write.run(connection)
-            except (KeymootError, IntegrityError):
-                transaction.rollback()
-                return False
+        except (KeymootError, *INTEGRITY_ERRORS):
+            return False
         return True
 
     def _commit_apart(self, connection: Connection, batch: Sequence[_Write]) -> None:
         """One transaction again, in which each write can fail alone."""
-        with connection.begin():
+        with _transaction(connection):
             for write in batch:
-                savepoint = connection.begin_nested()
                 try:
-                    write.outcome = write.run(connection)
+                    with _savepoint(connection):
+                        write.outcome = write.run(connection)
                 except KeymootError as error:
-                    savepoint.rollback()
                     write.error = error
-                except IntegrityError as error:
-                    savepoint.rollback()
-                    write.error = Bug(f"store {self._database.path}: {error.orig}")
-                else:
-                    savepoint.commit()
+                except INTEGRITY_ERRORS as error:
+                    cause = error.orig if isinstance(error, DBAPIError) else error
+                    write.error = Bug(f"store {self._database.path}: {cause}")
 
     def _end(self) -> None:
         """Whatever ended the thread: refuse from now on, and tell whoever still waits."""
@@ -176,6 +176,36 @@ class GroupCommitWriter:
                     waiting.append(item)
         _fail_all(waiting, stopped)
         _deliver(waiting)
+
+
+@contextmanager
+def _transaction(connection: Connection) -> Iterator[None]:
+    """One transaction, which has the write lock from its begin on."""
+    beneath = driver(connection)
+    beneath.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        beneath.execute("COMMIT")
+    except BaseException:
+        # SQLite has rolled back by itself after some errors.
+        if beneath.in_transaction:
+            beneath.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def _savepoint(connection: Connection) -> Iterator[None]:
+    """A part of a transaction that can fail alone."""
+    beneath = driver(connection)
+    beneath.execute("SAVEPOINT write")
+    try:
+        yield
+    except (KeymootError, *INTEGRITY_ERRORS):
+        beneath.execute("ROLLBACK TO write")
+        raise
+    finally:
+        if beneath.in_transaction:
+            beneath.execute("RELEASE write")
 
 
 def _fail_all(batch: Sequence[_Write], error: KeymootError) -> None:
