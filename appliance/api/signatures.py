@@ -1,16 +1,14 @@
-"""What a client checks of a returned signature: the hash, the key, every encoding of it, by two libraries."""
+"""What a client checks of a returned signature: the hash, the key, every encoding of it."""
 
 from __future__ import annotations
 
 import hashlib
 
-import coincurve
 from Crypto.Hash import keccak
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.asymmetric import utils
 
 from appliance.api.derivation import SECP256K1_ORDER
+from appliance.api.ecdsa import verifies
 from appliance.api.models import SignatureValue
 from policies.errors import CallerError
 from policies.requests import (
@@ -83,16 +81,8 @@ def verify_signature(value: SignatureValue | None, public_key: bytes, expected_h
         raise SignatureRefused("rsv does not hold r, s and recid")
     if value.der != "0x" + der.hex():
         raise SignatureRefused("der does not hold r and s")
-    try:
-        key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), public_key)
-        key.verify(der, named_hash, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
-        recovered = coincurve.PublicKey.from_signature_and_message(
-            r + s + bytes([value.recid]), named_hash, hasher=None
-        )
-    except (InvalidSignature, ValueError):
-        raise SignatureRefused("the signature does not verify under the certified key") from None
-    if recovered.format() != public_key:
-        raise SignatureRefused("recid recovers another key")
+    if not verifies(public_key, named_hash, r, s, value.recid):
+        raise SignatureRefused("the signature does not verify under the certified key with its recid")
 
 
 def _bytes(text: str, size: int) -> bytes:

@@ -1,15 +1,15 @@
-"""SPEC 4.6: signature shares to one verified ECDSA signature. Nothing leaves here that OpenSSL has not verified."""
+"""SPEC 4.6: signature shares to one verified ECDSA signature. Nothing leaves here that has not been verified."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import lru_cache
 
 import coincurve
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.asymmetric import utils
 
 from appliance.api.derivation import SECP256K1_ORDER as ORDER
+from appliance.api.ecdsa import verifies
 from appliance.api.models import SignatureValue
 from appliance.coordinator.errors import CeremonyEnded
 from enclave import wire
@@ -22,7 +22,8 @@ class CombineFailed(CeremonyEnded):
         super().__init__("combine", reason)
 
 
-def lagrange_at_zero(j: int, committee: Sequence[int]) -> int:
+@lru_cache(maxsize=4096)
+def lagrange_at_zero(j: int, committee: tuple[int, ...]) -> int:
     """`λ_j`, the Lagrange coefficient of `j` at 0 over `committee`, mod `q`."""
     numerator = denominator = 1
     for i in committee:
@@ -40,16 +41,25 @@ def combine(h: bytes, shares: Mapping[int, wire.ShareReport], public_key: bytes)
             raise CombineFailed(f"signer {index} gave the share of signer {share.index}")
     x, odd = _nonce_point(shares)
     r = x % ORDER
-    committee = sorted(shares)
+    committee = tuple(sorted(shares))
     s = sum(lagrange_at_zero(j, committee) * _scalar(shares[j].s) for j in committee) % ORDER
     if r == 0 or s == 0:
         raise CombineFailed("r or s is 0")
     recid = odd | (2 if x >= ORDER else 0)
     if s > ORDER // 2:
         s, recid = ORDER - s, recid ^ 1
-    value = _value(r, s, recid, h, public_key)
-    _verify(value, h, public_key)
-    return value
+    r_bytes, s_bytes = r.to_bytes(32, "big"), s.to_bytes(32, "big")
+    if not verifies(public_key, h, r_bytes, s_bytes, recid):
+        raise CombineFailed("the signature does not verify: a signer's share is wrong")
+    return SignatureValue(
+        r="0x" + r_bytes.hex(),
+        s="0x" + s_bytes.hex(),
+        recid=recid,
+        der="0x" + utils.encode_dss_signature(r, s).hex(),
+        rsv="0x" + (r_bytes + s_bytes + bytes([recid])).hex(),
+        public_key="0x" + public_key.hex(),
+        hash="0x" + h.hex(),
+    )
 
 
 def _nonce_point(shares: Mapping[int, wire.ShareReport]) -> tuple[int, int]:
@@ -70,28 +80,3 @@ def _scalar(data: bytes) -> int:
     if value >= ORDER:
         raise CombineFailed("a share is not below the group order")
     return value
-
-
-def _value(r: int, s: int, recid: int, h: bytes, public_key: bytes) -> SignatureValue:
-    r_bytes, s_bytes = r.to_bytes(32, "big"), s.to_bytes(32, "big")
-    return SignatureValue(
-        r="0x" + r_bytes.hex(),
-        s="0x" + s_bytes.hex(),
-        recid=recid,
-        der="0x" + utils.encode_dss_signature(r, s).hex(),
-        rsv="0x" + (r_bytes + s_bytes + bytes([recid])).hex(),
-        public_key="0x" + public_key.hex(),
-        hash="0x" + h.hex(),
-    )
-
-
-def _verify(value: SignatureValue, h: bytes, public_key: bytes) -> None:
-    """By OpenSSL, and the recovery id by libsecp256k1."""
-    key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), public_key)
-    try:
-        key.verify(bytes.fromhex(value.der[2:]), h, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
-    except InvalidSignature:
-        raise CombineFailed("the signature does not verify: a signer's share is wrong") from None
-    recovered = coincurve.PublicKey.from_signature_and_message(bytes.fromhex(value.rsv[2:]), h, hasher=None)
-    if recovered.format() != public_key:
-        raise CombineFailed("the recovery id is not that of the key")
