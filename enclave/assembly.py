@@ -28,6 +28,7 @@ from enclave.online import Holdings
 from enclave.orders import CeremonyOrders, Surroundings
 from enclave.pool import PresignaturePool
 from enclave.prss_state import PrssState
+from enclave.setup_turn import SetupTurn
 from enclave.shares import Vault
 from enclave.tasks import Promise, Timers
 from enclave.wire import PROTOCOL_VERSION, Attached, Status
@@ -123,6 +124,7 @@ class EnclaveCore:
             roster=self._config.roster,
             session=self._session,
             nonces=NonceBook(self._session, self._outside.random),
+            setup_turn=SetupTurn(self._outside.clock),
             links=self._links,
             ceremonies=self._ceremonies,
             vault=Vault(network, self._config.index, self._outside.on_hsm, self._outside.hsm_state, self.effects.store),

@@ -123,6 +123,7 @@ class Dispatch:
         self._attachments += 1
         self._effects.detach()
         self._around.links.drop_all("the signer process went away")
+        self._around.setup_turn.clear()
 
     # --- attachment ---
 
@@ -160,6 +161,8 @@ class Dispatch:
 
     def _on_presence(self, message: Presence) -> None:
         self._know(message.coordinator)
+        if not message.online:
+            self._around.setup_turn.release(message.coordinator)
         self._around.links.on_presence(message.coordinator, message.online)
 
     def _on_frame(self, message: PeerFrame) -> None:
@@ -212,6 +215,11 @@ class Dispatch:
             self._effects.report(order.coordinator, OrderRefused(order.body.ceremony, str(error)[:500]))
 
     async def _prepare(self, order: Order, body: PrepareOrder) -> None:
+        if body.purpose == "setup":
+            # SPEC 1.7
+            if self._around.ceremonies.running("setup"):
+                raise Refused("busy", "a setup is under way")
+            self._around.setup_turn.take(order.coordinator, body.ceremony)
         nonce = self._around.nonces.issue(order.coordinator, body.purpose)
         self._effects.report(order.coordinator, NonceReport(body.ceremony, nonce))
 
@@ -233,6 +241,7 @@ class Dispatch:
     async def _abandon(self, order: Order, body: AbandonOrder) -> None:
         self._authoriser.book.abandon(order.coordinator, body.ceremony)
         self._around.ceremonies.abandon(order.coordinator, body.ceremony)
+        self._around.setup_turn.release(order.coordinator, body.ceremony)
 
     async def _activate(self, order: Order, body: ActivateOrder) -> None:
         record = await self._around.vault.open_key(order.key, body.key_id)

@@ -19,6 +19,7 @@ from enclave.pool import BYTES_PER_PRESIGNATURE, BatchKey, PresignaturePool
 from enclave.protocol import keygen, presign, setup
 from enclave.protocol.session import RoundMessage
 from enclave.prss_state import PrssState
+from enclave.setup_turn import SetupTurn
 from enclave.shares import KeyRecord, Vault
 from enclave.tasks import Promise
 from enclave.wire import (
@@ -53,6 +54,7 @@ class Surroundings:
     roster: Roster
     session: OwnSession
     nonces: NonceBook
+    setup_turn: SetupTurn
     links: Links
     ceremonies: Ceremonies
     vault: Vault
@@ -77,7 +79,9 @@ class CeremonyOrders:
 
     def start_setup(self, coordinator: str, order: SetupOrder) -> None:
         """PRSS seeds of a new epoch, all `n` signers."""
+        # SPEC 1.7
         around = self._around
+        around.setup_turn.check(coordinator)
         self._check_epoch(coordinator, order.epoch)
         parameters = [order.epoch.to_bytes(8, "big")]
         run = self._local_run(coordinator, order.ceremony, "setup", parameters, order.nonces, setup.ROUNDS)
@@ -89,7 +93,10 @@ class CeremonyOrders:
 
         async def routine() -> None:
             t, roster_digest = around.roster.tolerate, around.roster.digest()
-            await setup.setup(run.session, t, order.epoch, roster_digest, around.random, install)
+            try:
+                await setup.setup(run.session, t, order.epoch, roster_digest, around.random, install)
+            finally:
+                around.setup_turn.release(coordinator)
 
         run.start(routine())
 

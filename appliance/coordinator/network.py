@@ -76,6 +76,9 @@ class Network:
                 log.info("link", signer=self.signers.name(index), peer=peer, up=up, reason=reason)
             case _ if self.ceremonies.on_report(index, report):
                 pass
+            case wire.SetupDone():
+                # Another coordinator's: what this signer held is gone (SPEC 1.6).
+                self.resync((index,))
             case wire.PresignDone(_, sid):
                 # Its ceremony has failed elsewhere meanwhile.
                 self.forget_batch(sid, (index,))

@@ -75,20 +75,29 @@ class Upkeep:
                 retry_s = min(2 * retry_s, LONGEST_RETRY_S)
 
     async def _setup_if_needed(self) -> bool:
-        everybody = self._roster.indices
-        if not self._signers.linked(everybody):
+        if not self._signers.linked(self._roster.indices) or self._next_epoch() is None:
             return False
-        epochs = self._signers.epochs(everybody)
-        if len(epochs) == 1 and 0 not in epochs:
-            return False
-        epoch = 1 + max(epochs)
+        ordered: int | None = None
+
+        def next_epoch() -> int | None:
+            nonlocal ordered
+            ordered = self._next_epoch()
+            return ordered
+
         try:
-            await setup(self._ceremonies, self._roster, epoch)
+            done = await setup(self._ceremonies, self._roster, next_epoch)
         finally:
-            self._pools.drop_all()
-            self._network.resync(self._signers.online())
-        log.info("setup-done", prss_epoch=epoch)
+            if ordered is not None:
+                self._pools.drop_all()
+                self._network.resync(self._signers.online())
+        if done is not None:
+            log.info("setup-done", prss_epoch=done)
         return True
+
+    def _next_epoch(self) -> int | None:
+        """The PRSS epoch that all signers should come to; None where they are at one."""
+        epochs = self._signers.epochs(self._roster.indices)
+        return None if len(epochs) == 1 and 0 not in epochs else 1 + max(epochs)
 
     async def _refill_if_needed(self) -> bool:
         committee = self._next_to_fill()

@@ -129,12 +129,11 @@ class Courier:
                 case wire.ToPeer(coordinator, receiver, bulk, data):
                     self._to_coordinator(coordinator, relay.Forward(receiver, data), bulk=bulk)
                 case wire.Report(coordinator, body, audit):
+                    then = partial(self._to_coordinator, coordinator, relay.ReportUp(body), bulk=False)
                     if isinstance(body, wire.SetupDone):
                         self._enclave.note_setup(body.epoch)
-                    await self._after_commit(
-                        self._store.append_audit(audit) if audit else None,
-                        partial(self._to_coordinator, coordinator, relay.ReportUp(body), bulk=False),
-                    )
+                        then = partial(self._to_every_coordinator, relay.ReportUp(body))
+                    await self._after_commit(self._store.append_audit(audit) if audit else None, then)
                 case wire.Store(ticket, records):
                     await self._after_commit(
                         self._store.put_records(records),
@@ -154,6 +153,11 @@ class Courier:
         link = self._links.get(name)
         if link is None or not link.send(message, bulk=bulk):
             log.info("message-dropped", coordinator=name, message=type(message).__name__)
+
+    def _to_every_coordinator(self, message: relay.Up) -> None:
+        """Tell all whose link is up."""
+        for link in self._links.values():
+            link.send(message, bulk=False)
 
     # --- effects that wait for the disk -----------------------------------------------------------------
 
