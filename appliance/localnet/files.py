@@ -40,6 +40,12 @@ class Plan:
     gate: bool
     pool: tuple[int, int, int]
     refuse: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    coordinators: int = 1
+
+    @property
+    def coordinator_names(self) -> tuple[str, ...]:
+        """`coordinator`, `coordinator-2`, and so on; also their directories."""
+        return (COORDINATOR, *(f"{COORDINATOR}-{number}" for number in range(2, self.coordinators + 1)))
 
     @property
     def indices(self) -> range:
@@ -64,42 +70,54 @@ class Written:
     """Where things ended up."""
 
     roster: Roster
-    coordinator: configure.CoordinatorSetup
-    api_port: int
+    coordinators: Mapping[str, configure.CoordinatorSetup]
+    api_ports: Mapping[str, int]
     gate_ports: tuple[int, ...]
 
 
 def write_network(plan: Plan) -> Written:
     """Write everything. Raises `Unavailable` without SoftHSM, `CallerError` for an impossible plan."""
-    signers_port, api_port, *gate_ports = free_ports(2 + (plan.signers if plan.gate else 0))
-    coordinator = plan.root / COORDINATOR
-    setup = configure.CoordinatorSetup(
-        network=plan.network,
-        name=COORDINATOR,
-        listen_signers=f"{LOOPBACK}:{signers_port}",
-        listen_api=f"{LOOPBACK}:{api_port}",
-        pool=plan.pool,
-    )
-    configure.write_coordinator(coordinator, setup)
-    ca = (coordinator / "ca.pem").read_bytes()
-    address = configure.CoordinatorAddress(COORDINATOR, f"https://{LOOPBACK}:{signers_port}", ca)
+    ports = iter(free_ports(2 * plan.coordinators + (plan.signers if plan.gate else 0)))
+    setups = {name: _coordinator_setup(plan, name, next(ports), next(ports)) for name in plan.coordinator_names}
+    gate_ports = tuple(ports)
+    for name, setup in setups.items():
+        configure.write_coordinator(plan.root / name, setup)
+    addresses = tuple(_address(plan, setup) for setup in setups.values())
     for index in plan.indices:
-        _write_signer(plan, index, address, gate_ports[index - 1] if plan.gate else None)
+        _write_signer(plan, index, addresses, gate_ports[index - 1] if plan.gate else None)
     bundle = b"".join((plan.signer(index) / "ca.pem").read_bytes() for index in plan.indices)
-    pki.write_new(coordinator / "signers-ca.pem", bundle)
+    for name in setups:
+        pki.write_new(plan.root / name / "signers-ca.pem", bundle)
     client = configure.write_client(
         plan.root / "client",
-        configure.ClientSetup(plan.network, CLIENT, f"https://{LOOPBACK}:{api_port}", ca),
+        configure.ClientSetup(plan.network, CLIENT, f"https://{setups[COORDINATOR].listen_api}", addresses[0].ca_pem),
     )
     roster = _provision(plan)
     policy = _policy(base64url(client.public_bytes))
-    for directory in (coordinator, plan.root / "client", *map(plan.signer, plan.indices)):
+    coordinators = (plan.root / name for name in setups)
+    for directory in (*coordinators, plan.root / "client", *map(plan.signer, plan.indices)):
         pki.write_new(directory / "roster.yaml", enrolment.roster_yaml(roster).encode())
     for index in plan.indices:
         pki.write_new(plan.signer(index) / "policy.yaml", policy.encode())
     if plan.gate:
         _each(plan, lambda index: _seal_gate_secret(plan, index))
-    return Written(roster, setup, api_port, tuple(gate_ports))
+    api_ports = {name: int(setup.listen_api.rpartition(":")[2]) for name, setup in setups.items()}
+    return Written(roster, setups, api_ports, gate_ports)
+
+
+def _coordinator_setup(plan: Plan, name: str, signers_port: int, api_port: int) -> configure.CoordinatorSetup:
+    return configure.CoordinatorSetup(
+        network=plan.network,
+        name=name,
+        listen_signers=f"{LOOPBACK}:{signers_port}",
+        listen_api=f"{LOOPBACK}:{api_port}",
+        pool=plan.pool,
+    )
+
+
+def _address(plan: Plan, setup: configure.CoordinatorSetup) -> configure.CoordinatorAddress:
+    ca = (plan.root / setup.name / "ca.pem").read_bytes()
+    return configure.CoordinatorAddress(setup.name, f"https://{setup.listen_signers}", ca)
 
 
 def free_ports(count: int) -> list[int]:
@@ -114,7 +132,9 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _write_signer(plan: Plan, index: int, coordinator: configure.CoordinatorAddress, gate_port: int | None) -> None:
+def _write_signer(
+    plan: Plan, index: int, coordinators: tuple[configure.CoordinatorAddress, ...], gate_port: int | None
+) -> None:
     gate = None
     if gate_port is not None:
         gate_setup = configure.GateSetup(
@@ -125,7 +145,7 @@ def _write_signer(plan: Plan, index: int, coordinator: configure.CoordinatorAddr
     hsm = configure.Hsm(_softhsm_lib(), TOKEN_LABEL, "file:pin")
     configure.write_signer(
         plan.signer(index),
-        configure.SignerSetup(plan.network, f"signer-{index}", (coordinator,), hsm, gate),
+        configure.SignerSetup(plan.network, f"signer-{index}", coordinators, hsm, gate),
     )
     _make_token(plan, index)
 

@@ -54,13 +54,15 @@ class LocalNet:
         pool: tuple[int, int, int] = DEFAULT_POOL,
         refuse: Mapping[int, tuple[str, ...]] | None = None,
         directory: Path | None = None,
+        coordinators: int = 1,
     ) -> None:
-        """`pool`: low, high, batch. `refuse`: signer index → destinations its gate refuses.
+        """`pool`: low, high, batch, of each coordinator. `refuse`: signer index → destinations its gate refuses.
+        The coordinators are called `coordinator`, `coordinator-2`, and so on; the profile names the first.
 
         `directory`: must be new or empty, and short, since socket paths end at 107 bytes; it is removed at the end.
         """
         self._owned = Path(tempfile.mkdtemp(prefix="keymoot-")) if directory is None else directory
-        self.plan = Plan(self._owned.resolve(), "loopback", signers, tolerate, gate, pool, refuse or {})
+        self.plan = Plan(self._owned.resolve(), "loopback", signers, tolerate, gate, pool, refuse or {}, coordinators)
         self.processes: dict[str, ManagedProcess] = {}
         self._written: Written | None = None
 
@@ -101,7 +103,8 @@ class LocalNet:
             if self.plan.gate:
                 self._define(f"gate-{index}", self.plan.gate_directory(index), "gate", "serve", "gate.yaml")
             self._define(f"enclave-{index}", self.plan.signer(index), "enclave", "run", "enclave.yaml", index)
-        self._define(COORDINATOR, self.root / COORDINATOR, "coordinator", "run", "coordinator.yaml")
+        for name in self.plan.coordinator_names:
+            self._define(name, self.root / name, "coordinator", "run", "coordinator.yaml")
         for index in self.plan.indices:
             self._define(f"signer-{index}", self.plan.signer(index), "signer", "run", "signer.yaml")
 
@@ -140,7 +143,7 @@ class LocalNet:
             port = self._files.gate_ports[int(number) - 1]
             self.wait_for(lambda: _listens(port), f"{name} to listen")
         elif kind == COORDINATOR:
-            self.wait_for(lambda: self.health() is not None, "the coordinator to answer")
+            self.wait_for(lambda: self.health(name) is not None, f"{name} to answer")
 
     def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Poll until `condition` holds. Raises `Unavailable` if a process ends meanwhile, or after the time-out."""
@@ -153,32 +156,41 @@ class LocalNet:
             time.sleep(POLL_S)
 
     def wait_for_pool(self, count: int, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Wait until every committee that is kept ready has `count` presignatures. Raises `Unavailable`."""
+        """Wait until every coordinator has `count` presignatures of every committee that it keeps ready.
+
+        Raises `Unavailable`.
+        """
         roster = self.roster
         committees = 1 if roster.n == roster.committee_size else roster.n
 
         def filled() -> bool:
-            pools = self.pools()
-            return len(pools) == committees and min(pools.values()) >= count
+            pools = [self.pools(name) for name in self.plan.coordinator_names]
+            return all(len(each) == committees and min(each.values()) >= count for each in pools)
 
         self.wait_for(filled, f"a pool of {count} presignatures", timeout_s)
 
-    def pools(self) -> dict[tuple[int, ...], int]:
-        """Presignatures that can be named now, by committee; empty while the coordinator is away."""
-        health = self.health()
+    def pools(self, coordinator: str = COORDINATOR) -> dict[tuple[int, ...], int]:
+        """Presignatures that a coordinator can name now, by committee; empty while it is away."""
+        health = self.health(coordinator)
         if health is None:
             return {}
         return {tuple(map(int, name.split("-"))): number for name, number in health.presignatures.items()}
 
     def configure_pool(self, pool: tuple[int, int, int]) -> None:
-        """Write another pool (low, high, batch) into coordinator.yaml; it counts after a restart."""
-        setup = dataclasses.replace(self._files.coordinator, pool=pool)
-        (self.root / COORDINATOR / "coordinator.yaml").write_text(configure.coordinator_yaml(setup))
+        """Write another pool (low, high, batch) into every coordinator.yaml; it counts after a restart."""
+        for name, setup in self._files.coordinators.items():
+            text = configure.coordinator_yaml(dataclasses.replace(setup, pool=pool))
+            (self.root / name / "coordinator.yaml").write_text(text)
 
-    def health(self) -> Health | None:
-        """What the coordinator says of itself; None while it does not answer."""
-        context = ssl.create_default_context(cafile=self.root / COORDINATOR / "ca.pem")
-        connection = http.client.HTTPSConnection(LOOPBACK, self._files.api_port, context=context, timeout=2.0)
+    def api(self, coordinator: str = COORDINATOR) -> tuple[str, Path]:
+        """URL of a coordinator's API, and the CA of its certificate."""
+        return f"https://{LOOPBACK}:{self._files.api_ports[coordinator]}", self.root / coordinator / "ca.pem"
+
+    def health(self, coordinator: str = COORDINATOR) -> Health | None:
+        """What a coordinator says of itself; None while it does not answer."""
+        context = ssl.create_default_context(cafile=self.root / coordinator / "ca.pem")
+        port = self._files.api_ports[coordinator]
+        connection = http.client.HTTPSConnection(LOOPBACK, port, context=context, timeout=2.0)
         try:
             connection.request("GET", "/healthz")
             answer = connection.getresponse()
@@ -188,15 +200,17 @@ class LocalNet:
         finally:
             connection.close()
 
-    def client(self) -> Client:
-        """The API's client with the network's one client key; use it as `with`."""
+    def client(self, coordinator: str = COORDINATOR) -> Client:
+        """A client of one coordinator's API with the network's one client key; use it as `with`."""
         profile = load_profile(self.profile)
-        return Client(profile.api, profile.roster, profile.key, profile.ca)
+        url, ca = self.api(coordinator)
+        return Client(url, profile.roster, profile.key, ca)
 
-    def async_client(self) -> AsyncClient:
+    def async_client(self, coordinator: str = COORDINATOR) -> AsyncClient:
         """The same for code with an event loop."""
         profile = load_profile(self.profile)
-        return AsyncClient(profile.api, profile.roster, profile.key, profile.ca)
+        url, ca = self.api(coordinator)
+        return AsyncClient(url, profile.roster, profile.key, ca)
 
     def socket(self, index: int) -> Path:
         """The socket of a signer's enclave."""
