@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Protocol
 
@@ -12,6 +11,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from appliance.durations import Durations, DurationsBy
 from policies.errors import CallerError, Unavailable
 
 PATH = "/metrics"
@@ -28,34 +28,30 @@ class Source(Protocol):
         """All metrics, with their present values. Quick: it runs in the event loop."""
 
 
-class Durations:
-    """How long something took, in seconds, counted in buckets up to `bounds_s`."""
+def histogram(name: str, text: str, durations: Durations) -> Metric:
+    """A histogram without labels."""
+    return HistogramMetricFamily(name, text, buckets=durations.buckets(), sum_value=durations.sum_s)
 
-    def __init__(self, bounds_s: Sequence[float]) -> None:
-        self._bounds_s = tuple(bounds_s)
-        self._counts = [0] * (len(self._bounds_s) + 1)
-        self._sum_s = 0.0
 
-    def observe(self, seconds: float) -> None:
-        """Count one."""
-        self._counts[bisect_left(self._bounds_s, seconds)] += 1
-        self._sum_s += seconds
+def histograms(name: str, text: str, label: str, by: DurationsBy) -> Metric:
+    """A family of histograms that differ in one label."""
+    family = HistogramMetricFamily(name, text, labels=[label])
+    for value, durations in sorted(by.by_label.items()):
+        family.add_metric([value], durations.buckets(), durations.sum_s)
+    return family
 
-    def family(self, name: str, text: str) -> Metric:
-        """The histogram as Prometheus reads it: cumulative buckets."""
-        total, buckets = 0, []
-        for bound, count in zip((*map(str, self._bounds_s), "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum_s)
+
+def counters(name: str, text: str, labels: Sequence[str], values: Mapping[tuple[str, ...], int]) -> Metric:
+    """A family of counters that differ in several labels."""
+    family = CounterMetricFamily(name, text, labels=labels)
+    for found, count in sorted(values.items()):
+        family.add_metric(found, count)
+    return family
 
 
 def counter(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
     """A family of counters that differ in one label."""
-    family = CounterMetricFamily(name, text, labels=[label])
-    for value, count in sorted(values.items()):
-        family.add_metric([value], count)
-    return family
+    return counters(name, text, [label], {(value,): count for value, count in values.items()})
 
 
 def gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:

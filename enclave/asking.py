@@ -6,6 +6,7 @@ not a verified yes is a refusal.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from enclave.errors import Refused
@@ -14,12 +15,14 @@ from enclave.gate import (
     GateAllowed,
     GateCall,
     GateKeys,
+    GateSaidNo,
     RequestInfo,
     SignerInfo,
     build_call,
     is_retriable,
     verify_reply,
 )
+from enclave.meters import Durations
 from enclave.tasks import Promise, Timers
 from enclave.wire import CallGate, GateReply, GateUnreachable
 
@@ -27,6 +30,10 @@ TRY_TIMEOUT_S = 10.0
 RETRY_FIRST_S, RETRY_MOST_S = 0.25, 5.0
 POLL_LEAST_S, POLL_MOST_S = 1.0, 60.0
 MAX_CONVERSATIONS = 1024
+
+
+class _NoDecision(Refused):
+    """The deadline has passed without a yes or a no."""
 
 
 class Gate:
@@ -50,6 +57,8 @@ class Gate:
         self._awaited: dict[str, Promise[GateReply | GateUnreachable]] = {}
         self._conversations = 0
         self.counters: dict[str, int] = {}
+        self.seconds = Durations()
+        """Whole conversations."""
 
     async def ask(
         self, info: SignerInfo | BatchSignerInfo, request: RequestInfo, deadline_s: int, pending: Callable[[int], None]
@@ -61,19 +70,34 @@ class Gate:
         if self._conversations >= MAX_CONVERSATIONS:
             raise Refused("gate", f"{MAX_CONVERSATIONS} gate calls are under way")
         self._conversations += 1
+        started_ns = time.perf_counter_ns()
         try:
-            return await self._converse(keys, info, request, deadline_s, pending)
+            allowed = await self._converse(keys, info, request, deadline_s, pending)
+        except GateSaidNo:
+            self._count("gate|refused")
+            raise
+        except _NoDecision:
+            self._count("gate|undecided")
+            raise
         except Refused:
-            self._count("gate_refused")
+            self._count("gate|invalid")
             raise
         finally:
             self._conversations -= 1
+            self.seconds.observe_ns(time.perf_counter_ns() - started_ns)
+        self._count("gate|allowed")
+        return allowed
+
+    @property
+    def under_way(self) -> int:
+        """Conversations under way."""
+        return self._conversations
 
     def on_answer(self, answer: GateReply | GateUnreachable) -> None:
         """What the signer brought back. One that nobody awaits is dropped."""
         promise = self._awaited.pop(answer.uid, None)
         if promise is None:
-            self._count("gate_unawaited")
+            self._count("gate_tries|late")
         else:
             promise.resolve(answer)
 
@@ -101,21 +125,21 @@ class Gate:
             answer = await self._exchange(call, self._try_timeout_ms(deadline_s))
             if isinstance(answer, GateUnreachable):
                 reason, wait_s = answer.reason, backoff_s
-                self._count("gate_unreachable")
+                self._count("gate_tries|unreachable")
             elif is_retriable(answer.status):
                 reason, wait_s = f"HTTP {answer.status}", max(backoff_s, float(answer.retry_after_s))
-                self._count("gate_retried")
+                self._count("gate_tries|retriable")
             else:
                 verdict = verify_reply(answer, call=call, keys=keys, now_s=int(self._clock()))
                 if isinstance(verdict, GateAllowed):
-                    self._count("gate_allowed")
                     return verdict
+                self._count("gate_tries|pending")
                 pending(deadline_s)
                 reason = "undecided"
                 wait_s = min(max(float(verdict.retry_after_s), POLL_LEAST_S), POLL_MOST_S)
             backoff_s = min(backoff_s * 2, RETRY_MOST_S)
             await self._timers.sleep(min(wait_s, max(0.0, deadline_s - self._clock())))
-        raise Refused("gate", f"no yes from the gate before the deadline ({reason})")
+        raise _NoDecision("gate", f"no yes from the gate before the deadline ({reason})")
 
     async def _exchange(self, call: GateCall, timeout_ms: int) -> GateReply | GateUnreachable:
         uid = call.uid

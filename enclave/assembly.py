@@ -34,11 +34,15 @@ from enclave.tasks import Promise, Timers
 from enclave.wire import PROTOCOL_VERSION, Attached, Status
 
 HEAD_SIGNING_PERIOD_S = 60.0
+LINK_STATES = ("up", "opening", "down")
 
 
 @dataclass(frozen=True)
 class Outside:
-    """What the world gives an enclave: clocks, randomness, the HSM, the worker, the log."""
+    """What the world gives an enclave: clocks, randomness, the HSM, the worker, the log.
+
+    `told_of_hsm()`: counters and durations of the HSM, and `queues()`: what waits, both for `Status`.
+    """
 
     wall_clock: Callable[[], float]
     clock: Callable[[], float]
@@ -47,6 +51,8 @@ class Outside:
     hsm_state: Callable[[], tuple[str, str]]
     to_worker: Callable[[bytes], None]
     log: Log
+    told_of_hsm: Callable[[], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = lambda: ({}, {})
+    queues: Callable[[], dict[str, int]] = dict
 
 
 class EnclaveCore:
@@ -84,7 +90,7 @@ class EnclaveCore:
             outside.wall_clock,
             outside.random,
         )
-        creation = KeyCreation(rules, book, self.orders, self.effects, outside.wall_clock)
+        self._creation = creation = KeyCreation(rules, book, self.orders, self.effects, outside.wall_clock)
         self.dispatch = Dispatch(
             around,
             self.orders,
@@ -200,17 +206,23 @@ class EnclaveCore:
         state, reason = self._outside.hsm_state()
         if state == "ready" and self._prss.epoch == 0:
             state, reason = "waiting", "no PRSS seeds yet: all signers must be online once"
-        counters: dict[str, int] = {}
-        for part in (self._ceremonies, self.dispatch, self._authoriser, self._gate):
-            counters |= part.counters
+        counters, durations = self._outside.told_of_hsm()
+        for part in (self._ceremonies, self.dispatch, self._authoriser, self._gate, self._creation):
+            for name, count in part.counters.items():
+                counters[name] = counters.get(name, 0) + count
+        durations["gate"] = self._gate.seconds.told()
         gauges = {
             "presignatures": len(self.pool),
             "ceremonies": len(self._ceremonies),
             "requests": len(self._authoriser.book),
             "prss_epoch": self._prss.epoch,
             "audit_seq": self._audit.seq,
+            "gate_conversations": self._gate.under_way,
         }
-        return Status(state, reason[:500], counters, gauges)
+        gauges |= {f"queue|{name}": length for name, length in self._outside.queues().items()}
+        for coordinator, counted in self._links.count().items():
+            gauges |= {f"links|{coordinator}|{state}": n for state, n in zip(LINK_STATES, counted, strict=True)}
+        return Status(state, reason[:500], counters, gauges, durations)
 
 
 def _new_session(index: int, random: Callable[[int], bytes]) -> OwnSession:

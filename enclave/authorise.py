@@ -21,6 +21,7 @@ from enclave.channels.frames import sign_digest
 from enclave.effects import Effects
 from enclave.errors import CallerError, Refused, Unavailable
 from enclave.gate import BatchSignerInfo, GateSaidNo, RequestInfo, SignerInfo
+from enclave.meters import rule_label
 from enclave.online import Holdings, OnlineStep
 from enclave.requests import VerifiedRequest, verify_request
 from enclave.shares import KeyFacts
@@ -252,7 +253,7 @@ class Authoriser:
     ) -> None:
         """Answer the newest attempt, or the order itself where no attempt has `begun` with it. Only a request that
         verified goes into the audit chain: others cost nothing to send, and would fill the disk."""
-        self._count(f"requests_refused_{rule.split('/')[0]}")
+        self._count(f"requests_refused|{rule_label(rule)}")
         entries: tuple[AuditEntry, ...] = ()
         ceremony = order.ceremony
         if state is not None:

@@ -74,7 +74,7 @@ class Ceremonies:
             raise Refused("replay", "a ceremony with this context is under way")
         cancel = self._timers.after(DEADLINE_S, lambda: run.stop(KeymootError(f"no end within {DEADLINE_S:.0f} s")))
         self._runs[ticket.context] = (run, cancel)
-        self._count(f"ceremonies_started_{ticket.kind}")
+        self._count(f"ceremonies_started|{ticket.kind}")
 
     def get(self, context: bytes) -> CeremonyRun | None:
         """The run with this context, if it is under way."""
@@ -85,7 +85,7 @@ class Ceremonies:
         """Route a ceremony frame. Raises `LinkFault` where no such ceremony is under way with that sender."""
         run = self.get(frame_context(frame))
         if run is None or run.ticket.coordinator != coordinator or sender not in run.ticket.members:
-            self._count("frames_unknown_ceremony")
+            self._count("frames_of_no_ceremony")
             raise LinkFault(sender, "a frame of no ceremony under way")
         run.receive(sender, frame)
 
@@ -101,16 +101,16 @@ class Ceremonies:
             if (run.ticket.coordinator, run.ticket.ceremony) == (coordinator, ceremony):
                 run.stop(KeymootError("given up by the coordinator"))
 
-    def end(self, ticket: Ticket, outcome: str) -> None:
-        """Take a finished run out of the table."""
+    def end(self, ticket: Ticket, outcome: str, last_round: int) -> None:
+        """Take a finished run out of the table. `outcome`: `done`, or the kind of failure."""
         entry = self._runs.pop(ticket.context, None)
         if entry is not None:
             entry[1]()
-            self._count(f"ceremonies_{outcome}_{ticket.kind}")
+            self._count(f"ceremonies_ended|{ticket.kind}|{last_round}|{outcome}")
 
     def fail(self, ticket: Ticket, failure: CeremonyFailed) -> None:
         """Take a failed run out and tell its coordinator."""
-        self.end(ticket, "failed")
+        self.end(ticket, failure.kind, failure.round)
         self._report(ticket.coordinator, failure)
 
     def _count(self, name: str) -> None:
@@ -160,14 +160,14 @@ class LocalRun(CeremonyRun):
 
     def _ended(self, task: Task[None]) -> None:
         if isinstance(task.outcome, KeymootError):
-            self._ceremonies.fail(self.ticket, failed_report(self.ticket, task.outcome, self.session.missing()))
+            missing, last_round = self.session.missing(), self.session.round
+            self._ceremonies.fail(self.ticket, failed_report(self.ticket, task.outcome, missing, last_round))
         else:
-            self._ceremonies.end(self.ticket, "done")
+            self._ceremonies.end(self.ticket, "done", self.session.round)
 
 
-def failed_report(ticket: Ticket, error: KeymootError, missing: tuple[int, ...]) -> CeremonyFailed:
-    """The report of a ceremony that ended with `error`."""
+def failed_report(ticket: Ticket, error: KeymootError, missing: tuple[int, ...], last_round: int = 0) -> CeremonyFailed:
+    """The report of a ceremony that ended with `error` in `last_round`."""
     failure = describe_failure(ticket.context, error, missing)
-    return CeremonyFailed(
-        ticket.ceremony, failure.kind, failure.step, failure.reason[:500], failure.culprits, failure.suspects
-    )
+    told = (failure.kind, failure.step, failure.reason[:500], failure.culprits, failure.suspects, last_round)
+    return CeremonyFailed(ticket.ceremony, *told)

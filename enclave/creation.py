@@ -8,6 +8,7 @@ from enclave.attempts import RequestBook, RequestState
 from enclave.authorise import SigningRules
 from enclave.effects import Effects
 from enclave.errors import Refused
+from enclave.meters import rule_label
 from enclave.orders import CeremonyOrders
 from enclave.requests import parse_key_creation, verify_request
 from enclave.wire import ClientRequest, KeygenOrder, RequestRefused
@@ -31,6 +32,7 @@ class KeyCreation:
     ) -> None:
         self._rules, self._book, self._orders, self._effects = rules, book, orders, effects
         self._clock = wall_clock
+        self.counters: dict[str, int] = {}
 
     def start(self, coordinator: str, order: KeygenOrder) -> None:
         """Begin the ceremony, or report `RequestRefused`. A request whose key was stored is never carried out again.
@@ -41,6 +43,8 @@ class KeyCreation:
             labels = [self._check(request) for request in order.requests]
             states = self._open(order)
         except Refused as refusal:
+            name = f"requests_refused|{rule_label(refusal.rule)}"
+            self.counters[name] = self.counters.get(name, 0) + 1
             self._effects.report(coordinator, RequestRefused(order.ceremony, refusal.rule, refusal.reason[:500]))
             return
 

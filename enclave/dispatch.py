@@ -17,6 +17,7 @@ from enclave.channels.handshake import Link
 from enclave.creation import KeyCreation
 from enclave.effects import Effects
 from enclave.errors import CallerError, KeymootError, LinkFault, Refused, Unavailable
+from enclave.meters import rule_label
 from enclave.orders import CeremonyOrders, Surroundings
 from enclave.tasks import Task, Timers
 from enclave.wire import (
@@ -174,8 +175,7 @@ class Dispatch:
             else:
                 raise LinkFault(message.sender, "a frame of no known kind")
         except (LinkFault, CallerError, Refused, Unavailable) as fault:
-            self._count("frames_refused")
-            self._count(f"frames_refused_{type(fault).__name__}")
+            self._count(f"frames_refused|{_label(fault)}")
 
     def on_link(self, coordinator: str, peer: int, link: Link | None, reason: str) -> None:
         """A link came up, went down, or could not be made."""
@@ -211,7 +211,7 @@ class Dispatch:
                 self._around.vault.require_hsm()
             await self._order_routes[type(order.body)](order, order.body)
         except (Refused, CallerError, Unavailable) as error:
-            self._count("orders_refused")
+            self._count(f"orders_refused|{_label(error)}")
             self._effects.report(order.coordinator, OrderRefused(order.body.ceremony, str(error)[:500]))
 
     async def _prepare(self, order: Order, body: PrepareOrder) -> None:
@@ -266,3 +266,12 @@ class Dispatch:
 
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1
+
+
+def _label(error: KeymootError) -> str:
+    """As what an error on the way of an order or frame is counted."""
+    if isinstance(error, Refused):
+        return rule_label(error.rule)
+    if isinstance(error, Unavailable):
+        return "unavailable"
+    return "link" if isinstance(error, LinkFault) else "malformed"

@@ -34,6 +34,11 @@ class Stream:
         """Whether something is queued."""
         return bool(self._outgoing)
 
+    @property
+    def waiting(self) -> int:
+        """How many messages wait to be written."""
+        return len(self._outgoing)
+
     def read(self) -> Iterator[bytes]:
         """Whole messages that have arrived. Raises `Malformed` for an oversized one, `EOFError` at the end."""
         try:

@@ -277,7 +277,7 @@ class CeremonyOrders:
         except Refused as refusal:
             around.ceremonies.fail(ticket, failed_report(ticket, refusal, ()))
             return
-        around.ceremonies.end(ticket, "done")
+        around.ceremonies.end(ticket, "done", len(presign.ROUNDS))
         count = len(finished.inverse_shares) // 32
         entry = around.audit.record("presign", sid=finished.sid.hex(), count=count)
         around.report(ticket.coordinator, PresignDone(ticket.ceremony, finished.sid, key.committee, count), (entry,))
@@ -370,7 +370,8 @@ class WorkerRun(CeremonyRun):
 
 
 def _worker_report(ticket: Ticket, failed: Failed) -> CeremonyFailed:
-    return CeremonyFailed(ticket.ceremony, failed.kind, failed.step, failed.reason, failed.culprits, failed.suspects)
+    told = (failed.kind, failed.step, failed.reason, failed.culprits, failed.suspects, failed.round)
+    return CeremonyFailed(ticket.ceremony, *told)
 
 
 def _record(key: keygen.NewKey, active: bool) -> KeyRecord:

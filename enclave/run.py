@@ -16,6 +16,7 @@ from enclave.gate import GateKeys
 from enclave.gate_secrets import open_gate_secrets
 from enclave.hsm import Hsm, HsmThread, open_hsm
 from enclave.log import Log
+from enclave.meters import Timings
 from enclave.serve import MAX_QUEUED_TO_WORKER_BYTES, Server
 from enclave.tasks import Promise
 from enclave.worker import MAX_WORKER_MESSAGE_BYTES, fork_worker
@@ -53,6 +54,7 @@ class Opener:
     def __init__(self, config: EnclaveConfig) -> None:
         self._config = config
         self._gate_keys: GateKeys | None = None
+        self.timings = Timings("seal", "unseal", "sign", "check")
 
     def gate_keys(self) -> GateKeys | None:
         """The keys of the latest opening, None before the first one and in gate mode `none`."""
@@ -61,7 +63,7 @@ class Opener:
     def open(self) -> Hsm:
         """Called each time the module is set up. Raises `HsmAway`, or `CallerError` for what does not fit together."""
         config = self._config
-        hsm = open_hsm(config.hsm, config.file.network, config.index)
+        hsm = open_hsm(config.hsm, config.file.network, config.index, observe=self.timings.observe_ns)
         try:
             if hsm.identity_point != config.roster.signer(config.index).identity_point:
                 raise CallerError(
@@ -83,6 +85,12 @@ class HsmWatch:
         self._thread, self._log = thread, log
         self._told: tuple[str, str] | None = None
         self._was_ready = False
+
+    def counters(self) -> dict[str, int]:
+        """How often the module was opened or not, and jobs that failed, as `Status.counters` has it."""
+        thread = self._thread
+        counted = {"hsm_openings|opened": thread.opened, "hsm_openings|failed": thread.not_opened}
+        return counted | {"hsm_failed_jobs": thread.failed_jobs}
 
     def start(self) -> None:
         """Wait a little for the HSM. Raises `CallerError` for what needs an operator, nothing for one that is away."""
@@ -116,6 +124,8 @@ def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmW
         hsm_state=lambda: thread.state,
         to_worker=lambda message: server.to_worker(message),
         log=log,
+        told_of_hsm=lambda: (watch.counters(), opener.timings.told("hsm")),
+        queues=lambda: {"to-signer": server.waiting, "to-worker": worker.waiting, "hsm": thread.waiting},
     )
     SECP256K1.randomize(os.urandom(32))
     core = EnclaveCore(config, opener.gate_keys, outside)

@@ -66,6 +66,11 @@ class Server:
             if self._signer is not None:
                 self._disconnect("stopping")
 
+    @property
+    def waiting(self) -> int:
+        """How many messages wait to be written to the signer."""
+        return self._signer.waiting if self._signer is not None else 0
+
     def emit(self, message: FromEnclave) -> None:
         """Send to the attached signer. One that does not read is cut off."""
         if self._signer is not None:

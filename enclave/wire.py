@@ -35,6 +35,12 @@ MAX_GATE_BODY_BYTES: Final = 64 * 1024
 MAX_GATE_REQUEST_BYTES: Final = 512 * 1024
 MAX_BATCH: Final = 16_384
 MAX_KEYS_PER_CEREMONY: Final = 64
+MAX_STATUS_VALUES: Final = 1024
+# Upper bounds of what `Status.durations` counts, in microseconds: 10 µs to 60 s.
+DURATION_BOUNDS_US: Final = (
+    *(10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000),
+    *(1_000_000, 2_500_000, 5_000_000, 10_000_000, 30_000_000, 60_000_000),
+)
 
 Bytes16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -42,6 +48,8 @@ Point33 = Annotated[bytes, msgspec.Meta(min_length=33, max_length=33)]
 Signature64 = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Buckets = Annotated[tuple[Count, ...], msgspec.Meta(min_length=23, max_length=23)]
+RoundNumber = Annotated[int, msgspec.Meta(ge=0, le=9)]
 ShortText = Annotated[str, msgspec.Meta(max_length=512)]
 Committee = Annotated[tuple[Index, ...], msgspec.Meta(min_length=3, max_length=16)]
 DerivationPath = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=10)]
@@ -397,7 +405,8 @@ class PresignDone(Wire, frozen=True, tag=6):
 
 class CeremonyFailed(Wire, frozen=True, tag=7):
     """A ceremony ended here without a result. `kind` is `link`, `peer`, `caller`, `unavailable`, `refused` or
-    `timeout`; `culprits` only where SPEC names them; `suspects` is a link's peer or a silent member."""
+    `timeout`; `culprits` only where SPEC names them; `suspects` is a link's peer or a silent member; `round` is the one
+    whose messages were awaited last, 0 for none."""
 
     ceremony: Bytes16
     kind: Annotated[str, msgspec.Meta(pattern=r"^(link|peer|caller|unavailable|refused|timeout)$(?!\n)")]
@@ -405,6 +414,7 @@ class CeremonyFailed(Wire, frozen=True, tag=7):
     reason: ShortText
     culprits: tuple[Index, ...]
     suspects: tuple[Index, ...]
+    round: RoundNumber = 0
 
 
 class Authorized(Wire, frozen=True, tag=8):
@@ -645,12 +655,17 @@ class Audit(Wire, frozen=True, tag=6):
 
 
 class Status(Wire, frozen=True, tag=7):
-    """Counters and state, nothing secret. `counters` are monotonic since boot; `gauges` are present values."""
+    """Counters and state, nothing secret. A name is a family, then its labels' values, joined by `|`.
+
+    `counters` are monotonic since boot; `gauges` are present values; `durations`: how many took up to each of
+    `DURATION_BOUNDS_US`, how many longer, and the sum in microseconds.
+    """
 
     state: Annotated[str, msgspec.Meta(pattern=r"^(ready|waiting|hsm-away)$(?!\n)")]
     reason: ShortText
-    counters: dict[str, int]
-    gauges: dict[str, int]
+    counters: Annotated[dict[str, Count], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
+    gauges: Annotated[dict[str, Count], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
+    durations: Annotated[dict[str, Buckets], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
 
 
 FromEnclave = Attached | ToPeer | Report | Store | CallGate | Audit | Status

@@ -30,6 +30,7 @@ from enclave.wire import (
     MAX_PEER_FRAME_BYTES,
     Bytes32,
     Committee,
+    RoundNumber,
     ShortText,
     Wire,
     decode,
@@ -97,7 +98,7 @@ class Finished(Wire, frozen=True, tag=2):
 
 
 class Failed(Wire, frozen=True, tag=3):
-    """Worker → main: no batch. `kind`: `link`, `peer` or `caller`; `missing`: members awaited."""
+    """Worker → main: no batch. `kind`: as in `CeremonyFailed`; `suspects`: members awaited; `round`: the last one."""
 
     sid: Bytes32
     kind: ShortText
@@ -105,6 +106,7 @@ class Failed(Wire, frozen=True, tag=3):
     reason: ShortText
     culprits: tuple[Index, ...]
     suspects: tuple[Index, ...]
+    round: RoundNumber = 0
 
 
 ToWorker = Begin | Incoming | End
@@ -146,7 +148,8 @@ class _Run:
             done = Finished(self._sid, outcome.inverse_shares, outcome.points, cpu_us)
             self._emit(encode(done))
         elif isinstance(outcome, KeymootError):
-            self._emit(encode(describe_failure(self._sid, outcome, self.missing())))
+            failed = describe_failure(self._sid, outcome, self.missing())
+            self._emit(encode(msgspec.structs.replace(failed, round=self._session.round)))
 
 
 def describe_failure(sid: bytes, error: KeymootError, missing: tuple[int, ...]) -> Failed:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 from appliance.coordinator.errors import CeremonyEnded, Rejected, failure
+from appliance.durations import DurationsBy
 from enclave import wire
 
 MAX_CEREMONIES = 8192
@@ -39,11 +41,15 @@ class Ceremony:
             REPORTS_PER_MEMBER * len(self.members)
         )
         self._flooded: CeremonyEnded | None = None
-        self.kind = "none"
+        # What it is counted as: by its orders, and how far it came.
+        self.kind = self.stage = "none"
 
     def order(self, index: int, body: wire.OrderBody) -> None:
         """Send an order. Raises `CeremonyEnded` where the signer is away."""
-        self.kind = body.purpose if isinstance(body, wire.PrepareOrder) else KINDS.get(type(body), self.kind)
+        if isinstance(body, wire.PrepareOrder):
+            self.kind, self.stage = body.purpose, "prepare"
+        else:
+            self.kind, self.stage = KINDS.get(type(body), self.kind), "ordered"
         if not self._send(index, body):
             raise CeremonyEnded("signer-away", f"signer {index} is not connected", index)
 
@@ -97,7 +103,7 @@ class Ceremony:
 
 
 class Ceremonies:
-    """The table of ceremonies. `random(16)` names them; `ended` counts them by kind and outcome."""
+    """The table of ceremonies. `random(16)` names them; `ended` counts them by kind, round and outcome."""
 
     def __init__(
         self,
@@ -107,7 +113,8 @@ class Ceremonies:
     ) -> None:
         self._send, self._random, self._max = send, random, max_ceremonies
         self._open: dict[bytes, Ceremony] = {}
-        self.ended: Counter[tuple[str, str]] = Counter()
+        self.ended: Counter[tuple[str, ...]] = Counter()
+        self.seconds = DurationsBy()
 
     @contextmanager
     def open(self, members: Sequence[int]) -> Iterator[Ceremony]:
@@ -116,19 +123,21 @@ class Ceremonies:
             raise CeremonyEnded("busy", f"{self._max} ceremonies are under way")
         ceremony = Ceremony(self._random(16), members, self._send)
         self._open[ceremony.id] = ceremony
-        outcome = "interrupted"
+        outcome, told_round, started_s = "interrupted", 0, time.perf_counter()
         try:
             yield ceremony
             outcome = "done"
         except Rejected:
             outcome = "rejected"
             raise
-        except CeremonyEnded:
-            outcome = "failed"
+        except CeremonyEnded as error:
+            outcome, told_round = "failed", error.round
             raise
         finally:
             del self._open[ceremony.id]
-            self.ended[ceremony.kind, outcome] += 1
+            reached = "all" if outcome == "done" else str(told_round or ceremony.stage)
+            self.ended[ceremony.kind, reached, outcome] += 1
+            self.seconds.observe(ceremony.kind, time.perf_counter() - started_s)
 
     def on_report(self, index: int, report: wire.ReportBody) -> bool:
         """Pass a report to its ceremony; False for one that has none, or not this member."""

@@ -23,6 +23,11 @@ class Connection:
         self._close_code = WSCloseCode.OK
         self.reason: str | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Messages that wait to be written."""
+        return len(self._waiting)
+
     def send(self, data: bytes) -> None:
         """Queue a message. A full queue ends the connection: the signer takes messages too slowly."""
         if self.reason is not None:

@@ -12,10 +12,12 @@ SPENT_RULES = frozenset({"request/boot", "request/attempts"})
 
 
 class CeremonyEnded(KeymootError):
-    """No result, and nobody decided so: a failure. `code` is stable; `signer` is an index, 0 for none."""
+    """No result, and nobody decided so: a failure. `code` is stable; `signer` is an index, 0 for none; `round` is the
+    round of the protocol in which the signer says that it ended, 0 for none."""
 
-    def __init__(self, code: str, reason: str, signer: int = 0) -> None:
+    def __init__(self, code: str, reason: str, signer: int = 0, round_number: int = 0) -> None:
         super().__init__(f"{code}: {reason}")
+        self.round = round_number
         self.code, self.reason, self.signer = code, reason, signer
 
 
@@ -36,7 +38,7 @@ def failure(signer: int, report: wire.ReportBody) -> CeremonyEnded | Rejected:
             return Rejected(rule, reason, signer)
         case wire.CeremonyFailed(_, kind, step, reason):
             where = f"step {step}: " if step else ""
-            return CeremonyEnded(f"ceremony/{kind}", where + reason, signer)
+            return CeremonyEnded(f"ceremony/{kind}", where + reason, signer, report.round)
         case wire.OrderRefused(_, reason):
             return CeremonyEnded("order-refused", reason, signer)
         case wire.OnlineRefused(_, reason):

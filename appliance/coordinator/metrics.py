@@ -1,58 +1,129 @@
-"""What a coordinator tells Prometheus: ceremonies, API answers, pools, signers."""
+"""What a coordinator tells Prometheus: requests, ceremonies, API answers, pools, signers, queues."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from appliance.coordinator.network import Network
-from appliance.metrics import counter, gauge
+from appliance.coordinator.work import Work
+from appliance.durations import DurationsBy
+from appliance.metrics import counter, counters, gauge, histogram, histograms
+from appliance.store import CoordinatorStore
 from policies.roster import Roster
+
+NO_OPERATION = "none"
+# The client went away before the answer, or there was none.
+GONE = "none"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class ApiMetrics:
+    """Counts and times the API's answers, by operation: the route's method and pattern, never a path as it came."""
+
+    def __init__(self) -> None:
+        self.answers: Counter[tuple[str, ...]] = Counter()
+        self.seconds = DurationsBy()
+
+    def watch(self, app: web.Application) -> None:
+        """Count every answer of `app`, however it came to be."""
+
+        @web.middleware
+        async def timed(request: web.Request, handler: Handler) -> web.StreamResponse:
+            started_s, status = time.perf_counter(), GONE
+            try:
+                response = await handler(request)
+                status = str(response.status)
+                return response
+            finally:
+                operation = _operation(request)
+                self.answers[operation, status] += 1
+                self.seconds.observe(operation, time.perf_counter() - started_s)
+
+        app.middlewares.insert(0, timed)
+
+
+def _operation(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return f"{request.method} {resource.canonical}" if resource is not None else NO_OPERATION
 
 
 class CoordinatorMetrics:
-    """Reads the network at each scrape; counts only the API's answers itself."""
+    """Reads everything at each scrape."""
 
-    def __init__(self, roster: Roster, network: Network) -> None:
-        self._roster, self._network = roster, network
-        self._answers: Counter[str] = Counter()
-
-    def watch(self, app: web.Application) -> None:
-        """Count every answer of `app` by its HTTP status."""
-
-        async def count(request: web.Request, response: web.StreamResponse) -> None:
-            del request
-            self._answers[str(response.status)] += 1
-
-        app.on_response_prepare.append(count)
+    def __init__(self, roster: Roster, network: Network, work: Work, store: CoordinatorStore, api: ApiMetrics) -> None:
+        self._roster, self._network, self._work, self._store, self._api = roster, network, work, store, api
 
     def collect(self) -> Iterable[Metric]:
         """Every family, also where it has no value yet."""
-        ceremonies = self._network.ceremonies
-        ended = CounterMetricFamily(
-            "keymoot_coordinator_ceremonies", "Ceremonies that ended.", labels=["kind", "outcome"]
+        yield from self._collect_requests()
+        yield from self._collect_ceremonies()
+        yield from self._collect_signers()
+        yield histogram(
+            "keymoot_coordinator_commit_seconds", "Duration of the store's transactions.", self._store.commit_seconds
         )
-        for (kind, outcome), count in sorted(ceremonies.ended.items()):
-            ended.add_metric([kind, outcome], count)
-        yield ended
+        sessions = {signer.name: self._network.signers.session(signer.index) for signer in self._roster.signers}
+        yield gauge(
+            "keymoot_coordinator_queue_length",
+            "What waits in the coordinator's queues.",
+            "queue",
+            {"requests": self._work.under_way, "store": self._store.waiting}
+            | {f"to-signer/{name}": session.waiting for name, session in sessions.items() if session is not None},
+        )
+
+    def _collect_requests(self) -> Iterable[Metric]:
+        yield counters(
+            "keymoot_coordinator_api_answers",
+            "Answers of the API.",
+            ["operation", "status"],
+            self._api.answers,
+        )
+        yield histograms(
+            "keymoot_coordinator_api_seconds", "Duration until the answer.", "operation", self._api.seconds
+        )
+        yield counters(
+            "keymoot_coordinator_requests", "Accepted requests that ended.", ["kind", "outcome"], self._work.ended
+        )
+        yield histograms(
+            "keymoot_coordinator_request_seconds", "From acceptance to the end.", "kind", self._work.seconds
+        )
+
+    def _collect_ceremonies(self) -> Iterable[Metric]:
+        ceremonies = self._network.ceremonies
+        yield counters(
+            "keymoot_coordinator_ceremonies",
+            "Ceremonies that ended.",
+            ["kind", "round", "outcome"],
+            ceremonies.ended,
+        )
+        yield histograms("keymoot_coordinator_ceremony_seconds", "Duration of ceremonies.", "kind", ceremonies.seconds)
         yield GaugeMetricFamily(
             "keymoot_coordinator_ceremonies_open", "Ceremonies under way.", value=float(len(ceremonies))
         )
-        yield counter("keymoot_coordinator_api_answers", "Answers of the API.", "status", self._answers)
-        pools = self._network.pools
+
+    def _collect_signers(self) -> Iterable[Metric]:
+        pools, signers = self._network.pools, self._network.signers
         yield gauge(
             "keymoot_coordinator_presignatures",
             "Presignatures that can be named now.",
             "committee",
             {"-".join(map(str, committee)): pools.available(committee) for committee in pools.committees()},
         )
-        online = self._network.signers.online()
+        online = signers.online()
         yield gauge(
             "keymoot_coordinator_signer_up",
             "Whether a signer is connected.",
             "signer",
             {signer.name: float(signer.index in online) for signer in self._roster.signers},
+        )
+        yield counter(
+            "keymoot_coordinator_signer_connections",
+            "How often a signer came online.",
+            "signer",
+            {signer.name: signers.connected[signer.index] for signer in self._roster.signers},
         )

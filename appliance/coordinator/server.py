@@ -20,7 +20,7 @@ from appliance.coordinator.changes import Changes
 from appliance.coordinator.config import CoordinatorConfig, load_config, load_roster, split_listen
 from appliance.coordinator.gateway import Gateway
 from appliance.coordinator.keybook import KeyBook
-from appliance.coordinator.metrics import CoordinatorMetrics
+from appliance.coordinator.metrics import ApiMetrics, CoordinatorMetrics
 from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing
 from appliance.coordinator.work import Work
@@ -113,15 +113,15 @@ class Coordinator:
         await self._listen("signers", gateway, config.signers.listen, self._signers_tls)
         stack.callback(network.signers.end_all, "the coordinator is stopping")
         api = Api(store, roster, work, keybook, network).application()
-        await self._start_metrics(api)
+        await self._start_metrics(api, work, store)
         await self._listen("api", api, config.api.listen, self._api_tls)
 
-    async def _start_metrics(self, api: web.Application) -> None:
+    async def _start_metrics(self, api: web.Application, work: Work, store: CoordinatorStore) -> None:
         if self._config.metrics is None:
             return
-        metrics = CoordinatorMetrics(self._roster, self.network)
-        metrics.watch(api)
-        server = MetricsServer(metrics)
+        answers = ApiMetrics()
+        answers.watch(api)
+        server = MetricsServer(CoordinatorMetrics(self._roster, self.network, work, store, answers))
         self._stack.push_async_callback(server.close)
         self.ports["metrics"] = await server.start(self._config.metrics)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -42,6 +43,11 @@ class Session:
         """Whether both connections are announced."""
         return len(self.connections) == 2
 
+    @property
+    def waiting(self) -> int:
+        """Messages that wait to be written, on both connections."""
+        return sum(connection.waiting for connection in self.connections.values())
+
     def send(self, message: relay.Down, *, bulk: bool) -> None:
         """Queue a message on one connection, where it is there."""
         connection = self.connections.get(bulk)
@@ -60,6 +66,8 @@ class Signers:
     def __init__(self, roster: Roster, changes: Changes, listener: Listener) -> None:
         self._roster, self._changes, self._listener = roster, changes, listener
         self._sessions: dict[int, Session] = {}
+        self.connected: Counter[int] = Counter()
+        """How often each signer came online."""
 
     # --- coming and going ---
 
@@ -79,6 +87,7 @@ class Signers:
         if session.online:
             # The newer half says the newer epoch.
             session.prss_epoch = enclave.prss_epoch
+            self.connected[index] += 1
             self._tell_online()
             self._listener.on_online(index)
             self._changes.notify()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from functools import partial
 
@@ -12,7 +14,7 @@ import structlog
 
 from appliance.api.batches import BatchResult, BatchState
 from appliance.api.derivation import derive
-from appliance.api.models import Reason, SignatureValue
+from appliance.api.models import KeyState, Reason, SignatureState, SignatureValue
 from appliance.coordinator.batches import BatchRequest, BatchSigning, Item, ItemResult, batch_items
 from appliance.coordinator.errors import CeremonyEnded, Rejected
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
@@ -20,6 +22,7 @@ from appliance.coordinator.keygen import keygen
 from appliance.coordinator.messages import message_hash
 from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing, SigningRequest
+from appliance.durations import DurationsBy
 from appliance.store import CoordinatorStore
 from appliance.store.accepted import Accepted
 from appliance.store.batches import BatchRow
@@ -56,7 +59,10 @@ class Work:
         self._store, self._roster, self._network = store, roster, network
         self._signing, self._batch_signing, self._keybook = signing, batch_signing, keybook
         self._random, self._clock, self._fatal = random, wall_clock, fatal
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[str]] = {}
+        # By kind of request and outcome; how long they took, by kind.
+        self.ended: Counter[tuple[str, ...]] = Counter()
+        self.seconds = DurationsBy()
         self._batches = 0
         self._keygen_slots = asyncio.Semaphore(KEYGENS_AT_ONCE)
 
@@ -71,7 +77,7 @@ class Work:
         accepted = self._accepted("kreq_", client, body.external_id)
         request_id, new = await self._store.accept_key(accepted, body.label)
         if new:
-            self._start(request_id, self._run_key(request_id, client, body.label))
+            self._start(request_id, "Key", self._run_key(request_id, client, body.label))
         return request_id, new
 
     async def create_signature(
@@ -89,7 +95,7 @@ class Work:
         signature_id, new = await self._store.accept_signature(accepted, key_id, kind, body.derivation_path)
         if new:
             run = self._run_signature(signature_id, client, key_id, public_key, body)
-            self._start(signature_id, run)
+            self._start(signature_id, kind, run)
         return signature_id, new
 
     async def create_batch(self, client: wire.ClientRequest, key: CertifiedKey, body: HashBatch) -> tuple[str, bool]:
@@ -105,7 +111,7 @@ class Work:
             key_id = key.acknowledgement.key_id
             batch_id, new = await self._store.batches.accept(accepted, key_id, len(items))
             if new:
-                self._start(batch_id, self._run_batch(batch_id, client, key_id, items))
+                self._start(batch_id, "HashBatch", self._run_batch(batch_id, client, key_id, items))
                 begun = True
         finally:
             if not begun:
@@ -136,21 +142,24 @@ class Work:
 
     # --- execution ---
 
-    async def _run_key(self, request_id: str, client: wire.ClientRequest, label: str) -> None:
+    async def _run_key(self, request_id: str, client: wire.ClientRequest, label: str) -> str:
         try:
             async with self._keygen_slots:
                 await self._network.everybody(LINK_TIMEOUT_S)
                 key = await keygen(self._network.ceremonies, self._roster, client, label)
             await self._keybook.add(request_id, key)
             self._network.activate_later(set(self._roster.indices) - key.activated)
+            return KeyState.ACTIVE
         except Rejected as error:
             await self._store.end_key(
                 request_id, "Rejected", error.rule, error.reason, self._network.signers.name(error.signer)
             )
+            return KeyState.REJECTED
         except CeremonyEnded as error:
             await self._store.end_key(
                 request_id, "Failed", error.code, error.reason, self._network.signers.name(error.signer)
             )
+            return KeyState.FAILED
 
     async def _run_signature(
         self,
@@ -159,7 +168,7 @@ class Work:
         key_id: str,
         public_key: bytes,
         body: SigningBody,
-    ) -> None:
+    ) -> str:
         pending = partial(self._store.set_executing, signature_id)
         request = SigningRequest(client, key_id, message_hash(body), public_key, pending)
         end = partial(self._store.end_signature, signature_id)
@@ -168,12 +177,14 @@ class Work:
             value = await self._signing.sign(request)
         except Rejected as error:
             await end("Rejected", error.rule, error.reason, name(error.signer))
+            return SignatureState.REJECTED
         except CeremonyEnded as error:
             await end("Failed", error.code, error.reason, name(error.signer))
-        else:
-            await self._store.finish_signature(signature_id, msgspec.json.encode(value))
+            return SignatureState.FAILED
+        await self._store.finish_signature(signature_id, msgspec.json.encode(value))
+        return SignatureState.SIGNED
 
-    async def _run_batch(self, batch_id: str, client: wire.ClientRequest, key_id: str, items: tuple[Item, ...]) -> None:
+    async def _run_batch(self, batch_id: str, client: wire.ClientRequest, key_id: str, items: tuple[Item, ...]) -> str:
         """Ends what was counted in `_batches`."""
         batches, name = self._store.batches, self._network.signers.name
         request = BatchRequest(client, key_id, items, partial(batches.set_executing, batch_id))
@@ -181,25 +192,36 @@ class Work:
             results = await self._batch_signing.sign(request)
         except Rejected as error:
             await batches.end(batch_id, "Rejected", error.rule, error.reason, name(error.signer))
+            return BatchState.REJECTED
         except CeremonyEnded as error:
             await batches.end(batch_id, "Failed", error.code, error.reason, name(error.signer))
+            return BatchState.FAILED
         else:
             whole = all(isinstance(result, SignatureValue) for result in results)
             state = BatchState.SIGNED if whole else BatchState.PARTLY_SIGNED
             await batches.finish(batch_id, state, msgspec.json.encode([_shown(result) for result in results]))
+            return state
         finally:
             self._batches -= 1
 
-    def _start(self, request_id: str, run: Coroutine[object, object, None]) -> None:
+    @property
+    def under_way(self) -> int:
+        """How many requests are carried out now."""
+        return len(self._tasks)
+
+    def _start(self, request_id: str, kind: str, run: Coroutine[object, object, str]) -> None:
+        """`run` returns how it ended."""
         task = asyncio.create_task(run, name=request_id)
         self._tasks[request_id] = task
-        task.add_done_callback(partial(self._ended, request_id))
+        task.add_done_callback(partial(self._ended, request_id, kind, time.perf_counter()))
 
-    def _ended(self, request_id: str, task: asyncio.Task[None]) -> None:
+    def _ended(self, request_id: str, kind: str, started_s: float, task: asyncio.Task[str]) -> None:
         del self._tasks[request_id]
         if task.cancelled():
             return
         error = task.exception()
+        self.ended[kind, "interrupted" if error is not None else task.result()] += 1
+        self.seconds.observe(kind, time.perf_counter() - started_s)
         if isinstance(error, Unavailable):
             # It stays unfinished on disk: the next start takes it up or ends it.
             log.error("request-interrupted", request=request_id, reason=str(error))
@@ -223,7 +245,8 @@ class Work:
             facts = key_facts.acknowledgement
             public_key, _ = derive(facts.public_key, facts.chain_code, body.derivation_path)
             client = wire.ClientRequest("POST", row.path, row.body, row.jws)
-            self._start(row.id, self._run_signature(row.id, client, row.key_id, public_key, body))
+            run = self._run_signature(row.id, client, row.key_id, public_key, body)
+            self._start(row.id, type(body).__name__, run)
 
     async def _end_batches(self) -> None:
         """Batches are not taken up: what their presignatures were spent on is not known any more."""

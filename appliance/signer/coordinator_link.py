@@ -66,6 +66,11 @@ class CoordinatorLink:
         """Whether both connections are open and announced."""
         return self._session is not None
 
+    @property
+    def waiting(self) -> int:
+        """Messages that wait to be written."""
+        return self._session.waiting if self._session is not None else 0
+
     def send(self, message: relay.Up, *, bulk: bool) -> bool:
         """Queue a message; False where it was dropped. An overflow takes the link down."""
         return self._session is not None and self._session.send(message, bulk=bulk)
@@ -132,6 +137,11 @@ class _Session:
         self._control_outbox = Outbox(f"coordinator {name}", MAX_WAITING_MESSAGES, MAX_WAITING_BYTES)
         self._bulk_outbox = Outbox(f"coordinator {name} (bulk)", MAX_WAITING_MESSAGES, MAX_WAITING_BYTES)
         self._overflow: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait to be written, on both connections."""
+        return len(self._control_outbox) + len(self._bulk_outbox)
 
     def send(self, message: relay.Up, *, bulk: bool) -> bool:
         """Queue a message; on overflow the session ends and the message is dropped."""

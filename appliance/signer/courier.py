@@ -201,6 +201,7 @@ class Courier:
             "commits": len(self._departures),
             "gate-calls": self._gate_calls.qsize(),
             "to-enclave": self._enclave.waiting,
+            **{f"to-coordinator/{name}": link.waiting for name, link in self._links.items()},
         }
         metrics.coordinators_up = {name: link.up for name, link in self._links.items()}
 

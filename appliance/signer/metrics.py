@@ -8,13 +8,12 @@ from typing import Protocol
 
 from prometheus_client.core import Metric
 
-from appliance.metrics import Durations, counter, gauge
+from appliance.durations import Durations
+from appliance.metrics import counter, gauge, histogram
+from appliance.signer import enclave_metrics
 from enclave import wire
 
 GATE_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-ENCLAVE_STATES = ("ready", "waiting", "hsm-away")
-# What an enclave counts is bounded by its code; a scrape is bounded here.
-MAX_ENCLAVE_VALUES = 256
 
 
 class Observed(Protocol):
@@ -27,7 +26,9 @@ class Observed(Protocol):
 class SignerMetrics:
     """Counts of one process; those of the enclave are the enclave's, of its present boot."""
 
-    def __init__(self) -> None:
+    def __init__(self, commit_seconds: Durations) -> None:
+        """`commit_seconds`: the store's."""
+        self.commit_seconds = commit_seconds
         self.gate_seconds = Durations(GATE_BOUNDS_S)
         self.gate_outcomes: Counter[str] = Counter()
         self.enclave_connections = 0
@@ -53,7 +54,7 @@ class SignerMetrics:
 
     def collect(self) -> Iterable[Metric]:
         """Every family, also where it has no value yet."""
-        yield self.gate_seconds.family("keymoot_signer_gate_seconds", "Duration of gate calls.")
+        yield histogram("keymoot_signer_gate_seconds", "Duration of gate calls.", self.gate_seconds)
         yield counter("keymoot_signer_gate_calls", "Gate calls by outcome.", "outcome", self.gate_outcomes)
         yield counter(
             "keymoot_signer_connections",
@@ -68,26 +69,6 @@ class SignerMetrics:
             "coordinator",
             {name: float(up) for name, up in self.coordinators_up.items()},
         )
+        yield histogram("keymoot_signer_commit_seconds", "Duration of the store's transactions.", self.commit_seconds)
         yield gauge("keymoot_signer_queue_length", "What waits in the signer's queues.", "queue", self.queues)
-        yield from self._collect_enclave()
-
-    def _collect_enclave(self) -> Iterable[Metric]:
-        status = self.enclave
-        state = status.state if status is not None else "away"
-        yield gauge(
-            "keymoot_enclave_state",
-            "1 for the state the enclave is in.",
-            "state",
-            {name: float(name == state) for name in (*ENCLAVE_STATES, "away")},
-        )
-        yield gauge("keymoot_enclave_value", "The enclave's gauges.", "name", _bounded(status.gauges if status else {}))
-        yield counter(
-            "keymoot_enclave_events",
-            "The enclave's counters since its boot.",
-            "event",
-            _bounded(status.counters if status else {}),
-        )
-
-
-def _bounded(values: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(values.items())[:MAX_ENCLAVE_VALUES])
+        yield from enclave_metrics.collect(self.enclave)

@@ -42,7 +42,7 @@ def run(config_path: pathlib.Path) -> None:
 async def serve(config: SignerConfig, source: random.Random) -> None:
     """Serve one enclave, reconnecting, until cancelled. `source` gives the jitter of reconnects."""
     store = SignerStore.open(config.state)
-    metrics = SignerMetrics()
+    metrics = SignerMetrics(store.commit_seconds)
     server = MetricsServer(metrics, metrics.refresh)
     gate = None if config.gate is None else GateCaller.open(config.gate)
     backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source)

@@ -23,6 +23,7 @@ from sqlalchemy import (
     update,
 )
 
+from appliance.durations import Durations
 from appliance.store.accepted import UNFINISHED, Accepted, accept, metadata, request_columns, request_row
 from appliance.store.batches import SignatureBatches
 from appliance.store.database import Database
@@ -127,6 +128,16 @@ class CoordinatorStore:
     def open(cls, path: pathlib.Path) -> CoordinatorStore:
         """Open or create the store at `path`. Raises `StoreFailed`, an `Unavailable`."""
         return cls(Database.open(path, "coordinator"))
+
+    @property
+    def commit_seconds(self) -> Durations:
+        """How long each transaction took to be on disk."""
+        return self._writer.commit_seconds
+
+    @property
+    def waiting(self) -> int:
+        """Writes that no transaction has taken yet."""
+        return self._writer.waiting
 
     async def close(self) -> None:
         """Commit what is waiting and close the file."""

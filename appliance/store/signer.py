@@ -22,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
+from appliance.durations import Durations
 from appliance.store.database import Database
 from appliance.store.failures import store_failure
 from appliance.store.statements import Statement, insertion
@@ -139,6 +140,11 @@ class SignerStore:
             return int(self._database.reader.execute(select(func.count()).select_from(records)).scalar_one())
         except DBAPIError as error:
             raise store_failure(self._database.path, error) from error
+
+    @property
+    def commit_seconds(self) -> Durations:
+        """How long each transaction took to be on disk."""
+        return self._writer.commit_seconds
 
     async def close(self) -> None:
         """Commit what is waiting and close the file."""

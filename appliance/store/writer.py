@@ -11,6 +11,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from appliance.durations import Durations
 from appliance.store.database import Database
 from appliance.store.failures import DATABASE_ERRORS, StoreFailed, store_failure
 from appliance.store.statements import driver
@@ -51,6 +53,7 @@ class GroupCommitWriter:
         self._broken: KeymootError | None = None
         self._lock = threading.Lock()  # between the check of `_broken` and the end of the thread
         self._in_hand: list[_Write] = []
+        self.commit_seconds = Durations()
         self.transactions = 0
         self.writes = 0
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
@@ -74,6 +77,11 @@ class GroupCommitWriter:
                     f"store {self._database.path}: {self._queue.maxsize} writes are waiting", "try again shortly"
                 ) from None
         return await future
+
+    @property
+    def waiting(self) -> int:
+        """Writes that no transaction has taken yet."""
+        return self._queue.qsize()
 
     async def close(self) -> None:
         """Commit what was submitted, then end the thread. Later submissions are refused."""
@@ -127,6 +135,7 @@ class GroupCommitWriter:
         return batch, False
 
     def _commit(self, connection: Connection, batch: Sequence[_Write]) -> None:
+        started_s = time.perf_counter()
         try:
             if not self._commit_together(connection, batch):
                 self._commit_apart(connection, batch)
@@ -137,6 +146,7 @@ class GroupCommitWriter:
                 with self._lock:
                     self._broken = failure
         else:
+            self.commit_seconds.observe(time.perf_counter() - started_s)
             self.transactions += 1
             self.writes += len(batch)
 

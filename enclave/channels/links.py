@@ -77,6 +77,15 @@ class Links:
         """The established link, or None."""
         return self._links.get((coordinator, peer))
 
+    def count(self) -> dict[str, tuple[int, int, int]]:
+        """By coordinator: links that are up, peers with which one is being made, and those that it does not reach."""
+        peers = self._identity.roster.n - 1
+        counted = {}
+        for coordinator, online in self._online.items():
+            up = sum(key[0] == coordinator for key in self._links)
+            counted[coordinator] = (up, len(online) - up, peers - len(online))
+        return counted
+
     def on_presence(self, coordinator: str, online: tuple[int, ...]) -> None:
         """Peers that went away lose their link; with those that came, one is brought up."""
         others = frozenset(j for j in online if j in self._identity.roster.indices) - {self._identity.me}

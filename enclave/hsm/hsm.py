@@ -57,6 +57,8 @@ _CANNOT = (
     p11.TemplateInconsistent,
 )
 
+Observe = Callable[[str, int], None]
+
 
 @dataclass(frozen=True)
 class SealingKey:
@@ -81,7 +83,9 @@ class Hsm:
         sealing: SealingKey,
         canary: Canary,
         retired: tuple[SealingKey, ...] = (),
+        observe: Observe = lambda *_: None,
     ) -> None:
+        """`observe(operation, nanoseconds)` is told of each call that went well: `seal`, `unseal`, `sign`, `check`."""
         self._module = module
         self._network, self._signer = owner
         self._identity = identity
@@ -89,6 +93,7 @@ class Hsm:
         self._sealing = sealing
         self._canary = canary
         self._keys = {key.label: key for key in (*retired, sealing)}
+        self._observe = observe
 
     @property
     def identity_point(self) -> bytes:
@@ -104,8 +109,10 @@ class Hsm:
         """ECDSA P-256 by the identity key over a 32-byte digest: 64 bytes, r‖s. Raises `HsmAway`."""
         if len(digest32) != DIGEST_BYTES:
             raise Bug(f"the identity key signs {DIGEST_BYTES}-byte digests, not {len(digest32)} bytes")
+        started_ns = time.perf_counter_ns()
         with hsm_call("sign with the identity key"):
             signature = self._identity.sign(digest32)
+        self._observe("sign", time.perf_counter_ns() - started_ns)
         if len(signature) != SIGNATURE_BYTES:
             raise HsmMisconfigured(f"the module's ECDSA gives {len(signature)} bytes, not {SIGNATURE_BYTES}")
         return signature
@@ -121,9 +128,11 @@ class Hsm:
         binding = self._binding(context, key)
         data_key = new_data_key()
         payload = seal_payload(data_key, binding, plaintext)
+        started_ns = time.perf_counter_ns()
         with hsm_call("seal"):
             key.profile.count_seal()
             wrapped = key.profile.wrap(data_key, binding)
+        self._observe("seal", time.perf_counter_ns() - started_ns)
         return serialize_record(
             SealedRecord(RECORD_FORMAT, self.profile, key.label, wrapped.salt, wrapped.sealed, payload)
         )
@@ -146,15 +155,20 @@ class Hsm:
 
     def healthy(self) -> None:
         """Ask the HSM to unseal something known: one call. Raises `HsmAway`."""
+        started_ns = time.perf_counter_ns()
         self._canary.check(self._sealing.profile)
+        self._observe("check", time.perf_counter_ns() - started_ns)
 
     def close(self) -> None:
         """Log out and finalize the module. Never fails."""
         self._module.close()
 
     def _unwrap(self, key: SealingKey, wrapped: WrappedKey, binding: Binding) -> bytes:
+        started_ns = time.perf_counter_ns()
         try:
-            return key.profile.unwrap(wrapped, binding)
+            unwrapped = key.profile.unwrap(wrapped, binding)
+            self._observe("unseal", time.perf_counter_ns() - started_ns)
+            return unwrapped
         except p11.PKCS11Error as error:
             # A module has one and the same error for an altered record and for its own faults. What was
             # sealed at the start tells them apart: if that no longer unseals either, this raises `HsmAway`.
@@ -180,10 +194,17 @@ class Provisioned:
         return identity_fingerprint(self.identity_point)
 
 
-def open_hsm(config: HsmConfig, network: str, signer: int, pause: Callable[[float], None] = time.sleep) -> Hsm:
+def open_hsm(
+    config: HsmConfig,
+    network: str,
+    signer: int,
+    pause: Callable[[float], None] = time.sleep,
+    observe: Observe = lambda *_: None,
+) -> Hsm:
     """Open the module, check both keys, test that sealing works and that altered records are refused.
 
-    `pause(seconds)` is called between attempts. Raises `HsmAway` or `HsmMisconfigured`, with what to do.
+    `observe`: see `Hsm`. `pause(seconds)` is called between attempts. Raises `HsmAway` or `HsmMisconfigured`, with what
+    to do.
     """
     module = open_module(config, pause)
     try:
@@ -194,7 +215,7 @@ def open_hsm(config: HsmConfig, network: str, signer: int, pause: Callable[[floa
     except BaseException:
         module.close()
         raise
-    return Hsm(module, (network, signer), identity, sealing, canary, retired)
+    return Hsm(module, (network, signer), identity, sealing, canary, retired, observe)
 
 
 def provision(

@@ -76,6 +76,8 @@ class HsmThread:
         self._tried = False
         # Touched by the HSM thread only.
         self._failures = 0
+        # Written by the HSM thread, read by others: how often the module was opened, was not, and what jobs failed.
+        self.opened = self.not_opened = self.failed_jobs = 0
         self._identity_point: bytes | None = None
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="hsm", daemon=True)
@@ -116,6 +118,11 @@ class HsmThread:
             self._outstanding += 1
             self._jobs.append(_Job(job, done))
             self._changed.notify_all()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that are queued, running or undrained."""
+        return self._outstanding
 
     def fileno(self) -> int:
         """A descriptor that is readable when `drain` has something to do or `state` changed."""
@@ -191,6 +198,9 @@ class HsmThread:
             hsm = None
         if error is not None:
             self._failures += 1
+            self.not_opened += 1
+        else:
+            self.opened += 1
         self._set_away(error)
         return hsm
 
@@ -207,6 +217,8 @@ class HsmThread:
             if self._closing:
                 return
             outcome = _perform(hsm, job.run if job else Hsm.healthy)
+            if isinstance(outcome, KeymootError):
+                self.failed_jobs += 1
             if isinstance(outcome, HsmAway):
                 self._failures += 1
                 self._set_away(outcome, job)

@@ -47,6 +47,8 @@ class Session:
         self.me = me
         self.members = members
         self.peers = tuple(j for j in members if j != me)
+        self.round = 0
+        """The round whose messages were awaited last, from 1; 0 before the first."""
         self._rounds = rounds
         self._transmit = transmit
         self._inbox: dict[tuple[int, int], RoundMessage] = {}
@@ -79,7 +81,7 @@ class Session:
 
         Raises `PeerFault` for a body that breaks the order of rounds, does not decode, or shows another view.
         """
-        number = self._number(kind)
+        self.round = number = self._number(kind)
         if self._fault is None and not self._complete(number):
             promise: Promise[None] = Promise()
             self._waiting = (number, promise)

@@ -67,7 +67,7 @@ def keep_left(seen: Watched, member: Member) -> None:
         seen.left += [(f"{name} said", wire.encode(message)), (f"{name} said, shown", repr(message).encode())]
     seen.left += [(f"{name} audit", wire.encode(entry)) for entry in member.audit]
     seen.left += [(f"{name} store", wire.encode(record)) for record in member.store.values()]
-    seen.left += [(f"{name} log", core._outside.log._out.getvalue().encode())]
+    seen.left += [(f"{name} log", "\n".join(member.logged).encode())]
     # What a traceback or a log of the object itself would show.
     parts = (core, core._session, core._prss, core._links, core._links._links, core.pool, core._authoriser)
     seen.left += [(f"{name} parts", "\n".join(map(repr, parts)).encode())]

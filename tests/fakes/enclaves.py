@@ -89,6 +89,7 @@ class Member:
     hsm: SoftwareHsm
     core: EnclaveCore
     store: dict[tuple[str, str], wire.Record]
+    logged: list[str]
     said: list[Any] = field(default_factory=list)
     audit: list[wire.AuditEntry] = field(default_factory=list)
     gate_calls: list[wire.CallGate] = field(default_factory=list)
@@ -159,6 +160,7 @@ class Net:
                 promise.reject(error)
             return promise
 
+        logged: list[str] = []
         outside = Outside(
             wall_clock=self.clock,
             clock=self.clock,
@@ -166,10 +168,10 @@ class Net:
             on_hsm=on_hsm,
             hsm_state=lambda: ("hsm-away", "the HSM was pulled out") if hsm.away else ("ready", ""),
             to_worker=to_worker,
-            log=Log("enclave", write=lambda line: None),
+            log=Log("enclave", write=logged.append),
         )
         core = EnclaveCore(config, lambda: self.gate_keys, outside)
-        member = Member(j, hsm, core, store)
+        member = Member(j, hsm, core, store, logged)
         core.effects.attach(lambda message: self._said(member, message))
         return member
 

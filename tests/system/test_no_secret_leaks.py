@@ -6,7 +6,6 @@ import base64
 import http.client
 import json
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -21,6 +20,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from prometheus_client.parser import text_string_to_metric_families
 
 from appliance.api.client import ApiError, CertifiedKey, Client, Failed, Rejected
 from appliance.api.jws import ClientKey, generate_client_key
@@ -32,6 +32,7 @@ from appliance.profile import load_profile
 from policies.errors import KeymootError, Unavailable
 from policies.requests import EthereumTransaction, Hash
 from tests.fakes.leaks import KnownSecret, Leak, files, forms, leaks, of_process
+from tests.fakes.metrics import documented
 from tests.fakes.taps import SocketTap
 
 POOL = (50, 100, 50)
@@ -223,22 +224,29 @@ def test_all_that_a_run_leaves_behind_was_there_to_scan(run: Run) -> None:
 
 
 def test_the_metrics_of_the_run_are_the_documented_ones_with_its_numbers(run: Run) -> None:
-    types = {name for text in run.scraped.values() for name in re.findall(rb"^# TYPE (\S+)", text, re.MULTILINE)}
-    page = (Path(__file__).parents[2] / "packaging" / "METRICS.md").read_bytes()
-    assert types == set(re.findall(rb"^\| `(keymoot_\w+)`", page, re.MULTILINE))
+    told = [one for text in run.scraped.values() for one in text_string_to_metric_families(text.decode())]
+    page = documented()
+    found = {one.name + "_total" * (one.type == "counter"): one for one in told}
+    assert {name: one.type for name, one in found.items()} == {name: kind for name, (kind, _) in page.items()}
+    for name, one in found.items():
+        for series in one.samples:
+            assert series.labels.keys() - {"le"} == set(page[name][1]), series
     assert sample(run, "signer-1", 'keymoot_enclave_state{state="ready"}') == 1
-    assert sample(run, "signer-1", 'keymoot_enclave_value{name="prss_epoch"}') == 1
+    assert sample(run, "signer-1", "keymoot_enclave_prss_epoch") == 1
+    assert sample(run, "signer-1", 'keymoot_enclave_links{coordinator="coordinator",state="up"}') == 2
     assert sample(run, "signer-1", 'keymoot_signer_coordinator_up{coordinator="coordinator"}') == 1
     assert sample(run, "signer-3", 'keymoot_signer_connections_total{peer="enclave"}') == 1
-    assert sample(run, "coordinator", 'keymoot_coordinator_ceremonies_total{kind="keygen",outcome="done"}') == 1
-    assert sample(run, "coordinator", 'keymoot_coordinator_ceremonies_total{kind="setup",outcome="done"}') == 1
-    assert sample(run, "coordinator", 'keymoot_coordinator_ceremonies_total{kind="online",outcome="done"}') == 7
+    done = 'keymoot_coordinator_ceremonies_total{{kind="{}",outcome="done",round="all"}}'
+    assert [sample(run, "coordinator", done.format(kind)) for kind in ("keygen", "setup", "online")] == [1, 1, 7]
     assert sample(run, "coordinator", 'keymoot_coordinator_signer_up{signer="signer-3"}') == 1
-    assert sample(run, "coordinator", 'keymoot_coordinator_api_answers_total{status="404"}') == 1
+    assert sample(run, "coordinator", 'keymoot_coordinator_requests_total{kind="Hash",outcome="Signed"}') == 7
+    unknown = 'operation="GET /v1/keys/{key}",status="404"'
+    assert sample(run, "coordinator", f"keymoot_coordinator_api_answers_total{{{unknown}}}") == 1
     # An attempt that a kill ended is made again, so there may be more of these.
+    assert sample(run, "coordinator", 'keymoot_coordinator_signer_connections_total{signer="signer-3"}') >= 2
     assert sample(run, "signer-1", 'keymoot_signer_connections_total{peer="enclave"}') >= 2
     assert sample(run, "signer-1", 'keymoot_signer_gate_calls_total{outcome="2xx"}') >= 8
-    assert sample(run, "signer-1", 'keymoot_enclave_events_total{event="requests_authorized"}') >= 2
+    assert sample(run, "signer-1", "keymoot_enclave_requests_authorized_total") >= 2
 
 
 def sample(run: Run, name: str, series: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections import Counter
 from pathlib import Path
 
 import aiohttp
@@ -14,30 +15,32 @@ from prometheus_client.parser import text_string_to_metric_families
 from appliance.coordinator.ceremonies import Ceremonies
 from appliance.coordinator.changes import Changes
 from appliance.coordinator.config import PoolSettings
-from appliance.coordinator.errors import CeremonyEnded, Rejected
-from appliance.coordinator.metrics import CoordinatorMetrics
+from appliance.coordinator.errors import CeremonyEnded, Rejected, failure
+from appliance.coordinator.metrics import ApiMetrics, CoordinatorMetrics
 from appliance.coordinator.network import Network
-from appliance.metrics import Durations, MetricsServer, Source, exposition
+from appliance.durations import Durations, DurationsBy
+from appliance.metrics import MetricsServer, Source, exposition, histogram
 from appliance.signer import courier
 from appliance.signer.config import SignerConfig
 from appliance.signer.metrics import SignerMetrics
-from enclave import wire
+from enclave import meters, wire
+from enclave.meters import RULES, rule_label
 from policies.errors import Unavailable
 from policies.load import load_yaml
+from policies.rules import CHECKS
+from tests.fakes.metrics import documented
 
-DOCUMENT = Path(__file__).parents[2] / "packaging" / "METRICS.md"
-STATUS = wire.Status("ready", "", {"shares_given": 3}, {"presignatures": 7})
+STATUS = wire.Status("ready", "", {"shares_given": 3}, {"presignatures": 7}, {})
 REPLY = wire.GateReply("u", 200, "", "", "", 0, b"")
 
 
-def documented() -> dict[str, str]:
-    """Name and type of every metric in the page."""
-    return dict(re.findall(r"^\| `(keymoot_\w+)` \| (\w+) \|", DOCUMENT.read_text(), re.MULTILINE))
-
-
-def exported(source: Source) -> dict[str, str]:
-    """Name and type of every metric of a scrape."""
-    return dict(re.findall(r"^# TYPE (\S+) (\S+)$", exposition(source).decode(), re.MULTILINE))
+def exported(source: Source) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The same of every metric that a process tells."""
+    found = {}
+    for family in source.collect():
+        name = family.name + "_total" if family.type == "counter" else family.name
+        found[name] = (family.type, tuple(getattr(family, "_labelnames", ())))
+    return found
 
 
 def values(text: bytes) -> dict[tuple[str, str], float]:
@@ -53,18 +56,33 @@ class NoKeys:
     """A key book without keys."""
 
 
+class Idle:
+    """Requests and a store with nothing under way."""
+
+    under_way = waiting = 0
+    commit_seconds = Durations()
+    seconds = DurationsBy()
+
+    def __init__(self) -> None:
+        self.ended: Counter[tuple[str, ...]] = Counter({("Hash", "Signed"): 3})
+
+
 def coordinator() -> tuple[CoordinatorMetrics, Network]:
     from tests.fakes.identities import roster
 
-    made = roster()
+    made, idle = roster(), Idle()
     network = Network(made, PoolSettings(), Changes(), NoKeys(), secrets.token_bytes)  # type: ignore[arg-type]
-    return CoordinatorMetrics(made, network), network
+    return CoordinatorMetrics(made, network, idle, idle, ApiMetrics()), network  # type: ignore[arg-type]
+
+
+def signer() -> SignerMetrics:
+    return SignerMetrics(Durations())
 
 
 def test_the_page_names_exactly_what_is_exported() -> None:
-    found = exported(SignerMetrics()) | exported(coordinator()[0])
+    found = exported(signer()) | exported(coordinator()[0])
     assert found == documented()
-    assert len(found) == 13
+    assert len(found) == 45
 
 
 def test_durations_are_counted_in_cumulative_buckets() -> None:
@@ -74,7 +92,7 @@ def test_durations_are_counted_in_cumulative_buckets() -> None:
 
     class One:
         def collect(self):  # type: ignore[no-untyped-def]
-            yield durations.family("took_seconds", "Took.")
+            yield histogram("took_seconds", "Took.", durations)
 
     found = values(exposition(One()))
     assert [found["took_seconds_bucket", bound] for bound in ("0.1", "1.0", "+Inf")] == [1, 3, 4]
@@ -82,7 +100,7 @@ def test_durations_are_counted_in_cumulative_buckets() -> None:
 
 
 def test_gate_calls_are_counted_by_outcome() -> None:
-    metrics = SignerMetrics()
+    metrics = signer()
     metrics.gate_answered(REPLY, 0.002)
     metrics.gate_answered(wire.GateReply("u", 503, "", "", "", 0, b""), 0.002)
     metrics.gate_answered(wire.GateUnreachable("u", "no"), 40.0)
@@ -93,17 +111,17 @@ def test_gate_calls_are_counted_by_outcome() -> None:
 
 
 async def test_a_signer_without_its_enclave_says_so() -> None:
-    metrics = SignerMetrics()
+    metrics = signer()
     metrics.enclave = STATUS
     metrics.coordinators_up = {"main": True}
     found = values(exposition(metrics))
     assert found["keymoot_enclave_state", "ready"] == 1
-    assert found["keymoot_enclave_events_total", "shares_given"] == 3
-    assert found["keymoot_enclave_value", "presignatures"] == 7
+    assert found["keymoot_enclave_shares_given_total", ""] == 3
+    assert found["keymoot_enclave_presignatures", ""] == 7
     await metrics.refresh()
     found = values(exposition(metrics))
     assert (found["keymoot_enclave_state", "ready"], found["keymoot_enclave_state", "away"]) == (0, 1)
-    assert ("keymoot_enclave_value", "presignatures") not in found
+    assert ("keymoot_enclave_presignatures", "") not in found
     assert found["keymoot_signer_coordinator_up", "main"] == 0
 
 
@@ -124,7 +142,7 @@ async def test_an_enclave_that_does_not_answer_is_asked_once_and_waited_for_shor
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(courier, "STATUS_TIMEOUT_S", 0.01)
-    metrics, enclave = SignerMetrics(), SilentEnclave()
+    metrics, enclave = signer(), SilentEnclave()
     serving = courier.Courier(enclave, None, None, metrics)  # type: ignore[arg-type]
     metrics.serving = serving
     metrics.enclave = STATUS
@@ -162,6 +180,7 @@ def test_ceremonies_are_counted_by_kind_and_outcome() -> None:
     run(None, prepare)
     for error, orders in (
         (CeremonyEnded("timeout", "no answer"), (prepare,)),
+        (failure(1, wire.CeremonyFailed(b"c" * 16, "timeout", "", "no end", (), (2,), 2)), (prepare,)),
         (Rejected("gate", "no", 1), (online,)),
         (asyncio.CancelledError(), ()),
     ):
@@ -169,16 +188,17 @@ def test_ceremonies_are_counted_by_kind_and_outcome() -> None:
             run(error, *orders)
     found = values(exposition(metrics))
     assert {labels: value for (name, labels), value in found.items() if name.endswith("ceremonies_total")} == {
-        "keygen/done": 1,
-        "keygen/failed": 1,
-        "activate/rejected": 1,
-        "none/interrupted": 1,
+        "keygen/done/all": 1,
+        "keygen/failed/prepare": 1,
+        "keygen/failed/2": 1,
+        "activate/rejected/ordered": 1,
+        "none/interrupted/none": 1,
     }
     assert found["keymoot_coordinator_ceremonies_open", ""] == 0
 
 
 async def test_the_server_answers_scrapes_and_refuses_a_taken_port() -> None:
-    metrics = SignerMetrics()
+    metrics = signer()
     server, second = MetricsServer(metrics, metrics.refresh), MetricsServer(metrics)
     port = await server.start("127.0.0.1:0")
     try:
@@ -207,3 +227,32 @@ def test_metrics_are_served_on_loopback_alone(tmp_path: Path, listen: str) -> No
     bad.write_text(text + f"'{listen}'\n")
     with pytest.raises(CallerError, match="metrics"):
         load_yaml(bad, SignerConfig)
+
+
+def test_an_enclaves_values_are_told_as_its_tables_say_and_nothing_else_is() -> None:
+    durations = meters.Durations()
+    for nanoseconds in (9_000, 10_000, 11_000, 61_000_000_000):
+        durations.observe_ns(nanoseconds)
+    counters = {"ceremonies_ended|presign|3|timeout": 2, "ceremonies_ended|presign": 5, "client|mallory": 1}
+    gauges = {"links|main|up": 2, "queue|hsm": 1}
+    metrics = signer()
+    metrics.enclave = wire.Status("ready", "", counters, gauges, {"hsm|seal": durations.told()})
+    text = exposition(metrics)
+    found = values(text)
+    assert found["keymoot_enclave_ceremonies_total", "presign/timeout/3"] == 2
+    assert found["keymoot_enclave_links", "main/up"] == 2
+    assert found["keymoot_enclave_queue_length", "hsm"] == 1
+    buckets = [found["keymoot_enclave_hsm_seconds_bucket", f"{bound}/seal"] for bound in ("1e-05", "2.5e-05", "+Inf")]
+    assert buckets == [2, 3, 4]
+    assert found["keymoot_enclave_hsm_seconds_sum", "seal"] == pytest.approx(61.00003)
+    assert b"mallory" not in text
+
+
+def test_every_rule_that_an_enclave_refuses_by_is_in_its_table() -> None:
+    written = set()
+    for package in ("enclave", "policies"):
+        for path in (Path(__file__).parents[2] / package).rglob("*.py"):
+            written |= set(re.findall(r'(?:Refused|_NoDecision)\(\s*"([^"]+)"', path.read_text()))
+    assert len(written) > 30
+    assert written | {f"policy/{name}" for name, _ in CHECKS} <= RULES
+    assert {rule_label(rule) for rule in ("policy/blind", "policy/" + "x" * 100)} == {"policy/blind", "other"}

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from appliance import relay
+from appliance.durations import Durations
 from appliance.signer.config import CoordinatorSettings, SignerConfig, load_config
 from appliance.signer.errors import LinkDown
 from appliance.signer.flow import Backoff
@@ -108,7 +109,7 @@ async def network(
         main = (
             serve(config, source)
             if store is None
-            else serve_enclave(config, store, None, source, Backoff(0.01, 0.1, source), SignerMetrics())
+            else serve_enclave(config, store, None, source, Backoff(0.01, 0.1, source), SignerMetrics(Durations()))
         )
         async with running(main) as task:
             yield enclave, coordinator, task
