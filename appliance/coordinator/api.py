@@ -29,7 +29,7 @@ from appliance.coordinator.problems import NotFound, answer_problems, problem
 from appliance.coordinator.views import show_batch, show_key, show_signature
 from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
-from appliance.store.coordinator import KeyRow
+from appliance.store.keys import KeyRow
 from enclave import wire
 from policies.errors import CallerError
 from policies.requests import (
@@ -126,7 +126,7 @@ class Api:
         cursor = request.query.get("cursor", "0")
         if not CURSOR_PATTERN.fullmatch(cursor):
             raise CallerError("cursor: use the nextCursor of the page before")
-        rows = self._store.keys_after(int(cursor), PAGE)
+        rows = self._store.keys.after(int(cursor), PAGE)
         following = str(rows[-1].seq) if len(rows) == PAGE else None
         return _json(KeyList(tuple(show_key(row, self._roster) for row in rows), following))
 
@@ -168,7 +168,7 @@ class Api:
 
     def _key_row(self, name: str) -> KeyRow:
         """By key id, or by the id of its request, which is all there is before the key is active."""
-        row = self._store.key(name) or self._store.key_request(name)
+        row = self._store.keys.get(name) or self._store.keys.requested(name)
         if row is None:
             raise NotFound("there is no such key")
         return row

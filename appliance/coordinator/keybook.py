@@ -50,7 +50,7 @@ class KeyBook:
         if known is not None:
             self._cache.move_to_end(key_id)
             return known
-        row = self._store.key(key_id)
+        row = self._store.keys.get(key_id)
         if row is None or row.certificate is None:
             return None
         certificate = decode_certificate(row.certificate)
@@ -63,12 +63,12 @@ class KeyBook:
         """Commit a new key with its verified certificate. Raises `Unavailable`."""
         bits = sum(1 << (index - 1) for index in key.activated)
         certificate = encode_certificate(key.certificate)
-        await self._store.certify_key(request_id, key.acknowledgement.key_id, certificate, bits)
+        await self._store.keys.certify(request_id, key.acknowledgement.key_id, certificate, bits)
 
     def missing_at(self, index: int, limit: int) -> list[str]:
         """Keys that signer `index` has not said it can use, newest first. Raises `Unavailable`."""
-        return [row.key_id for row in self._store.keys_to_activate(index, limit) if row.key_id is not None]
+        return [row.key_id for row in self._store.keys.to_activate(index, limit) if row.key_id is not None]
 
     async def note_activated(self, key_id: str, index: int) -> None:
         """Signer `index` can use the key. Raises `Unavailable`."""
-        await self._store.add_activated(key_id, 1 << (index - 1))
+        await self._store.keys.add_activated(key_id, 1 << (index - 1))

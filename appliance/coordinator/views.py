@@ -19,7 +19,8 @@ from appliance.api.models import (
 )
 from appliance.coordinator.keybook import decode_certificate
 from appliance.store.batches import BatchRow
-from appliance.store.coordinator import KeyRow, SignatureRow
+from appliance.store.coordinator import SignatureRow
+from appliance.store.keys import KeyRow
 from policies.roster import Roster, describe_scheme
 
 

@@ -26,7 +26,8 @@ from appliance.durations import DurationsBy
 from appliance.store import CoordinatorStore
 from appliance.store.accepted import Accepted
 from appliance.store.batches import BatchRow
-from appliance.store.coordinator import KeyRow, SignatureRow
+from appliance.store.coordinator import SignatureRow
+from appliance.store.keys import KeyRow
 from enclave import wire
 from policies.errors import Unavailable
 from policies.requests import HashBatch, KeyCreation, SigningBody
@@ -75,7 +76,7 @@ class Work:
         """
         self._check_room()
         accepted = self._accepted("kreq_", client, body.external_id)
-        request_id, new = await self._store.accept_key(accepted, body.label)
+        request_id, new = await self._store.keys.accept(accepted, body.label)
         if new:
             self._start(request_id, "Key", self._run_key(request_id, client, body.label))
         return request_id, new
@@ -151,12 +152,12 @@ class Work:
             self._network.activate_later(set(self._roster.indices) - key.activated)
             return KeyState.ACTIVE
         except Rejected as error:
-            await self._store.end_key(
+            await self._store.keys.end(
                 request_id, "Rejected", error.rule, error.reason, self._network.signers.name(error.signer)
             )
             return KeyState.REJECTED
         except CeremonyEnded as error:
-            await self._store.end_key(
+            await self._store.keys.end(
                 request_id, "Failed", error.code, error.reason, self._network.signers.name(error.signer)
             )
             return KeyState.FAILED
@@ -232,8 +233,8 @@ class Work:
 
     async def resume(self) -> None:
         """Take up what the last run of this process left unfinished, or end it. Raises `Unavailable`."""
-        for key in self._store.unfinished_keys():
-            await self._store.end_key(key.id, "Failed", "restart", _restarted(key), "")
+        for key in self._store.keys.unfinished():
+            await self._store.keys.end(key.id, "Failed", "restart", _restarted(key), "")
         await self._end_batches()
         oldest_ms = int((self._clock() - RESUME_WITHIN_S) * 1000)
         for row in self._store.unfinished_signatures():

@@ -56,7 +56,7 @@ class SignatureBatches:
         self._database, self._writer = database, writer
 
     async def accept(self, request: Accepted, key_id: str, count: int) -> tuple[str, bool]:
-        """Commit a request for a batch. Returns and raises as `CoordinatorStore.accept_key`."""
+        """Commit a request for a batch. Returns and raises as `Keys.accept`."""
         values = {**request_row(request), "key_id": key_id, "count": count}
         return await self._writer.submit(lambda connection: accept(connection, request, _INSERT_BATCH, values))
 
