@@ -227,6 +227,8 @@ state: state/signer.db
 # Connected to outbound, with mutual TLS.
 coordinators:
 {coordinators}{gate}
+# Where `keymoot status` on this host asks; a Unix socket for this user alone.
+status_socket: run/signer.sock
 # Metrics for Prometheus, in plain, on loopback alone (packaging/METRICS.md).
 # metrics: 127.0.0.1:9464
 """

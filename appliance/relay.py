@@ -18,6 +18,7 @@ CONTROL_PATH = "/v1/signers/control"
 BULK_PATH = "/v1/signers/bulk"
 MAX_WEBSOCKET_BYTES = MAX_PEER_FRAME_BYTES + 64 * 1024
 HEARTBEAT_S = 5.0
+CONDITION_S = 2.0
 
 FrameBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_PEER_FRAME_BYTES)]
 
@@ -42,7 +43,20 @@ class ReportUp(Wire, frozen=True, tag=3):
     body: ReportBody
 
 
-Up = Announce | Forward | ReportUp
+class Condition(Wire, frozen=True, tag=4):
+    """Signer → coordinator, on the control connection, every `CONDITION_S` seconds: how it finds its enclave and gate.
+
+    `enclave`: the state the enclave says (`wire.Status`), `silent` where it did not answer in time. `reason`: why it
+    is not `ready`. `gate`: whether the operator's handler answered the last call; `unknown` before the first one.
+    It is shown to operators; nothing is decided by it.
+    """
+
+    enclave: Annotated[str, msgspec.Meta(pattern=r"^(ready|waiting|hsm-away|silent)$(?!\n)")]
+    reason: Annotated[str, msgspec.Meta(max_length=512)]
+    gate: Annotated[str, msgspec.Meta(pattern=r"^(unknown|answers|unreachable)$(?!\n)")]
+
+
+Up = Announce | Forward | ReportUp | Condition
 
 
 class Online(Wire, frozen=True, tag=1):

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from enclave.crypto.curve import AFFINE_POINT_BYTES, SCALAR_BYTES, compress
 from enclave.errors import Refused
 from enclave.protocol.sign import Presignature
-from enclave.wire import BatchState, PresignatureName
+from enclave.wire import MAX_PRESIGNATURES, BatchState, PresignatureName
 
-MAX_PRESIGNATURES = 200_000
 MAX_BATCHES = 256
 BYTES_PER_PRESIGNATURE = SCALAR_BYTES + AFFINE_POINT_BYTES
 

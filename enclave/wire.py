@@ -34,6 +34,8 @@ MAX_BODY_BYTES: Final = 128 * 1024
 MAX_GATE_BODY_BYTES: Final = 64 * 1024
 MAX_GATE_REQUEST_BYTES: Final = 512 * 1024
 MAX_BATCH: Final = 16_384
+# What one enclave holds at most, of all committees and coordinators.
+MAX_PRESIGNATURES: Final = 200_000
 MAX_KEYS_PER_CEREMONY: Final = 64
 MAX_STATUS_VALUES: Final = 1024
 # Upper bounds of what `Status.durations` counts, in microseconds: 10 µs to 60 s.

@@ -19,7 +19,7 @@ import msgspec
 from appliance.api import batches, models
 from appliance.api.certificates import CertificateRefused, verify_key
 from appliance.api.jws import SIGNATURE_HEADER, ClientKey, new_jti, sign_request
-from appliance.api.paths import POOLS_PATH, READY_PATH, SIGNERS_PATH
+from appliance.api.paths import COORDINATOR_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.api.results import ApiError, CertifiedKey, Failed, ListedKey, Rejected, require
 from appliance.api.signatures import SignatureRefused, verify_signature, what_is_signed
 from appliance.api.transport import Transport
@@ -187,6 +187,14 @@ class AsyncClient:
         """The pools of presignatures, as the coordinator says. Raises `ApiError`, `Unavailable`."""
         return (await self._get(POOLS_PATH, models.PoolList)).items
 
+    async def pools(self, burst: int | None = None) -> models.PoolList:
+        """As `list_pools`, with what waits for them, and with marks recommended for a `burst` of signatures at once."""
+        return await self._get(POOLS_PATH, models.PoolList, {} if burst is None else {"burst": str(burst)})
+
+    async def coordinator(self) -> models.Coordinator:
+        """What the coordinator says of itself. Raises `ApiError`, `Unavailable`."""
+        return await self._get(COORDINATOR_PATH, models.Coordinator)
+
     async def readiness(self) -> models.Readiness:
         """Who can sign now. Raises `ApiError` with code `not-ready`, what is missing and what to do, where nobody can;
         `Unavailable`."""
@@ -314,6 +322,14 @@ class Client:
     def list_pools(self) -> tuple[models.Pool, ...]:
         """See `AsyncClient.list_pools`."""
         return self._run(self._client.list_pools())
+
+    def pools(self, burst: int | None = None) -> models.PoolList:
+        """See `AsyncClient.pools`."""
+        return self._run(self._client.pools(burst))
+
+    def coordinator(self) -> models.Coordinator:
+        """See `AsyncClient.coordinator`."""
+        return self._run(self._client.coordinator())
 
     def readiness(self) -> models.Readiness:
         """See `AsyncClient.readiness`."""

@@ -126,9 +126,21 @@ class Announced(ApiStruct, frozen=True):
     enclave_version: str
 
 
+class Condition(ApiStruct, frozen=True):
+    """How a signer finds its enclave and gate, told every few seconds. `enclave`: `ready`, `waiting`, `hsm-away` or
+    `silent`; `reason` says why it is not ready. `gate`: whether the operator's handler answered the last call,
+    `answers` or `unreachable`; `unknown` before the first one."""
+
+    enclave: str
+    reason: str
+    gate: str
+
+
 class Signer(ApiStruct, frozen=True):
-    """A signer of the roster. `links`: names of the signers its enclave says it has a channel to. `announced` is
-    absent while it is away. All this is the coordinator's word: no enclave has signed it for the reader."""
+    """A signer of the roster. `links`: names of the signers its enclave says it has a channel to. `announced` and
+    `condition` are absent while it is away. `since`: when it came, or went; absent where it was not there since the
+    coordinator's start. `away_reason`: why it is away, as far as the coordinator knows. All this is the coordinator's
+    word: no enclave has signed it for the reader."""
 
     index: int
     name: str
@@ -137,6 +149,10 @@ class Signer(ApiStruct, frozen=True):
     online: bool
     links: tuple[str, ...]
     announced: Announced | None = None
+    condition: Condition | None = None
+    since: str | None = None
+    away_reason: str = ""
+    certificate_expires: str | None = None
 
 
 class SignerList(ApiStruct, frozen=True):
@@ -147,7 +163,11 @@ class SignerList(ApiStruct, frozen=True):
 
 class Pool(ApiStruct, frozen=True):
     """The presignatures of one committee, given by its members' indices. Below `low` it is filled up to `high`, where
-    it is `kept_filled`; other pools are used up. `ready`: the members can sign together now."""
+    it is `kept_filled`; other pools are used up. `ready`: the members can sign together now. `filling`: a batch is
+    being made. `failure`: why the last batch failed; empty where it did not. `spent_per_s`: over the last minute;
+    `seconds_to_empty`: at that rate and without a refill, absent where nothing is spent. `filled_per_s`: how fast the
+    last whole batch was made. `busiest_minute`: most spent in one minute since the coordinator's start.
+    `recommended_low`, `recommended_high`: marks for the burst that was asked about."""
 
     committee: tuple[int, ...]
     available: int
@@ -155,12 +175,48 @@ class Pool(ApiStruct, frozen=True):
     high: int
     kept_filled: bool
     ready: bool
+    filling: bool = False
+    failure: str = ""
+    spent_per_s: float = 0.0
+    seconds_to_empty: float | None = None
+    filled_per_s: float | None = None
+    busiest_minute: int = 0
+    recommended_low: int = 0
+    recommended_high: int = 0
 
 
 class PoolList(ApiStruct, frozen=True):
-    """The pools of this coordinator, in order of their committees; always one page."""
+    """The pools of this coordinator, in order of their committees; always one page. `waiting`: requests that wait for
+    a presignature. `burst`: for how many signatures at once marks are recommended: as asked, else the busiest minute
+    of each pool."""
 
     items: tuple[Pool, ...]
+    waiting: int = 0
+    burst: int | None = None
+
+
+class CertificateExpiry(ApiStruct, frozen=True):
+    """A certificate that the coordinator shows or trusts: its file's name and when it ends."""
+
+    file: str
+    expires: str
+
+
+class Coordinator(ApiStruct, frozen=True):
+    """The coordinator itself. `time`: its clock. `trouble` and `remedy`: why nothing can be signed now and what to do,
+    empty where something can. `avoided`: names of the signers that are left out of committees for a while, since they
+    failed or were slow."""
+
+    name: str
+    network: str
+    version: str
+    roster_digest: str
+    time: str
+    started_at: str
+    trouble: str
+    remedy: str
+    avoided: tuple[str, ...]
+    certificates: tuple[CertificateExpiry, ...]
 
 
 class Problem(ApiStruct, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 SIGNERS_PATH = "/v1/signers"
 POOLS_PATH = "/v1/pools"
+COORDINATOR_PATH = "/v1/coordinator"
 HEALTH_PATHS = ("/v1/healthz", "/healthz")
 READY_PATH = "/readyz"
 OPENAPI_PATH = "/openapi.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -11,13 +12,16 @@ from aiohttp import web
 
 from appliance.api.batches import UNFINISHED as UNFINISHED_BATCH
 from appliance.api.models import KeyList, KeyState, SignatureState
-from appliance.api.paths import OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
+from appliance.api.paths import COORDINATOR_PATH, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
+from appliance.coordinator.identity import Identity
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
 from appliance.coordinator.limits import (
+    BURST_PATTERN,
     CURSOR_PATTERN,
     DEFAULT_WAIT_S,
     JWS_HEADER,
     JWS_PATTERN,
+    MAX_BURST,
     MAX_WAIT_S,
     PAGE,
     WAIT_PATTERN,
@@ -52,8 +56,19 @@ T = TypeVar("T")
 class Api:
     """The handlers of the API."""
 
-    def __init__(self, store: CoordinatorStore, roster: Roster, work: Work, keybook: KeyBook, network: Network) -> None:
+    def __init__(
+        self,
+        store: CoordinatorStore,
+        roster: Roster,
+        work: Work,
+        keybook: KeyBook,
+        network: Network,
+        identity: Identity,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        """`wall_clock`: Unix seconds."""
         self._store, self._roster, self._work = store, roster, work
+        self._identity, self._wall_clock = identity, wall_clock
         self._keybook, self._network = keybook, network
         self._described = msgspec.json.encode(describe(importlib.metadata.version("keymoot")))
 
@@ -75,6 +90,7 @@ class Api:
                 web.get(READY_PATH, self._readiness),
                 web.get(SIGNERS_PATH, self._list_signers),
                 web.get(POOLS_PATH, self._list_pools),
+                web.get(COORDINATOR_PATH, self._show_coordinator),
             ]
         )
         return app
@@ -156,8 +172,11 @@ class Api:
     async def _list_signers(self, _: web.Request) -> web.Response:
         return _json(show_signers(self._roster, self._network.signers))
 
-    async def _list_pools(self, _: web.Request) -> web.Response:
-        return _json(show_pools(self._network))
+    async def _list_pools(self, request: web.Request) -> web.Response:
+        return _json(show_pools(self._network, _burst(request)))
+
+    async def _show_coordinator(self, _: web.Request) -> web.Response:
+        return _json(self._identity.show(self._network, self._wall_clock()))
 
     def _active_key(self, request: web.Request) -> CertifiedKey:
         key_id = request.match_info["key"]
@@ -198,6 +217,15 @@ def _wait_s(request: web.Request) -> float:
     if not WAIT_PATTERN.fullmatch(text) or float(text) > MAX_WAIT_S:
         raise CallerError(f"wait: seconds, 0 to {MAX_WAIT_S:.0f}")
     return float(text)
+
+
+def _burst(request: web.Request) -> int | None:
+    text = request.query.get("burst")
+    if text is None:
+        return None
+    if not BURST_PATTERN.fullmatch(text) or int(text) > MAX_BURST:
+        raise CallerError(f"burst: how many signatures at once, 0 to {MAX_BURST}")
+    return int(text)
 
 
 def _posted(shown: msgspec.Struct, new: bool, *, ended: bool) -> web.Response:

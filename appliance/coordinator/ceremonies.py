@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from appliance.coordinator.errors import CeremonyEnded, Rejected, failure
+from appliance.coordinator.standing import Standing
 from appliance.durations import DurationsBy
 from enclave import wire
 
@@ -28,6 +29,9 @@ KINDS: Mapping[type[wire.Wire], str] = {
     wire.BatchOnlineOrder: "batch-online",
 }
 
+# The steps of these take every member the same work, and no gate is asked.
+ONLINE_KINDS = frozenset({"online", "batch-online"})
+
 R = TypeVar("R", bound=wire.Wire)
 
 
@@ -43,6 +47,8 @@ class Ceremony:
         self._flooded: CeremonyEnded | None = None
         # What it is counted as: by its orders, and how far it came.
         self.kind = self.stage = "none"
+        # How long each member took to answer `one_each`.
+        self.took_s: dict[int, float] = {}
 
     def order(self, index: int, body: wire.OrderBody) -> None:
         """Send an order. Raises `CeremonyEnded` where the signer is away."""
@@ -84,7 +90,8 @@ class Ceremony:
     async def one_each(self, kind: type[R], timeout_s: float) -> dict[int, R]:
         """One report of `kind` from every member, by index. Raises `CeremonyEnded` or `Rejected` for any other."""
         got: dict[int, R] = {}
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        started_s = asyncio.get_running_loop().time()
+        deadline_s = started_s + timeout_s
         while len(got) < len(self.members):
             index, report = await self.next(deadline_s, set(self.members) - got.keys())
             if not isinstance(report, kind):
@@ -92,6 +99,7 @@ class Ceremony:
             if index in got:
                 raise CeremonyEnded("unexpected-report", f"{kind.__name__} came twice", index)
             got[index] = report
+            self.took_s[index] = asyncio.get_running_loop().time() - started_s
         return got
 
     def put(self, index: int, report: wire.ReportBody | CeremonyEnded) -> None:
@@ -110,8 +118,11 @@ class Ceremonies:
         send: Callable[[int, wire.OrderBody], bool],
         random: Callable[[int], bytes],
         max_ceremonies: int = MAX_CEREMONIES,
+        standing: Standing | None = None,
     ) -> None:
+        """`standing` is told of failures that name a signer, and how long the online step took each member."""
         self._send, self._random, self._max = send, random, max_ceremonies
+        self._standing = standing
         self._open: dict[bytes, Ceremony] = {}
         self.ended: Counter[tuple[str, ...]] = Counter()
         self.seconds = DurationsBy()
@@ -132,7 +143,12 @@ class Ceremonies:
             raise
         except CeremonyEnded as error:
             outcome, told_round = "failed", error.round
+            if self._standing is not None:
+                self._standing.failed(error.signer, error.code)
             raise
+        else:
+            if self._standing is not None and ceremony.kind in ONLINE_KINDS:
+                self._standing.answered(ceremony.took_s)
         finally:
             del self._open[ceremony.id]
             reached = "all" if outcome == "done" else str(told_round or ceremony.stage)

@@ -14,7 +14,8 @@ from policies.load import load_yaml
 from policies.roster import Name, Roster
 
 Listen = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$(?!\n)")]
-Mark = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+MAX_MARK = 100_000
+Mark = Annotated[int, msgspec.Meta(ge=1, le=MAX_MARK)]
 
 
 class SignersSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

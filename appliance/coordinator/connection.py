@@ -15,8 +15,15 @@ MAX_REASON_BYTES = 120
 class Connection:
     """Sends in order from a task of its own. After `end` nothing is sent any more."""
 
-    def __init__(self, socket: web.WebSocketResponse, max_bytes: int = MAX_WAITING_BYTES) -> None:
+    def __init__(
+        self,
+        socket: web.WebSocketResponse,
+        max_bytes: int = MAX_WAITING_BYTES,
+        certificate_expires_s: float | None = None,
+    ) -> None:
+        """`certificate_expires_s`: Unix time at which the signer's TLS certificate ends."""
         self._socket, self._max_bytes = socket, max_bytes
+        self.certificate_expires_s = certificate_expires_s
         self._waiting: deque[bytes] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any
 
 import structlog
@@ -50,7 +51,7 @@ class Gateway:
                 timeout=1.0,
             )
             await socket.prepare(request)
-            connection = Connection(socket)
+            connection = Connection(socket, certificate_expires_s=certificate_expires_s(request))
             drain = asyncio.create_task(connection.drain())
             try:
                 await self._converse(socket, connection, common_name(request), bulk=bulk)
@@ -66,6 +67,7 @@ class Gateway:
     ) -> None:
         """Admit, then pass on messages until the connection ends. What is wrong is told in the close reason."""
         session: Session | None = None
+        reason = "the connection was lost"
         try:
             announced = await self._admit(socket, cn)
             session = self._signers.join(announced, connection, bulk=bulk)
@@ -77,9 +79,10 @@ class Gateway:
         except (CallerError, Refused) as error:
             reason = str(error)
             connection.end(WSCloseCode.POLICY_VIOLATION, reason)
+            self._signers.refused(cn, reason)
         finally:
             if session is not None:
-                self._signers.leave(session, connection.reason or "the other connection has ended")
+                self._signers.leave(session, connection.reason or "the other connection has ended", reason)
         log.info("signer-connection-ended", certificate=cn, bulk=bulk, reason=reason[:300])
 
     async def _admit(self, socket: web.WebSocketResponse, cn: str | None) -> relay.Announce:
@@ -128,12 +131,21 @@ async def _receive(socket: web.WebSocketResponse) -> relay.Up | None:
 
 def common_name(request: web.Request) -> str | None:
     """The one common name of the client's verified certificate; None where it has none or several."""
-    transport = request.transport
-    certificate: Any = transport.get_extra_info("peercert") if transport is not None else None
     names = [
         value
-        for attributes in (certificate or {}).get("subject", ())
+        for attributes in _certificate(request).get("subject", ())
         for name, value in attributes
         if name == "commonName"
     ]
     return names[0] if len(names) == 1 else None
+
+
+def certificate_expires_s(request: web.Request) -> float | None:
+    """When the client's verified certificate ends, as Unix time; None where it has none."""
+    until = _certificate(request).get("notAfter")
+    return None if until is None else float(ssl.cert_time_to_seconds(until))
+
+
+def _certificate(request: web.Request) -> dict[str, Any]:
+    transport = request.transport
+    return (transport.get_extra_info("peercert") if transport is not None else None) or {}

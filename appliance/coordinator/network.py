@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,11 @@ from appliance.coordinator.config import PoolSettings
 from appliance.coordinator.errors import CeremonyEnded
 from appliance.coordinator.keybook import KeyBook
 from appliance.coordinator.keygen import activate
+from appliance.coordinator.line import Line
 from appliance.coordinator.pools import Pools
+from appliance.coordinator.refill import Refill, marks_of
 from appliance.coordinator.sessions import Signers
+from appliance.coordinator.standing import Standing
 from appliance.coordinator.upkeep import Upkeep
 from enclave import wire
 from policies.roster import Roster
@@ -41,14 +45,30 @@ class Network:
         changes: Changes,
         keybook: KeyBook,
         random: Callable[[int], bytes],
+        wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._roster, self._settings, self._changes, self._keybook = roster, settings, changes, keybook
+        """`wall_clock`: Unix seconds, for what is shown to people; `clock`: monotonic seconds."""
+        self._roster, self._changes, self._keybook = roster, changes, keybook
         self._random = random
-        self.signers = Signers(roster, changes, self)
-        self.ceremonies = Ceremonies(self.signers.order, random)
-        self.pools = Pools(settings.low, changes)
-        self._upkeep = Upkeep(self, roster, settings, changes, keybook)
-        self._wanted: list[int] = []
+        self.signers = Signers(roster, changes, self, wall_clock)
+        self.standing = Standing(clock)
+        self.ceremonies = Ceremonies(self.signers.order, random, standing=self.standing)
+        self.pools = Pools(marks_of(roster, settings).low, changes, clock)
+        self.line = Line()
+        self.refill = Refill(
+            roster,
+            settings,
+            self.signers,
+            self.pools,
+            self.ceremonies,
+            self.standing,
+            changes,
+            self.line,
+            self.forget_batch,
+            clock,
+        )
+        self._upkeep = Upkeep(self, roster, changes, keybook)
 
     # --- what signers say ---
 
@@ -88,29 +108,44 @@ class Network:
     # --- what requests need ---
 
     async def committee(self, timeout_s: float, count: int = 1) -> tuple[int, ...]:
-        """The committee with most presignatures among those that can sign now, `count` of them at least.
+        """The committee with most presignatures among those that can sign now, `count` of them at least; one without
+        signers that failed or are slow, where there is one.
 
-        Raises `CeremonyEnded` where there is none in time, saying what is missing.
+        Where there is none, requests wait in the order in which they came. Whoever gets a committee takes its
+        presignatures before it awaits anything else. Raises `CeremonyEnded` where there is none in time, saying what
+        is missing.
         """
+        if not len(self.line):
+            best = self._best(count)
+            if best is not None:
+                return best
+            # Filling goes on without a pause while somebody waits.
+            self._changes.notify()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s), self.line.turn():
                 while True:
                     change = self._changes.next()
-                    best = max(self._candidates(), key=self.pools.available, default=())
-                    if best and self.pools.available(best) >= count:
+                    best = self._best(count)
+                    if best is not None:
                         return best
                     await change.wait()
         except TimeoutError:
-            raise CeremonyEnded("no-committee", self.trouble() or f"not {count} presignatures in time") from None
+            missing = self.trouble() or f"not {count} presignatures in time: the pools were used up by others"
+            raise CeremonyEnded("no-committee", missing) from None
+
+    def _best(self, count: int) -> tuple[int, ...] | None:
+        avoided = self.standing.avoided()
+        able = [committee for committee in self._candidates() if self.pools.available(committee) >= count]
+        return min(able, key=lambda c: (len(avoided.intersection(c)), -self.pools.available(c)), default=None)
 
     async def committee_for_batch(self, timeout_s: float, count: int) -> tuple[int, ...]:
         """As `committee`; its pool is filled up to `count` where that is more than it is kept at."""
-        self._wanted.append(count)
+        self.refill.wanted.append(count)
         self._changes.notify()
         try:
             return await self.committee(timeout_s, count)
         finally:
-            self._wanted.remove(count)
+            self.refill.wanted.remove(count)
 
     async def everybody(self, timeout_s: float) -> None:
         """Until all signers are linked. Raises `CeremonyEnded` where they aren't in time."""
@@ -171,11 +206,6 @@ class Network:
             "wait some seconds; if it stays, read the coordinator's log for setup-failed",
         )
 
-    @property
-    def wanted(self) -> int:
-        """How many presignatures the largest batch waits for, 0 where none does."""
-        return max(self._wanted, default=0)
-
     async def run(self) -> None:
         """What keeps the signers able to sign, until cancelled."""
         await self._upkeep.run()
@@ -185,31 +215,13 @@ class Network:
 
     def committees(self) -> list[tuple[int, ...]]:
         """Every committee whose pool is kept filled or holds something, in order."""
-        return sorted({*self.preferred(), *self.pools.committees()})
-
-    def marks(self) -> tuple[int, int]:
-        """Below how many presignatures a pool is filled, and up to how many."""
-        return self._settings.low, self._settings.high
+        return sorted({*self.refill.preferred(), *self.pools.committees()})
 
     def can_sign(self, committee: tuple[int, ...]) -> bool:
         """Whether `committee` is linked, set up, and has a presignature."""
         return self.signers.ready(committee) and self.pools.available(committee) > 0
 
-    def preferred(self) -> list[tuple[int, ...]]:
-        """The committees whose pools are kept filled: neighbours in the roster's circle that are all online; where
-        there is no such committee, neighbours in the circle of those that are online."""
-        size, online = self._roster.committee_size, self.signers.online()
-        windows = _windows(self._roster.indices, size)
-        return [window for window in windows if set(window) <= set(online)] or _windows(online, size)
-
     def forget_batch(self, sid: bytes, holders: Sequence[int]) -> None:
+        """Let these signers drop a batch that another member of it does not hold."""
         for holder in holders:
             self.signers.order(holder, wire.ForgetBatchOrder(self._random(16), sid))
-
-
-def _windows(circle: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    """Every run of `size` neighbours in the circle, each once, sorted within."""
-    if len(circle) < size:
-        return []
-    twice = [*circle, *circle]
-    return sorted({tuple(sorted(twice[start : start + size])) for start in range(len(circle))})

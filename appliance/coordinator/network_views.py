@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from appliance.api.models import Announced, Health, Pool, PoolList, Readiness, Signer, SignerList
+from appliance import relay
+from appliance.api.models import Announced, Condition, Health, Pool, PoolList, Readiness, Signer, SignerList
+from appliance.coordinator.config import MAX_MARK
+from appliance.coordinator.consumption import recommended
+from appliance.coordinator.identity import iso_time
 from appliance.coordinator.network import Network
 from appliance.coordinator.sessions import Session, Signers
 from policies.roster import Roster, RosterSigner
@@ -32,25 +36,45 @@ def show_signers(roster: Roster, signers: Signers) -> SignerList:
     return SignerList(tuple(_signer(entry, signers.session(entry.index), signers) for entry in roster.signers))
 
 
-def show_pools(network: Network) -> PoolList:
-    """Every pool that is kept filled or holds something."""
-    (low, high), kept = network.marks(), set(network.preferred())
-    return PoolList(
-        tuple(
-            Pool(
-                committee=committee,
-                available=network.pools.available(committee),
-                low=low,
-                high=high,
-                kept_filled=committee in kept,
-                ready=network.signers.ready(committee),
-            )
-            for committee in network.committees()
-        )
+def show_pools(network: Network, burst: int | None) -> PoolList:
+    """Every pool that is kept filled or holds something, with marks for a `burst` of signatures."""
+    kept = set(network.refill.preferred())
+    pools = tuple(_pool(network, committee, committee in kept, burst) for committee in network.committees())
+    return PoolList(pools, waiting=len(network.line), burst=burst)
+
+
+def _pool(network: Network, committee: tuple[int, ...], kept: bool, burst: int | None) -> Pool:
+    marks, filling = network.refill.marks(), network.refill.filling(committee)
+    consumption = network.pools.consumption(committee)
+    available, spent_per_s = network.pools.available(committee), consumption.per_s()
+    busiest = consumption.busiest_minute
+    wanted = recommended(
+        busiest if burst is None else burst,
+        spent_per_s,
+        network.refill.settings.batch,
+        filling.batch_s or 0.0,
+        MAX_MARK,
+    )
+    return Pool(
+        committee=committee,
+        available=available,
+        low=marks.low,
+        high=marks.high,
+        kept_filled=kept,
+        ready=network.signers.ready(committee),
+        filling=filling.under_way,
+        failure=filling.failure,
+        spent_per_s=round(spent_per_s, 3),
+        seconds_to_empty=round(available / spent_per_s, 1) if spent_per_s else None,
+        filled_per_s=round(network.refill.settings.batch / filling.batch_s, 1) if filling.batch_s else None,
+        busiest_minute=busiest,
+        recommended_low=wanted.low,
+        recommended_high=wanted.high,
     )
 
 
 def _signer(entry: RosterSigner, session: Session | None, signers: Signers) -> Signer:
+    absence = signers.absence(entry.index)
     return Signer(
         index=entry.index,
         name=entry.name,
@@ -59,7 +83,19 @@ def _signer(entry: RosterSigner, session: Session | None, signers: Signers) -> S
         online=session is not None,
         links=() if session is None else tuple(signers.name(index) for index in sorted(session.links)),
         announced=None if session is None else _announced(session),
+        condition=None if session is None else _condition(session.condition),
+        since=_iso(absence.since_s if session is None else session.since_s),
+        away_reason=absence.reason if session is None else "",
+        certificate_expires=None if session is None else _iso(session.certificate_expires_s),
     )
+
+
+def _condition(told: relay.Condition | None) -> Condition | None:
+    return None if told is None else Condition(told.enclave, told.reason, told.gate)
+
+
+def _iso(unix_s: float | None) -> str | None:
+    return None if unix_s is None else iso_time(unix_s)
 
 
 def _announced(session: Session) -> Announced:

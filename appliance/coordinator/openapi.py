@@ -13,8 +13,16 @@ import msgspec
 
 from appliance.api import models
 from appliance.api.batches import SignatureBatch
-from appliance.api.paths import HEALTH_PATHS, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
-from appliance.coordinator.limits import CURSOR_PATTERN, DEFAULT_WAIT_S, JWS_HEADER, JWS_PATTERN, MAX_WAIT_S, PAGE
+from appliance.api.paths import COORDINATOR_PATH, HEALTH_PATHS, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
+from appliance.coordinator.limits import (
+    CURSOR_PATTERN,
+    DEFAULT_WAIT_S,
+    JWS_HEADER,
+    JWS_PATTERN,
+    MAX_BURST,
+    MAX_WAIT_S,
+    PAGE,
+)
 from enclave.wire import MAX_BODY_BYTES
 from policies.requests import KEY_ID_PATTERN, KEYS_PATH, HashBatch, KeyCreation, SigningBody
 
@@ -37,6 +45,7 @@ class Operation:
     answer: type[msgspec.Struct] | None
     body: Any = None
     paged: bool = False
+    parameters: tuple[str, ...] = ()
     problems: tuple[int, ...] = ()
 
 
@@ -90,7 +99,18 @@ OPERATIONS = (
         problems=(404,),
     ),
     Operation("get", SIGNERS_PATH, "listSigners", "The signers, as they announced themselves.", models.SignerList),
-    Operation("get", POOLS_PATH, "listPools", "The pools of presignatures.", models.PoolList),
+    Operation(
+        "get",
+        POOLS_PATH,
+        "listPools",
+        "The pools of presignatures.",
+        models.PoolList,
+        parameters=("burst",),
+        problems=(400,),
+    ),
+    Operation(
+        "get", COORDINATOR_PATH, "getCoordinator", "The coordinator, and what is wrong with it.", models.Coordinator
+    ),
     Operation(
         "get",
         READY_PATH,
@@ -139,6 +159,7 @@ def _operation(operation: Operation) -> Json:
     signed = operation.body is not None
     # A signature is asked of an active key, which is named by its id alone.
     parameters = ["ActiveKey" if signed and name == "key" else name for name in named]
+    parameters += operation.parameters
     parameters += ["cursor"] if operation.paged else []
     parameters += [JWS_HEADER, "wait"] if signed else []
     described: Json = {
@@ -201,6 +222,12 @@ def _parameters() -> Json:
             "query",
             f"`nextCursor` of the page before; pages have up to {PAGE} items, the last one has no `nextCursor`.",
             {"type": "string", "pattern": CURSOR_PATTERN.pattern},
+        ),
+        "burst": _parameter(
+            "burst",
+            "query",
+            "For how many signatures at once marks are recommended; without it, for each pool's busiest minute.",
+            {"type": "integer", "minimum": 0, "maximum": MAX_BURST},
         ),
         "wait": _parameter(
             "wait",

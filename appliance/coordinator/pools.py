@@ -6,14 +6,17 @@ and a name that was spent is not named again, whatever is reported later of its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from appliance.coordinator.changes import Changes
+from appliance.coordinator.consumption import Consumption
 from appliance.coordinator.errors import CeremonyEnded
 from enclave import wire
 
 MAX_BATCHES = 1024
+MAX_COMMITTEES_WATCHED = 64
 
 
 @dataclass
@@ -46,10 +49,12 @@ class Batch:
 
 
 class Pools:
-    """All batches of this coordinator. `low`: below so many available ones of a committee, `changes` is told."""
+    """All batches of this coordinator. `low`: below so many available ones of a committee, `changes` is told.
+    `clock`: monotonic seconds."""
 
-    def __init__(self, low: int, changes: Changes) -> None:
-        self._low, self._changes = low, changes
+    def __init__(self, low: int, changes: Changes, clock: Callable[[], float] = time.monotonic) -> None:
+        self._low, self._changes, self._clock = low, changes, clock
+        self._consumption: dict[tuple[int, ...], Consumption] = {}
         self._batches: dict[bytes, Batch] = {}
         self._synced: set[int] = set()
         self._presigning: set[tuple[int, ...]] = set()
@@ -106,6 +111,7 @@ class Pools:
         batch.reserved &= ~bit
         if spent:
             batch.spent |= bit
+            self.consumption(batch.committee).note()
         else:
             batch.update()
             self._changes.notify()
@@ -118,6 +124,32 @@ class Pools:
             batch.holds[member] &= ~(1 << (name.index - 1))
             batch.update()
             self._drop_if_used_up(batch)
+
+    def consumption(self, committee: tuple[int, ...]) -> Consumption:
+        """How fast this committee's presignatures are spent."""
+        found = self._consumption.get(committee)
+        if found is None:
+            while len(self._consumption) >= MAX_COMMITTEES_WATCHED:
+                del self._consumption[next(iter(self._consumption))]
+            found = self._consumption[committee] = Consumption(self._clock)
+        return found
+
+    def held(self, member: int) -> int:
+        """How many presignatures `member` holds at most, as far as it is known here."""
+        return sum(
+            batch.holds[member].bit_count() if member in batch.holds else batch.count
+            for batch in self._batches.values()
+            if member in batch.committee
+        )
+
+    def give_up(self, members: set[int], kept: set[tuple[int, ...]]) -> tuple[bytes, tuple[int, ...]] | None:
+        """Drop the oldest batch that shares one of `members`, whose committee is not `kept` and of which nothing is
+        named now: its sid, and its committee, which is to forget it. None where there is none."""
+        for sid, batch in self._batches.items():
+            if members & set(batch.committee) and batch.committee not in kept and not batch.reserved:
+                del self._batches[sid]
+                return sid, batch.committee
+        return None
 
     # --- what is reported ---
 

@@ -19,6 +19,7 @@ from appliance.coordinator.batches import BatchSigning
 from appliance.coordinator.changes import Changes
 from appliance.coordinator.config import CoordinatorConfig, load_config, load_roster, split_listen
 from appliance.coordinator.gateway import Gateway
+from appliance.coordinator.identity import Identity
 from appliance.coordinator.keybook import KeyBook
 from appliance.coordinator.metrics import ApiMetrics, CoordinatorMetrics
 from appliance.coordinator.network import Network
@@ -112,7 +113,8 @@ class Coordinator:
         gateway.add_routes(Gateway(roster, network.signers).routes())
         await self._listen("signers", gateway, config.signers.listen, self._signers_tls)
         stack.callback(network.signers.end_all, "the coordinator is stopping")
-        api = Api(store, roster, work, keybook, network).application()
+        identity = Identity(config, roster, time.time())
+        api = Api(store, roster, work, keybook, network, identity, time.time).application()
         await self._start_metrics(api, work, store)
         await self._listen("api", api, config.api.listen, self._api_tls)
 

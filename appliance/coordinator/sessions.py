@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from aiohttp import WSCloseCode
@@ -28,10 +29,21 @@ class Listener(Protocol):
         """A report of signer `index`."""
 
 
-class Session:
-    """One life of a signer's two connections. `prss_epoch` follows what the enclave reports."""
+@dataclass(frozen=True)
+class Absence:
+    """Since when a signer is away (Unix time; None: since this process started), and why, as far as it is known."""
 
-    def __init__(self, announced: relay.Announce) -> None:
+    since_s: float | None
+    reason: str
+
+
+class Session:
+    """One life of a signer's two connections, since `since_s` (Unix time). `prss_epoch` follows what the enclave
+    reports, `condition` what the signer tells of it."""
+
+    def __init__(self, announced: relay.Announce, since_s: float) -> None:
+        self.since_s = since_s
+        self.condition: relay.Condition | None = None
         self.enclave, self.signer_version = announced.enclave, announced.signer_version
         self.index = self.enclave.index
         self.prss_epoch = self.enclave.prss_epoch
@@ -54,6 +66,12 @@ class Session:
         if connection is not None:
             connection.send(wire.encode(message))
 
+    @property
+    def certificate_expires_s(self) -> float | None:
+        """When the first of the TLS certificates that it showed ends, as Unix time."""
+        ends = [one.certificate_expires_s for one in self.connections.values() if one.certificate_expires_s is not None]
+        return min(ends, default=None)
+
     def end(self, code: WSCloseCode, reason: str) -> None:
         """Close both connections."""
         for connection in self.connections.values():
@@ -61,13 +79,14 @@ class Session:
 
 
 class Signers:
-    """All sessions, at most one for each signer of the roster."""
+    """All sessions, at most one for each signer of the roster. `wall_clock`: Unix seconds."""
 
-    def __init__(self, roster: Roster, changes: Changes, listener: Listener) -> None:
-        self._roster, self._changes, self._listener = roster, changes, listener
+    def __init__(self, roster: Roster, changes: Changes, listener: Listener, wall_clock: Callable[[], float]) -> None:
+        self._roster, self._changes, self._listener, self._wall_clock = roster, changes, listener, wall_clock
         self._sessions: dict[int, Session] = {}
         self.connected: Counter[int] = Counter()
         """How often each signer came online."""
+        self._absences = {index: Absence(None, "") for index in roster.indices}
 
     # --- coming and going ---
 
@@ -82,7 +101,7 @@ class Signers:
             self.leave(session, "a newer connection of this signer has come")
             session = None
         if session is None:
-            session = self._sessions[index] = Session(announced)
+            session = self._sessions[index] = Session(announced, self._wall_clock())
         session.connections[bulk] = connection
         if session.online:
             # The newer half says the newer epoch.
@@ -93,18 +112,27 @@ class Signers:
             self._changes.notify()
         return session
 
-    def leave(self, session: Session, reason: str) -> None:
-        """A session ends, with both connections. Once more for one that has ended does nothing."""
+    def leave(self, session: Session, reason: str, why: str | None = None) -> None:
+        """A session ends, with both connections, which are told the `reason`; operators are shown `why`, where that
+        is more. Once more for one that has ended does nothing."""
         session.end(WSCloseCode.GOING_AWAY, reason)
         if self._sessions.get(session.index) is not session:
             return
         del self._sessions[session.index]
         if session.online:
+            self._absences[session.index] = Absence(self._wall_clock(), (why or reason)[:300])
             for other in self._sessions.values():
                 other.links.discard(session.index)
             self._tell_online()
             self._listener.on_lost(session.index)
             self._changes.notify()
+
+    def refused(self, name: str | None, reason: str) -> None:
+        """A connection with the certificate of `name` was not admitted: that is why this signer is away."""
+        for signer in self._roster.signers:
+            if signer.name == name and self.session(signer.index) is None:
+                since_s = self._absences[signer.index].since_s
+                self._absences[signer.index] = Absence(since_s, f"refused: {reason[:300]}")
 
     def end_all(self, reason: str) -> None:
         """The coordinator stops."""
@@ -131,6 +159,8 @@ class Signers:
             case relay.ReportUp(body):
                 self._note(session, body)
                 self._listener.on_report(session.index, body)
+            case relay.Condition():
+                session.condition = message
             case relay.Announce():
                 raise wire.Malformed("announced twice on one connection")
 
@@ -169,6 +199,10 @@ class Signers:
         """What signer `index` has announced and reported; None while it is not connected on both connections."""
         session = self._sessions.get(index)
         return session if session is not None and session.online else None
+
+    def absence(self, index: int) -> Absence:
+        """Since when and why signer `index` was away the last time."""
+        return self._absences[index]
 
     def linked(self, members: Iterable[int]) -> bool:
         """Whether these are online and every two of them have both reported their link up."""

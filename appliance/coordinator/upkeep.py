@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from appliance.coordinator.changes import Changes
-from appliance.coordinator.config import PoolSettings
 from appliance.coordinator.errors import CeremonyEnded, Rejected
 from appliance.coordinator.keybook import KeyBook
-from appliance.coordinator.presigning import BatchIncomplete, presign
 from appliance.coordinator.setup import setup
 from policies.errors import Unavailable
 from policies.roster import Roster
@@ -34,13 +32,10 @@ log = structlog.get_logger()
 class Upkeep:
     """The loops of one `network`."""
 
-    def __init__(
-        self, network: Network, roster: Roster, settings: PoolSettings, changes: Changes, keybook: KeyBook
-    ) -> None:
-        self._network, self._roster, self._settings = network, roster, settings
+    def __init__(self, network: Network, roster: Roster, changes: Changes, keybook: KeyBook) -> None:
+        self._network, self._roster = network, roster
         self._changes, self._keybook = changes, keybook
         self._signers, self._ceremonies, self._pools = network.signers, network.ceremonies, network.pools
-        self._filling: set[tuple[int, ...]] = set()
         self._to_activate: set[int] = set()
 
     def activate_at(self, index: int) -> None:
@@ -56,7 +51,7 @@ class Upkeep:
         """All loops, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._repeat("setup", self._setup_if_needed))
-            group.create_task(self._repeat("presigning", self._refill_if_needed))
+            group.create_task(self._repeat("presigning", self._network.refill.step))
             group.create_task(self._repeat("activation", self._activate_if_needed))
             group.create_task(self._resync_forever())
 
@@ -98,38 +93,6 @@ class Upkeep:
         """The PRSS epoch that all signers should come to; None where they are at one."""
         epochs = self._signers.epochs(self._roster.indices)
         return None if len(epochs) == 1 and 0 not in epochs else 1 + max(epochs)
-
-    async def _refill_if_needed(self) -> bool:
-        committee = self._next_to_fill()
-        if committee is None:
-            return False
-        self._pools.presigning(committee, under_way=True)
-        try:
-            sid = await presign(self._ceremonies, committee, self._settings.batch)
-            self._pools.add(sid, committee, self._settings.batch)
-        except BatchIncomplete as error:
-            self._network.forget_batch(error.sid, error.holders)
-            raise
-        finally:
-            self._pools.presigning(committee, under_way=False)
-        log.info("presigned", committee=committee, available=self._pools.available(committee))
-        return True
-
-    def _next_to_fill(self) -> tuple[int, ...] | None:
-        """The fullest committee where a batch waits for more; else one below `low`, or on its way from there to
-        `high`, the emptiest first."""
-        ready = [c for c in self._network.preferred() if self._pools.synced(c) and self._signers.ready(c)]
-        fullest = max(ready, key=self._pools.available, default=None)
-        if fullest is not None and self._pools.available(fullest) < self._network.wanted:
-            return fullest
-        for committee in ready:
-            available = self._pools.available(committee)
-            if available < self._settings.low:
-                self._filling.add(committee)
-            elif available >= self._settings.high:
-                self._filling.discard(committee)
-        self._filling &= set(self._network.preferred())
-        return min(self._filling & set(ready), key=self._pools.available, default=None)
 
     async def _activate_if_needed(self) -> bool:
         if not self._to_activate:

@@ -37,7 +37,8 @@ class GateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SignerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`signer.yaml`. Without `gate`, every gate call is answered as unreachable, so the enclave refuses.
 
-    `metrics`: where on loopback Prometheus may ask, such as `127.0.0.1:9464`.
+    `metrics`: where on loopback Prometheus may ask, such as `127.0.0.1:9464`. `status_socket`: the Unix socket on
+    which `keymoot status` asks.
     """
 
     network: Name
@@ -46,6 +47,7 @@ class SignerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     coordinators: Annotated[tuple[CoordinatorSettings, ...], msgspec.Meta(min_length=1, max_length=8)]
     gate: GateSettings | None = None
     metrics: LoopbackListen | None = None
+    status_socket: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
         if len({coordinator.name for coordinator in self.coordinators}) != len(self.coordinators):
@@ -63,6 +65,7 @@ def load_config(path: pathlib.Path) -> SignerConfig:
         config,
         enclave_socket=base / config.enclave_socket,
         state=base / config.state,
+        status_socket=None if config.status_socket is None else base / config.status_socket,
         coordinators=tuple(
             msgspec.structs.replace(item, ca=base / item.ca, certificate=base / item.certificate, key=base / item.key)
             for item in config.coordinators

@@ -60,6 +60,8 @@ class CoordinatorLink:
         self._connected_again = connected
         self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source)
         self._session: _Session | None = None
+        # Why the link is down, or was last; empty before it ever was.
+        self.reason = ""
 
     @property
     def up(self) -> bool:
@@ -81,11 +83,12 @@ class CoordinatorLink:
             try:
                 await self._connected()
             except (LinkDown, LinkOverflow, CallerError) as error:
+                self.reason = str(error)[:512]
                 log.warning(
                     "coordinator-link-down",
                     coordinator=self.name,
                     kind=type(error).__name__,
-                    reason=str(error)[:512],
+                    reason=self.reason,
                 )
             if self._session is not None:
                 self._session = None

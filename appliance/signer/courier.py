@@ -21,6 +21,7 @@ from appliance.signer.enclave_link import EnclaveLink
 from appliance.signer.flow import until_first_ends
 from appliance.signer.gate_caller import GateCaller, unreachable
 from appliance.signer.metrics import SignerMetrics
+from appliance.signer.status import condition_of
 from enclave import wire
 
 MAX_COMMITS_WAITING = 1024
@@ -85,6 +86,7 @@ class Courier:
                 self._enclave.write(),
                 self._read_enclave(),
                 self._depart_in_order(),
+                self._tell_condition(),
                 *(link.run() for link in links),
                 *(self._call_gate() for _ in range(GATE_CALLS_AT_ONCE)),
             )
@@ -204,6 +206,16 @@ class Courier:
             **{f"to-coordinator/{name}": link.waiting for name, link in self._links.items()},
         }
         metrics.coordinators_up = {name: link.up for name, link in self._links.items()}
+        metrics.coordinator_reasons = {name: link.reason for name, link in self._links.items()}
+
+    async def _tell_condition(self) -> NoReturn:
+        """Tell every coordinator, again and again, how this signer finds its enclave and its gate."""
+        while True:
+            status = await self._status()
+            condition = condition_of(status, self._metrics.gate_reason)
+            for link in self._links.values():
+                link.send(condition, bulk=False)
+            await asyncio.sleep(relay.CONDITION_S)
 
     async def _status(self) -> wire.Status | None:
         """The enclave's status. An enclave that does not answer is not asked again until it has."""
@@ -245,6 +257,7 @@ class Courier:
                 started_s = asyncio.get_running_loop().time()
                 answer = await self._gate.call(call, timeout_s)
                 self._metrics.gate_answered(answer, asyncio.get_running_loop().time() - started_s)
+            self._metrics.gate_reason = answer.reason if isinstance(answer, wire.GateUnreachable) else ""
             if isinstance(answer, wire.GateUnreachable):
                 log.warning("gate-unreachable", uid=call.uid, reason=answer.reason)
             self._enclave.send(OWN_QUOTA, answer)

@@ -36,6 +36,10 @@ class SignerMetrics:
         self.coordinators_up: Mapping[str, bool] = {}
         self.queues: Mapping[str, int] = {}
         self.enclave: wire.Status | None = None
+        # Why there is no link to the enclave, and why the gate's last call had no answer; empty where all is well.
+        self.enclave_reason = "not connected yet"
+        self.gate_reason: str | None = None
+        self.coordinator_reasons: Mapping[str, str] = {}
         self.serving: Observed | None = None
 
     async def refresh(self) -> None:

@@ -21,6 +21,7 @@ from appliance.signer.errors import LinkDown, LinkOverflow
 from appliance.signer.flow import Backoff
 from appliance.signer.gate_caller import GateCaller
 from appliance.signer.metrics import SignerMetrics
+from appliance.signer.status import StatusServer
 from appliance.store.failures import StoreFailed
 from appliance.store.signer import SignerStore
 from appliance.telemetry import configure_logging
@@ -44,23 +45,28 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
     store = SignerStore.open(config.state)
     metrics = SignerMetrics(store.commit_seconds)
     server = MetricsServer(metrics, metrics.refresh)
+    status = StatusServer(config, metrics, importlib.metadata.version("keymoot"))
     gate = None if config.gate is None else GateCaller.open(config.gate)
     backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source)
     log.info("signer-started", network=config.network, coordinators=[c.name for c in config.coordinators])
     try:
         if config.metrics is not None:
             await server.start(config.metrics)
+        if config.status_socket is not None:
+            await status.start(config.status_socket)
         while True:
             try:
                 await serve_enclave(config, store, gate, source, backoff, metrics)
             except (LinkDown, LinkOverflow, wire.Malformed) as error:
-                log.warning("enclave-link-down", kind=type(error).__name__, reason=str(error)[:512])
+                metrics.enclave_reason = str(error)[:512]
+                log.warning("enclave-link-down", kind=type(error).__name__, reason=metrics.enclave_reason)
             except StoreFailed as error:
                 if error.lasting:
                     raise
                 log.error("store-failed", reason=str(error)[:512])
             await asyncio.sleep(backoff.next_s())
     finally:
+        await status.close()
         await server.close()
         if gate is not None:
             await gate.close()

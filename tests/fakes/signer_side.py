@@ -66,6 +66,7 @@ class FakeEnclave:
 
     def __init__(self, answer: wire.Attached) -> None:
         self.answer = answer
+        self.status: wire.Status | None = wire.Status("ready", "", {}, {"presignatures": 7}, {})
         self.connections: asyncio.Queue[EnclaveConnection] = asyncio.Queue()
 
     @classmethod
@@ -88,7 +89,13 @@ class FakeEnclave:
         self.connections.put_nowait(connection)
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                connection.received.put_nowait(wire.decode(await _frame(reader), wire.ToEnclave))
+                message = wire.decode(await _frame(reader), wire.ToEnclave)
+                if isinstance(message, wire.StatusQuery):
+                    # Asked every now and then: tests hear what else is said.
+                    if self.status is not None:
+                        connection.send(self.status)
+                else:
+                    connection.received.put_nowait(message)
         connection.received.put_nowait(None)
         writer.close()
 
@@ -98,10 +105,12 @@ async def _frame(reader: asyncio.StreamReader) -> bytes:
 
 
 class FakeCoordinator:
-    """Both WebSockets of one signer. `heard` holds (bulk, message), announcements included."""
+    """Both WebSockets of one signer. `heard` holds (bulk, message), announcements included; `conditions` what is
+    told every now and then."""
 
     def __init__(self) -> None:
         self.heard: asyncio.Queue[tuple[bool, relay.Up]] = asyncio.Queue()
+        self.conditions: list[relay.Condition] = []
         self.sockets: dict[bool, web.WebSocketResponse] = {}
 
     @classmethod
@@ -139,5 +148,9 @@ class FakeCoordinator:
         self.sockets[bulk] = socket
         async for message in socket:
             assert message.type is WSMsgType.BINARY
-            self.heard.put_nowait((bulk, wire.decode(message.data, relay.Up)))
+            up = wire.decode(message.data, relay.Up)
+            if isinstance(up, relay.Condition):
+                self.conditions.append(up)
+            else:
+                self.heard.put_nowait((bulk, up))
         return socket

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pathlib
+import time
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -12,8 +13,8 @@ import msgspec
 import pytest
 
 from appliance import relay
-from appliance.api import models
 from appliance.api.client import ApiError, AsyncClient, CertificateRefused, Client
+from appliance.coordinator.identity import iso_time
 from appliance.tls import client_context
 from enclave import wire
 from policies.roster import Roster
@@ -39,6 +40,8 @@ async def test_signers_are_shown_with_what_they_announced(net: FakeNetwork) -> N
     async with net.all_connected():
         status, shown = await net.get("/v1/signers")
         assert (status, epochs(shown)) == (200, [1, 1, 1])
+        assert is_recent(shown["items"][1].pop("since"))
+        assert shown["items"][1].pop("certificateExpires") > shown_now()
         assert shown["items"][1] == {
             "index": 2,
             "name": "signer-2",
@@ -78,6 +81,56 @@ async def test_a_signer_that_is_away_is_shown_without_state(net: FakeNetwork) ->
     assert [s["online"] for s in (await net.get("/v1/signers"))[1]["items"]] == [False] * 3
 
 
+async def test_a_signer_that_went_is_shown_with_since_when_and_why(net: FakeNetwork) -> None:
+    async with net.signers[0].connected(net.gateway, net.files):
+        await until(lambda: net.coordinator.network.signers.online() == (1,))
+    await until(lambda: net.coordinator.network.signers.online() == ())
+    first, second, _ = (await net.get("/v1/signers"))[1]["items"]
+    assert (first["online"], first["awayReason"]) == (False, "the signer has closed the connection")
+    assert is_recent(first["since"])
+    assert ("since" in second, "awayReason" in second) == (False, False)
+
+
+async def test_a_signer_that_is_refused_is_shown_with_the_reason(net: FakeNetwork) -> None:
+    async with net.signers[1].connected(net.gateway, net.files, roster_digest=b"x" * 32):
+        await until(lambda: net.signers[1].closed)
+    shown = (await net.get("/v1/signers"))[1]["items"][1]
+    assert shown["awayReason"] == "refused: roster: your roster differs from the coordinator's: compare roster.yaml"
+    assert "since" not in shown
+
+
+async def test_what_a_signer_tells_of_its_enclave_and_gate_is_shown(net: FakeNetwork) -> None:
+    signers = net.coordinator.network.signers
+    async with net.signers[0].connected(net.gateway, net.files):
+        await until(lambda: signers.session(1))
+        assert "condition" not in (await net.get("/v1/signers"))[1]["items"][0]
+        await net.signers[0].send(relay.Condition("hsm-away", "the token is gone", "unreachable"))
+        await until(lambda: signers.session(1).condition)
+        shown = (await net.get("/v1/signers"))[1]["items"][0]["condition"]
+        assert shown == {"enclave": "hsm-away", "reason": "the token is gone", "gate": "unreachable"}
+
+
+async def test_the_coordinator_shows_itself(net: FakeNetwork) -> None:
+    status, shown = await net.get("/v1/coordinator")
+    assert (status, shown["name"], shown["network"]) == (200, "c1", net.dealer.roster.network)
+    assert shown["rosterDigest"] == "0x" + net.dealer.roster.digest().hex()
+    assert is_recent(shown["time"])
+    assert is_recent(shown["startedAt"])
+    assert shown["trouble"] == "3 signers must be online; away: signer-1, signer-2, signer-3"
+    assert shown["remedy"].startswith("start the signers that are away")
+    assert [one["file"] for one in shown["certificates"]] == ["ca.pem", "server.pem"]
+    assert all(one["expires"] > shown_now() for one in shown["certificates"])
+
+
+def shown_now() -> str:
+    return iso_time(time.time())
+
+
+def is_recent(text: str) -> bool:
+    """Whether this ISO time is of the last minute."""
+    return iso_time(time.time() - 60) <= text <= shown_now()
+
+
 async def test_a_signer_on_one_connection_of_two_is_shown_as_away(net: FakeNetwork) -> None:
     tls = client_context(net.files.path("ca.pem"), *net.files.client("signer-1"))
     async with (
@@ -93,12 +146,25 @@ async def test_a_signer_on_one_connection_of_two_is_shown_as_away(net: FakeNetwo
 async def test_pools_are_shown_with_their_marks(net: FakeNetwork) -> None:
     assert await net.get("/v1/pools") == (200, {"items": []})
     async with net.all_connected():
-        pool = {"committee": [1, 2, 3], "available": 8, "low": 2, "high": 8, "keptFilled": True, "ready": True}
-        assert await net.get("/v1/pools") == (200, {"items": [pool]})
+        pool = {"committee": [1, 2, 3], "available": 8, "low": 2, "high": 8, "keptFilled": True, "ready": True,
+                "spentPerS": 0.0}  # fmt: skip
+        status, shown = await net.get("/v1/pools")
+        (filled,) = shown["items"]
+        assert filled.pop("filledPerS") > 0
+        assert (filled.pop("recommendedLow"), filled.pop("recommendedHigh")) == (1, 9)
+        assert (status, shown) == (200, {"items": [pool]})
         assert await net.get("/readyz") == (200, {"committees": [[1, 2, 3]]})
     await until(lambda: net.coordinator.network.signers.online() == ())
-    gone = {**pool, "available": 0, "keptFilled": False, "ready": False}
-    assert await net.get("/v1/pools") == (200, {"items": [gone]})
+    (gone,) = (await net.get("/v1/pools"))[1]["items"]
+    assert (gone["available"], gone["ready"], gone["keptFilled"]) == (0, False, False)
+
+
+async def test_marks_are_recommended_for_a_burst(net: FakeNetwork) -> None:
+    async with net.all_connected():
+        (pool,) = (await net.get("/v1/pools?burst=500"))[1]["items"]
+        assert (pool["recommendedLow"], pool["recommendedHigh"]) == (500, 508)
+        for text in ("x", "-1", "1000000", "100001"):
+            assert (await net.get(f"/v1/pools?burst={text}"))[0] == 400
 
 
 async def test_not_ready_says_what_is_missing_and_what_to_do(net: FakeNetwork) -> None:
@@ -145,7 +211,10 @@ async def test_the_client_reads_signers_pools_and_readiness(net: FakeNetwork) ->
                 ("signer-3", True),
             ]
             (pool,) = await client.list_pools()
-            assert pool == models.Pool(committee=(1, 2, 3), available=8, low=2, high=8, kept_filled=True, ready=True)
+            assert (pool.committee, pool.available, pool.low, pool.high) == ((1, 2, 3), 8, 2, 8)
+            assert (pool.kept_filled, pool.ready, pool.filling, pool.failure) == (True, True, False, "")
+            assert (await client.pools(burst=50)).items[0].recommended_low == 50
+            assert (await client.coordinator()).trouble == ""
             assert (await client.readiness()).committees == ((1, 2, 3),)
 
 

@@ -9,19 +9,23 @@ import pathlib
 import random
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from appliance import relay
 from appliance.durations import Durations
+from appliance.signer import courier
 from appliance.signer.config import CoordinatorSettings, SignerConfig, load_config
 from appliance.signer.errors import LinkDown
 from appliance.signer.flow import Backoff
 from appliance.signer.metrics import SignerMetrics
 from appliance.signer.process import serve, serve_enclave
+from appliance.signer.status import SignerStatus
 from appliance.store.failures import StoreFailed
 from appliance.store.signer import SignerStore
 from enclave import wire
@@ -421,3 +425,71 @@ def test_configuration_errors_name_their_place(tmp_path: pathlib.Path) -> None:
         path.write_text(text_)
         with pytest.raises(CallerError, match=message):
             load_config(path)
+
+
+async def ask_status(path: pathlib.Path) -> SignerStatus:
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        return msgspec.json.decode(await within(reader.read()), type=SignerStatus)
+    finally:
+        writer.close()
+
+
+async def test_the_signer_tells_every_coordinator_how_it_finds_its_enclave(
+    tmp_path: pathlib.Path, tls: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "CONDITION_S", 0.05)
+    async with network(tmp_path, tls) as (enclave, coordinator, _):
+        enclave.status = wire.Status("hsm-away", "the token is gone", {}, {}, {})
+        connection = await linked(enclave, coordinator)
+        await until(lambda: relay.Condition("hsm-away", "the token is gone", "unknown") in coordinator.conditions)
+        connection.send(wire.CallGate("u1", "u1", "1", "v1,x", b"{}", 1000))
+        enclave.status = wire.Status("ready", "", {}, {}, {})
+        await connection.next()
+        await until(lambda: coordinator.conditions[-1] == relay.Condition("ready", "", "unreachable"))
+
+
+async def test_the_status_socket_says_what_is_there_and_why_not(
+    tmp_path: pathlib.Path, tls: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "STATUS_TIMEOUT_S", 0.05)
+    path = tmp_path / "signer.sock"
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as left_behind:
+        left_behind.bind(str(path))
+    async with FakeCoordinator.listening(tls) as (coordinator, port):
+        config = msgspec.structs.replace(
+            config_of(tmp_path, tls, {"c1": port, "gone": 9}), status_socket=path, metrics=None
+        )
+        async with running(serve(config, random.Random(1))):
+            await until(lambda: path.exists() and path.stat().st_mode & 0o777 == 0o600)
+            status = await ask_status(path)
+            assert (status.enclave, status.gate, status.gate_reason) == ("away", False, None)
+            assert status.reason.startswith(f"enclave socket {tmp_path / 'enclave.sock'}: No such file")
+            async with FakeEnclave.listening(tmp_path / "enclave.sock") as enclave:
+                connection = await linked_to(enclave, coordinator)
+                await until_async(path, lambda status: status.enclave == "ready")
+                await until_async(path, lambda status: "gone" in status.coordinators[1].reason)
+                status = await ask_status(path)
+                assert [one.up for one in status.coordinators] == [True, False]
+                assert status.values == {"presignatures": 7}
+                enclave.status = None
+                await until_async(path, lambda status: status.enclave == "silent")
+                connection.close()
+
+
+async def linked_to(enclave: FakeEnclave, coordinator: FakeCoordinator) -> EnclaveConnection:
+    connection = await enclave.connection()
+    await coordinator.announced()
+    return connection
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - conditions of a test have no event
+            await asyncio.sleep(0.01)
+
+
+async def until_async(path: pathlib.Path, holds: Callable[[SignerStatus], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds(await ask_status(path)):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

@@ -1,0 +1,61 @@
+"""What a coordinator says of itself: name, version, since when, and when its certificates end."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+from pathlib import Path
+
+from cryptography import x509
+
+from appliance.api.models import CertificateExpiry, Coordinator
+from appliance.coordinator.config import CoordinatorConfig
+from appliance.coordinator.network import Network
+from policies.roster import Roster
+
+
+class Identity:
+    """The coordinator of one configuration. `now_s`: Unix seconds, at its start."""
+
+    def __init__(self, config: CoordinatorConfig, roster: Roster, now_s: float) -> None:
+        self._config, self._roster = config, roster
+        self._version = importlib.metadata.version("keymoot")
+        self._started_at = iso_time(now_s)
+
+    def show(self, network: Network, now_s: float) -> Coordinator:
+        """As it stands at `now_s`, certificates included: they may have been renewed."""
+        shortage = network.shortage()
+        return Coordinator(
+            name=self._config.name,
+            network=self._config.network,
+            version=self._version,
+            roster_digest="0x" + self._roster.digest().hex(),
+            time=iso_time(now_s),
+            started_at=self._started_at,
+            trouble=shortage.missing if shortage else "",
+            remedy=shortage.remedy if shortage else "",
+            avoided=tuple(network.signers.name(index) for index in sorted(network.standing.avoided())),
+            certificates=tuple(self._certificates()),
+        )
+
+    def _certificates(self) -> list[CertificateExpiry]:
+        """The first to end of each file. One that cannot be read any more is left out: the process has loaded it."""
+        shown = []
+        files = {self._config.signers.certificate, self._config.api.certificate, self._config.signers.client_ca}
+        for path in sorted(files):
+            if (expires := _first_end(path)) is not None:
+                shown.append(CertificateExpiry(path.name, expires))
+        return shown
+
+
+def iso_time(unix_s: float) -> str:
+    """ISO 8601 in UTC, to the second."""
+    return datetime.datetime.fromtimestamp(int(unix_s), datetime.UTC).isoformat().replace("+00:00", "Z")
+
+
+def _first_end(path: Path) -> str | None:
+    try:
+        found = x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return iso_time(min(one.not_valid_after_utc for one in found).timestamp())

@@ -1,0 +1,182 @@
+"""Which pools are kept filled, and filling them: one batch at a time, the emptiest first, paced while others sign."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from appliance.coordinator.ceremonies import Ceremonies
+from appliance.coordinator.changes import Changes
+from appliance.coordinator.config import PoolSettings
+from appliance.coordinator.consumption import Marks
+from appliance.coordinator.errors import CeremonyEnded, Rejected
+from appliance.coordinator.line import Line
+from appliance.coordinator.pools import Pools
+from appliance.coordinator.presigning import BatchIncomplete, presign
+from appliance.coordinator.sessions import Signers
+from appliance.coordinator.standing import Standing
+from enclave.wire import MAX_PRESIGNATURES
+from policies.roster import Roster
+
+# The first batch of an empty pool is small, so that whoever waits is served soon.
+FIRST_BATCH = 256
+# After a batch nobody waits for, the pause is so many times as long as the batch took: signatures go before.
+PAUSE_FACTOR = 1.0
+LONGEST_PAUSE_S = 10.0
+MAX_FAILURE_CHARS = 300
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Filling:
+    """How one committee's pool is being filled. `batch_s`: seconds that its last whole batch took, None before one.
+    `failure`: why the last batch failed; empty where it did not."""
+
+    wanted: bool = False
+    under_way: bool = False
+    batch_s: float | None = None
+    failure: str = ""
+
+
+@dataclass
+class Refill:
+    """Fills the pools. `forget_batch(sid, holders)` orders members to forget one; `clock`: monotonic seconds."""
+
+    roster: Roster
+    settings: PoolSettings
+    signers: Signers
+    pools: Pools
+    ceremonies: Ceremonies
+    standing: Standing
+    changes: Changes
+    line: Line
+    forget_batch: Callable[[bytes, Sequence[int]], None]
+    clock: Callable[[], float]
+    # How many presignatures each waiting request needs of one committee.
+    wanted: list[int] = field(default_factory=list)
+    _fillings: dict[tuple[int, ...], Filling] = field(default_factory=dict)
+    _resume_s: float = 0.0
+
+    def filling(self, committee: tuple[int, ...]) -> Filling:
+        """How the pool of `committee` is being filled."""
+        return self._fillings.get(committee, Filling())
+
+    def marks(self) -> Marks:
+        """The marks of every pool."""
+        return marks_of(self.roster, self.settings)
+
+    def preferred(self) -> list[tuple[int, ...]]:
+        """The committees whose pools are kept filled: neighbours in the roster's circle that are all there; where
+        there is no such committee, neighbours in the circle of those that are there. Signers that failed or are slow
+        count as away as long as enough others are there."""
+        size = self.roster.committee_size
+        there = self.standing.without_avoided(self.signers.online(), size)
+        windows = _windows(self.roster.indices, size)
+        return [window for window in windows if set(window) <= set(there)] or _windows(there, size)
+
+    async def step(self) -> bool:
+        """Make the next batch; False where none is needed. Raises `CeremonyEnded` where it failed."""
+        committee = self._next()
+        if committee is None:
+            return False
+        if await self._paused():
+            return True
+        count = self._size_of_next(committee)
+        self._make_room(committee, count)
+        filling = self._fillings.setdefault(committee, Filling())
+        filling.under_way, started_s = True, self.clock()
+        self.pools.presigning(committee, under_way=True)
+        try:
+            sid = await presign(self.ceremonies, committee, count)
+            self.pools.add(sid, committee, count)
+        except (CeremonyEnded, Rejected) as error:
+            filling.failure = str(error)[:MAX_FAILURE_CHARS]
+            if isinstance(error, BatchIncomplete):
+                self.forget_batch(error.sid, error.holders)
+            raise
+        finally:
+            filling.under_way = False
+            self.pools.presigning(committee, under_way=False)
+        took_s, filling.failure = self.clock() - started_s, ""
+        if count == self.settings.batch or filling.batch_s is None:
+            filling.batch_s = took_s * self.settings.batch / count
+        self._resume_s = self.clock() + min(took_s * PAUSE_FACTOR, LONGEST_PAUSE_S)
+        log.info("presigned", committee=committee, count=count, available=self.pools.available(committee))
+        return True
+
+    def _next(self) -> tuple[int, ...] | None:
+        """The fullest committee where a request waits for more; else one below `low`, or on its way from there to
+        `high`, the emptiest first."""
+        preferred = self.preferred()
+        ready = [c for c in preferred if self.pools.synced(c) and self.signers.ready(c)]
+        fullest = max(ready, key=self.pools.available, default=None)
+        if fullest is not None and self.pools.available(fullest) < max(self.wanted, default=0):
+            return fullest
+        marks, low_ones = self.marks(), []
+        for committee in [c for c in self._fillings if c not in preferred]:
+            del self._fillings[committee]
+        for committee in ready:
+            available = self.pools.available(committee)
+            filling = self._fillings.setdefault(committee, Filling())
+            filling.wanted = available < marks.low or (filling.wanted and available < marks.high)
+            if filling.wanted:
+                low_ones.append(committee)
+        return min(low_ones, key=self.pools.available, default=None)
+
+    async def _paused(self) -> bool:
+        """Let signatures go first for a moment, unless somebody waits for presignatures or nobody signs."""
+        pause_s = self._resume_s - self.clock()
+        if pause_s <= 0 or self._is_urgent() or not len(self.ceremonies):
+            return False
+        change = self.changes.next()
+        try:
+            async with asyncio.timeout(pause_s):
+                while not self._is_urgent():
+                    await change.wait()
+                    change = self.changes.next()
+        except TimeoutError:
+            self._resume_s = 0.0
+        return True
+
+    def _is_urgent(self) -> bool:
+        """Whether a request waits, or a pool that is kept filled is about to be empty."""
+        if len(self.line) or self.wanted:
+            return True
+        low = self.marks().low
+        ready = [committee for committee in self.preferred() if self.signers.ready(committee)]
+        return any(self.pools.available(committee) < max(low // 4, 1) for committee in ready)
+
+    def _size_of_next(self, committee: tuple[int, ...]) -> int:
+        if self.pools.available(committee) or max(self.wanted, default=0) > FIRST_BATCH:
+            return self.settings.batch
+        return min(self.settings.batch, FIRST_BATCH)
+
+    def _make_room(self, committee: tuple[int, ...], count: int) -> None:
+        """Give up pools that are not kept filled any more, where a member's memory has no room for the batch."""
+        kept = set(self.preferred())
+        while any(self.pools.held(member) + count > MAX_PRESIGNATURES for member in committee):
+            given_up = self.pools.give_up(set(committee), kept)
+            if given_up is None:
+                raise CeremonyEnded("busy", f"a signer's pool has no room for {count}: lower pool.high")
+            log.info("batch-given-up", committee=given_up[1])
+            self.forget_batch(*given_up)
+
+
+def marks_of(roster: Roster, settings: PoolSettings) -> Marks:
+    """The marks of every pool: as configured, but no signer is made to hold more than its memory's bound."""
+    # So many of the pools that are kept filled have a part in one signer.
+    pools = 1 if roster.n == roster.committee_size else roster.committee_size
+    high = min(settings.high, max(MAX_PRESIGNATURES // pools - settings.batch, 1))
+    return Marks(min(settings.low, high), high)
+
+
+def _windows(circle: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    """Every run of `size` neighbours in the circle, each once, sorted within."""
+    if len(circle) < size:
+        return []
+    twice = [*circle, *circle]
+    return sorted({tuple(sorted(twice[start : start + size])) for start in range(len(circle))})
