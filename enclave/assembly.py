@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import nacl.bindings
@@ -19,7 +19,6 @@ from enclave.config import EnclaveConfig
 from enclave.creation import KeyCreation
 from enclave.dispatch import Dispatch
 from enclave.effects import Effects
-from enclave.errors import CallerError, Unavailable
 from enclave.gate import GateKeys
 from enclave.hsm import Hsm
 from enclave.log import Log
@@ -30,10 +29,11 @@ from enclave.pool import PresignaturePool
 from enclave.prss_state import PrssState
 from enclave.setup_turn import SetupTurn
 from enclave.shares import Vault
+from enclave.standing import Standing
 from enclave.tasks import Promise, Timers
 from enclave.wire import PROTOCOL_VERSION, Attached, Status
+from policies.acceptance import AcceptedState
 
-HEAD_SIGNING_PERIOD_S = 60.0
 LINK_STATES = ("up", "opening", "down")
 
 
@@ -41,7 +41,8 @@ LINK_STATES = ("up", "opening", "down")
 class Outside:
     """What the world gives an enclave: clocks, randomness, the HSM, the worker, the log.
 
-    `told_of_hsm()`: counters and durations of the HSM, and `queues()`: what waits, both for `Status`.
+    `told_of_hsm()`: counters and durations of the HSM, and `queues()`: what waits, both for `Status`. `accepted()`: the
+    states of peers that its operator has accepted.
     """
 
     wall_clock: Callable[[], float]
@@ -50,6 +51,7 @@ class Outside:
     on_hsm: Callable[[Callable[[Hsm], object]], Promise[object]]
     hsm_state: Callable[[], tuple[str, str]]
     to_worker: Callable[[bytes], None]
+    accepted: Callable[[], Sequence[AcceptedState]]
     log: Log
     told_of_hsm: Callable[[], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = lambda: ({}, {})
     queues: Callable[[], dict[str, int]] = dict
@@ -68,8 +70,18 @@ class EnclaveCore:
         self._prss = PrssState(config.index, config.roster.tolerate)
         self._audit = AuditLog(config.roster.network, config.index, outside.wall_clock)
         self._ceremonies = Ceremonies(self.timers, self.effects.report)
+        self._standing = Standing(
+            config.roster,
+            self._audit,
+            self.effects,
+            self.timers,
+            self._sign_identity,
+            outside.accepted,
+            outside.log,
+        )
         self._links = self._make_links()
         around = self._surroundings()
+        self._standing.start(self._links, around.vault)
         self.orders = CeremonyOrders(around)
         self._gate = Gate(gate_keys, self.timers, outside.wall_clock, outside.random, self.effects.emit)
         rules = SigningRules(
@@ -98,10 +110,10 @@ class EnclaveCore:
             self._authoriser,
             self.effects,
             self.timers,
+            self._standing,
             self._describe,
             self._status,
         )
-        self._sign_heads()
 
     def _make_links(self) -> Links:
         identity = Identity(
@@ -110,14 +122,15 @@ class EnclaveCore:
             boot_nonce=self._session.boot_nonce,
             frame_key=self._session.frame_key,
             prss_epoch=lambda: self._prss.epoch,
-            state_version=lambda: self._audit.seq,
-            audit_head=lambda: self._audit.head,
+            chain=lambda: self._audit.stored,
+            boot_chain=lambda: self._audit.at_boot,
         )
         return Links(
             identity,
             self._outside.random,
             self.timers,
             self._outside.clock,
+            self._standing.book,
             self._sign_identity,
             lambda coordinator, peer, data: self.effects.to_peer(coordinator, peer, False, data),
             self._on_link,
@@ -146,22 +159,6 @@ class EnclaveCore:
 
     def _sign_identity(self, message_digest: bytes) -> Promise[bytes]:
         return self._outside.on_hsm(lambda hsm: hsm.sign(message_digest))  # type: ignore[return-value]
-
-    def _sign_heads(self) -> None:
-        """Every minute in which the audit chain grew: an entry with the HSM's signature over its head."""
-        self.timers.after(HEAD_SIGNING_PERIOD_S, self._sign_heads)
-        to_sign, seq, head = self._audit.head_to_sign(), self._audit.seq, self._audit.head
-        if to_sign is None:
-            return
-        promise = self._sign_identity(to_sign)
-
-        def signed() -> None:
-            try:
-                self.effects.audit(self._audit.record_head(seq, head, promise.result()))
-            except (Unavailable, CallerError) as error:
-                self._outside.log.warning("audit head not signed", reason=str(error))
-
-        promise.on_done(signed)
 
     def _on_link(self, coordinator: str, peer: int, link: Link | None, reason: str) -> None:
         self.dispatch.on_link(coordinator, peer, link, reason)
@@ -207,7 +204,14 @@ class EnclaveCore:
         if state == "ready" and self._prss.epoch == 0:
             state, reason = "waiting", "no PRSS seeds yet: all signers must be online once"
         counters, durations = self._outside.told_of_hsm()
-        for part in (self._ceremonies, self.dispatch, self._authoriser, self._gate, self._creation):
+        for part in (
+            self._ceremonies,
+            self.dispatch,
+            self._authoriser,
+            self._gate,
+            self._creation,
+            self._standing,
+        ):
             for name, count in part.counters.items():
                 counters[name] = counters.get(name, 0) + count
         durations["gate"] = self._gate.seconds.told()
@@ -219,6 +223,7 @@ class EnclaveCore:
             "audit_seq": self._audit.seq,
             "gate_conversations": self._gate.under_way,
         }
+        gauges |= self._standing.gauges()
         gauges |= {f"queue|{name}": length for name, length in self._outside.queues().items()}
         for coordinator, counted in self._links.count().items():
             gauges |= {f"links|{coordinator}|{state}": n for state, n in zip(LINK_STATES, counted, strict=True)}

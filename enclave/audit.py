@@ -7,7 +7,8 @@ longer fits. Entries hold digests and public facts only.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,12 +21,23 @@ KEPT_FOR_RESENDING = 1024
 _encoder = msgspec.json.Encoder(order="sorted")
 
 
+class ChainEnd(NamedTuple):
+    """An end of a chain, which is an enclave's *state* (SPEC 0.7): how many entries, and the hash of the last."""
+
+    version: int
+    head: bytes
+
+
 class AuditLog:
-    """Extends the chain. The signer's store says where it ended (`adopt`), once a boot."""
+    """Extends the chain. The signer's store says where it ended (`adopt`), once a boot.
+
+    `at_boot` is where this boot began; `stored` is how far the chain is known to be on disk.
+    """
 
     def __init__(self, network: str, index: int, wall_clock: Callable[[], float]) -> None:
         self._network, self._index, self._clock = network, index, wall_clock
         self.seq, self.head = 0, bytes(32)
+        self.at_boot = self.stored = ChainEnd(0, bytes(32))
         self._adopted = False
         self._recent: deque[AuditEntry] = deque(maxlen=KEPT_FOR_RESENDING)
         self._signed_seq = 0
@@ -35,8 +47,16 @@ class AuditLog:
         if not self._adopted:
             self._adopted = True
             self.seq, self.head, self._signed_seq = seq, head, seq
+            self.at_boot = self.stored = ChainEnd(seq, head)
             return ()
         return tuple(entry for entry in self._recent if entry.seq > seq)
+
+    async def settle(self, on_disk: Callable[[], Awaitable[None]]) -> None:
+        """Learn that the chain as it is now is stored: `on_disk()` returns once all that was said before it is."""
+        end = ChainEnd(self.seq, self.head)
+        if end.version > self.stored.version:
+            await on_disk()
+            self.stored = max(self.stored, end)
 
     def record(self, event: str, **facts: str | int | bool | list[int]) -> AuditEntry:
         """The next entry. `facts` must be public: digests, names, ids, reasons."""

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from enclave.hsm.config import HsmConfig
+from policies.acceptance import ACCEPTED_STATES_FILE
 from policies.errors import CallerError
 from policies.load import load_yaml
 from policies.model import Policy
@@ -49,6 +50,7 @@ class EnclaveConfig:
     hsm: HsmConfig
     socket: Path
     gate_secrets: Path
+    accepted_states: Path
 
 
 def load_enclave_file(path: Path) -> tuple[EnclaveFile, HsmConfig]:
@@ -70,4 +72,13 @@ def load_config(path: Path) -> EnclaveConfig:
         raise CallerError(f"{path}: no signer {file.signer} in the roster of {roster.network}")
     if file.gate.mode == "status":
         raise CallerError(f"{path}: gate mode 'status' is not available yet: use 'signed'")
-    return EnclaveConfig(file, roster, policy, index, hsm, directory / file.socket, directory / file.gate.secrets)
+    return EnclaveConfig(
+        file=file,
+        roster=roster,
+        policy=policy,
+        index=index,
+        hsm=hsm,
+        socket=directory / file.socket,
+        gate_secrets=directory / file.gate.secrets,
+        accepted_states=directory / ACCEPTED_STATES_FILE,
+    )

@@ -19,6 +19,7 @@ from enclave.effects import Effects
 from enclave.errors import CallerError, KeymootError, LinkFault, Refused, Unavailable
 from enclave.meters import rule_label
 from enclave.orders import CeremonyOrders, Surroundings
+from enclave.standing import Standing
 from enclave.tasks import Task, Timers
 from enclave.wire import (
     PROTOCOL_VERSION,
@@ -76,11 +77,13 @@ class Dispatch:
         authoriser: Authoriser,
         effects: Effects,
         timers: Timers,
+        standing: Standing,
         describe: Callable[[], Attached],
         status: Callable[[], Status],
     ) -> None:
         self._around, self._orders, self._creation = around, orders, creation
         self._authoriser, self._effects, self._timers = authoriser, effects, timers
+        self._standing = standing
         self._describe, self._status = describe, status
         self._phase = Phase.DETACHED
         self._attachments = 0
@@ -146,12 +149,20 @@ class Dispatch:
                 # Regenerable: the next setup replaces them.
                 unreadable = str(error)[:300]
                 break
+        while True:
+            try:
+                event, reason = await self._standing.load(message.peers, message.audit_seq)
+                break
+            except Unavailable:
+                await self._timers.sleep(ATTACH_RETRY_S)
         if attachment != self._attachments:
             return
         missed = around.audit.adopt(message.audit_seq, message.audit_head)
         self._phase = Phase.ATTACHED
         self._effects.emit(self._describe())
         self._effects.audit(*missed)
+        if event:
+            self._effects.audit(around.audit.record(event, reason=reason))
         if unreadable:
             self._effects.audit(around.audit.record("prss-unreadable", reason=unreadable))
 
@@ -186,6 +197,7 @@ class Dispatch:
             # SPEC 3: a peer that has rebooted has lost its part of every common batch.
             boot = link.peer.boot_nonce
             around.pool.drop(lambda _, key: key.boots.get(peer, boot) != boot)
+            around.links.tell((coordinator, peer))
         self._effects.report(coordinator, LinkReport(peer, link is not None, reason[:500]))
 
     def on_failed_attempt(self, coordinator: str, peer: int, reason: str) -> None:

@@ -17,17 +17,33 @@ from policies.errors import Bug, CallerError, KeymootError, Refused, Unavailable
 __all__ = [
     "Bug",
     "CallerError",
+    "Cloned",
     "KeymootError",
     "LinkFault",
     "Malformed",
     "PeerFault",
     "Refused",
+    "RolledBack",
     "Unavailable",
 ]
 
 
 class Malformed(CallerError):
     """Bytes that are not one canonical encoding of the expected message, or exceed its bounds."""
+
+
+class RolledBack(Refused):
+    """A peer's state is behind what was seen of it, or has forked (SPEC 0.7)."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("rolled-back", reason)
+
+
+class Cloned(Refused):
+    """Two enclaves with one identity were alive at the same time (SPEC 0.7)."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("cloned", reason)
 
 
 class LinkFault(KeymootError):

@@ -23,7 +23,7 @@ RULES = frozenset(
         *("request/attempts", "request/body", "request/boot", "request/busy", "request/client", "request/expired"),
         *("request/header", "request/jws", "request/lifetime", "request/network", "request/path"),
         *("request/replayed", "request/scheme", "request/signature", "request/time"),
-        *("record", "unavailable"),
+        *("record", "unavailable", "rolled-back", "cloned"),
     }
 )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from enclave.assembly import EnclaveCore, Outside
 from enclave.config import EnclaveConfig
@@ -20,6 +21,8 @@ from enclave.meters import Timings
 from enclave.serve import MAX_QUEUED_TO_WORKER_BYTES, Server
 from enclave.tasks import Promise
 from enclave.worker import MAX_WORKER_MESSAGE_BYTES, fork_worker
+from policies.acceptance import AcceptedState, AcceptedStates
+from policies.load import load_yaml
 
 # So long the start waits for the HSM, so that most mistakes in a configuration end it before it serves.
 HSM_START_WAIT_S = 5.0
@@ -123,6 +126,7 @@ def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmW
         on_hsm=lambda job: _submit(thread, job),
         hsm_state=lambda: thread.state,
         to_worker=lambda message: server.to_worker(message),
+        accepted=lambda: _accepted(config.accepted_states, log),
         log=log,
         told_of_hsm=lambda: (watch.counters(), opener.timings.told("hsm")),
         queues=lambda: {"to-signer": server.waiting, "to-worker": worker.waiting, "hsm": thread.waiting},
@@ -139,6 +143,17 @@ def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmW
         log,
     )
     server.run(lambda: log.info("ready", socket=str(config.socket), pid=os.getpid()))
+
+
+def _accepted(path: Path, log: Log) -> Sequence[AcceptedState]:
+    """What the operator has accepted so far; nothing while the file cannot be used."""
+    if not path.exists():
+        return ()
+    try:
+        return load_yaml(path, AcceptedStates).accepted
+    except CallerError as error:
+        log.warning("accepted states are not readable", reason=str(error))
+        return ()
 
 
 def _submit(thread: HsmThread, job: Callable[[Hsm], object]) -> Promise[object]:

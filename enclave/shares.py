@@ -1,7 +1,8 @@
 """Sealed records: what is in a key record and in the PRSS record, and how both get to the store and back.
 
 A record's version orders its states, so that an older one never replaces a newer: a key's pending record of epoch `e`
-is version `2e`, its active one `2e + 1`; the PRSS record's version is its epoch. Network, signer, kind, name, epoch
+is version `2e`, its active one `2e + 1`; the PRSS record's version is its epoch; that of what was seen of peers counts
+its states. Network, signer, kind, name, epoch
 and version are bound into the seal.
 """
 
@@ -12,10 +13,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
+
 from enclave.errors import Refused
 from enclave.hsm.errors import HsmAway
 from enclave.hsm.hsm import Hsm
 from enclave.hsm.records import RecordContext
+from enclave.peers import PeersRecord
 from enclave.protocol.setup import Seeds
 from enclave.secret import Secret
 from enclave.tasks import Promise
@@ -24,6 +28,7 @@ from enclave.wire import Acknowledgement, Bytes32, Record, Wire, decode, encode
 T = TypeVar("T")
 
 PRSS_NAME = "prss"
+PEERS_NAME = "peers"
 CACHED_KEY_FACTS = 4096
 
 HsmCall = Callable[[Callable[[Hsm], T]], Promise[T]]
@@ -118,6 +123,16 @@ class Vault:
             raise Refused("prss", "the PRSS record is of another roster")
         return seeds
 
+    async def keep_peers(self, version: int, seen: PeersRecord) -> None:
+        """Seal and store what was seen of peers, in place of what an earlier version says."""
+        sealed = await self._seal("peers", PEERS_NAME, version, encode(seen))
+        await self._store((Record("peers", PEERS_NAME, version, sealed),))
+
+    async def open_peers(self, record: Record) -> PeersRecord:
+        """What was seen of peers. Raises `CallerError` for what was not sealed here as that."""
+        with await self._unseal(msgspec.structs.replace(record, kind="peers", name=PEERS_NAME), 0) as plaintext:
+            return decode(plaintext.reveal(), PeersRecord)
+
     def _remember(self, record: KeyRecord) -> None:
         place = (record.acknowledgement.key_id, record.version)
         self._facts[place] = KeyFacts(record.acknowledgement, record.active)
@@ -125,7 +140,7 @@ class Vault:
             self._facts.popitem(last=False)
 
     async def _seal(self, kind: str, name: str, version: int, plaintext: bytes) -> bytes:
-        epoch = version if kind == "prss" else version // 2
+        epoch = {"prss": version, "key": version // 2}.get(kind, 0)
         context = RecordContext(self._network, self._signer, kind, name, epoch, version)
         sealed = await self._hsm(lambda hsm: hsm.seal(context, plaintext))
         assert isinstance(sealed, bytes)

@@ -68,9 +68,9 @@ class Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Record(Wire, frozen=True):
-    """A sealed record as the signer's store keeps it: opaque to the signer. `name`: a key id, or `prss`."""
+    """A sealed record as the signer's store keeps it: opaque to the signer. `name`: a key id, `prss` or `peers`."""
 
-    kind: Annotated[str, msgspec.Meta(pattern=r"^(key|prss)$(?!\n)")]
+    kind: Annotated[str, msgspec.Meta(pattern=r"^(key|prss|peers)$(?!\n)")]
     name: Annotated[str, msgspec.Meta(max_length=64)]
     version: Count
     sealed: SealedBytes
@@ -530,13 +530,14 @@ ReportBody = (
 class Attach(Wire, frozen=True, tag=1):
     """First message. Hands over what the store holds for the whole network and where the audit chain ends.
 
-    `prss` is the sealed record of the PRSS seeds, None before the first setup. An empty chain has
-    `audit_seq = 0` and 32 zero bytes.
+    `prss` is the sealed record of the PRSS seeds, None before the first setup; `peers` that of what was seen of peers
+    (SPEC 0.7), None before the first link. An empty chain has `audit_seq = 0` and 32 zero bytes.
     """
 
     protocol: int
     signer_version: ShortText
     prss: Record | None
+    peers: Record | None
     audit_seq: Count
     audit_head: Bytes32
 
@@ -633,7 +634,8 @@ class Report(Wire, frozen=True, tag=3):
 
 
 class Store(Wire, frozen=True, tag=4):
-    """Commit these records (replacing older versions of the same kind and name), then answer `Stored`."""
+    """Commit these records (replacing older versions of the same kind and name), then answer `Stored`: it says that all
+    that was to be committed before is on disk too. Without records that is all it asks."""
 
     ticket: Count
     records: tuple[Record, ...]

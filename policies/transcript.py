@@ -27,6 +27,7 @@ class Tag(StrEnum):
     HANDSHAKE_SIGNATURE = "keymoot/v1/channel/handshake-signature"
     LINK_KEY = "keymoot/v1/channel/link-key"
     KEY_CONFIRMATION = "keymoot/v1/channel/key-confirmation"
+    TOLD_STATE = "keymoot/v1/channel/told-state"
     CEREMONY_KEY = "keymoot/v1/channel/ceremony-key"
     SIGNED_BODY = "keymoot/v1/channel/signed-body"
     CONTENT = "keymoot/v1/channel/content"

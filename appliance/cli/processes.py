@@ -1,4 +1,4 @@
-"""`keymoot enclave|signer|coordinator run`."""
+"""`keymoot enclave|signer|coordinator run`, and `keymoot enclave accept-rollback`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,25 @@ def run_enclave(config: Config = Path("enclave.yaml")) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(arguments[0], arguments)  # noqa: S606
+
+
+@enclave.command("accept-rollback")
+def accept_rollback(
+    name: Annotated[str, typer.Argument(help="The signer that is refused.")],
+    version: Annotated[int, typer.Option(min=0, help="The state with which it has started, as the refusal says.")],
+    boot: Annotated[str, typer.Option(help="Which start of it, as the refusal says.")],
+    config: Config = Path("enclave.yaml"),
+) -> None:
+    """Accept the state of another signer whose disk was put back, or which ran twice.
+
+    First ask its operator whether that is right. It is this enclave's word alone; the others need their own operator's.
+    """
+    from appliance.acceptance import accept
+    from appliance.enrolment import require_file
+
+    path = accept(require_file(config), name, version, boot)
+    typer.echo(f"Accepted {name} at state {version}, for this one start of it ({path}).")
+    typer.echo("The running enclave links with it within a minute; nothing needs to be restarted.")
 
 
 @signer.command("run")

@@ -39,6 +39,7 @@ COUNTERS = {
     "gate_tries": Family("gate_tries", "Gate calls that brought no decision.", ("outcome",)),
     "frames_refused": Family("frames_refused", "Frames that could not be taken.", ("reason",)),
     "frames_of_no_ceremony": Family("frames_of_no_ceremony", "Frames of ceremonies that are not under way."),
+    "peer_states": Family("peer_states", "States of peers that were refused, or accepted by hand.", ("event",)),
     "tasks_failed": Family("tasks_failed", "Tasks that ended with an error nobody was told of."),
     "hsm_openings": Family("hsm_openings", "How often the HSM was opened, all but the first again.", ("outcome",)),
     "hsm_failed_jobs": Family("hsm_failed_jobs", "HSM jobs that failed."),
@@ -50,6 +51,7 @@ GAUGES = {
     "gate_conversations": Family("gate_conversations_open", "Requests that wait for the gate."),
     "prss_epoch": Family("prss_epoch", "Epoch of the PRSS seeds, 0 before the setup."),
     "audit_seq": Family("audit_entries", "Number of the last entry of the audit chain."),
+    "peer_refused": Family("peer_refused", "1 for each peer that is refused now.", ("signer", "reason")),
     "queue": Family("queue_length", "Messages or jobs that wait.", ("queue",)),
     "links": Family("links", "Links with the other enclaves.", ("coordinator", "state")),
 }

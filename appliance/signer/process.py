@@ -89,6 +89,7 @@ async def serve_enclave(
         protocol=wire.PROTOCOL_VERSION,
         signer_version=version,
         prss=store.record("prss", "prss"),
+        peers=store.record("peers", "peers"),
         audit_seq=audit_seq,
         audit_head=audit_head,
     )

@@ -7,9 +7,10 @@ The lower index initiates:
     i → j   Finish  sign_i("initiator", T), confirm_i
 
 `H` = {suite, roster digest, epoch, from, to, boot nonce, nonce, X25519 key, ML-KEM-768 encapsulation key, Ed25519
-frame key, state version, audit head}. The link key is HKDF over both shared secrets, bound to `T`. Both HSM identity
-keys sign `T`, so an old hello of somebody's leaked memory opens nothing; both ends prove the link key before its
-first use. Whoever signs does it between `…_transcript` and `…_message` here, since HSM calls take time.
+frame key, state version and audit head, and those with which the boot began}. The link key is HKDF over both shared
+secrets, bound to `T`. Both HSM identity keys sign `T`, so an old hello of somebody's leaked memory opens nothing; both
+ends prove the link key before its first use. Whoever signs does it between `…_transcript` and `…_message` here, since
+HSM calls take time.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from enclave.audit import ChainEnd
 from enclave.errors import LinkFault
 from enclave.wire import Bytes32, Count, Epoch, Signature64, Wire, encode
 from policies.roster import Index, Roster
@@ -40,7 +42,10 @@ RESPONDER, INITIATOR = b"responder", b"initiator"
 
 
 class Hello(Wire, frozen=True):
-    """What one end says of itself and this link. `kem_key`: the initiator's 1,184 bytes, empty for the responder."""
+    """What one end says of itself and this link. `kem_key`: the initiator's 1,184 bytes, empty for the responder.
+
+    `state_version`, `audit_head`: how far its audit chain is on disk; `boot_…`: how far it was at its start (SPEC 0.7).
+    """
 
     suite: Annotated[str, msgspec.Meta(max_length=128)]
     roster_digest: Bytes32
@@ -54,6 +59,8 @@ class Hello(Wire, frozen=True):
     frame_key: Bytes32
     state_version: Count
     audit_head: Bytes32
+    boot_version: Count
+    boot_head: Bytes32
 
 
 class Open(Wire, frozen=True, tag=1):
@@ -91,8 +98,8 @@ class Identity:
     boot_nonce: bytes
     frame_key: bytes
     prss_epoch: Callable[[], int]
-    state_version: Callable[[], int]
-    audit_head: Callable[[], bytes]
+    chain: Callable[[], ChainEnd]
+    boot_chain: Callable[[], ChainEnd]
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,8 @@ class PeerSession:
     boot_nonce: bytes
     frame_key: bytes
     prss_epoch: int
-    state_version: int
-    audit_head: bytes
+    chain: ChainEnd
+    boot_chain: ChainEnd
 
     def digest(self) -> bytes:
         """SPEC 0.1: what stands for this session in every ceremony context."""
@@ -196,6 +203,7 @@ def verify_identity(point: bytes, message_digest: bytes, signature: bytes) -> bo
 
 
 def _hello(identity: Identity, peer: int, nonce: bytes, x25519: X25519PrivateKey, kem_key: bytes) -> Hello:
+    chain, boot_chain = identity.chain(), identity.boot_chain()
     return Hello(
         suite=SUITE,
         roster_digest=identity.roster.digest(),
@@ -207,8 +215,10 @@ def _hello(identity: Identity, peer: int, nonce: bytes, x25519: X25519PrivateKey
         x25519=x25519.public_key().public_bytes_raw(),
         kem_key=kem_key,
         frame_key=identity.frame_key,
-        state_version=identity.state_version(),
-        audit_head=identity.audit_head(),
+        state_version=chain.version,
+        audit_head=chain.head,
+        boot_version=boot_chain.version,
+        boot_head=boot_chain.head,
     )
 
 
@@ -222,7 +232,14 @@ def _check_hello(identity: Identity, peer: int, hello: Hello, kem_key_bytes: int
         raise LinkFault(peer, f"a hello from {hello.sender} to {hello.receiver}")
     if len(hello.kem_key) != kem_key_bytes:
         raise LinkFault(peer, "a hello of the wrong role")
-    return PeerSession(peer, hello.boot_nonce, hello.frame_key, hello.prss_epoch, hello.state_version, hello.audit_head)
+    return PeerSession(
+        index=peer,
+        boot_nonce=hello.boot_nonce,
+        frame_key=hello.frame_key,
+        prss_epoch=hello.prss_epoch,
+        chain=ChainEnd(hello.state_version, hello.audit_head),
+        boot_chain=ChainEnd(hello.boot_version, hello.boot_head),
+    )
 
 
 def _transcript(initiator: Hello, responder: Hello, ciphertext: bytes) -> bytes:

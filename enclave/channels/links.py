@@ -6,9 +6,12 @@ complete, and handshakes are rationed: each costs an HSM signature.
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from enclave.audit import ChainEnd
 from enclave.channels.frames import HANDSHAKE_FRAME
 from enclave.channels.handshake import (
     INITIATOR,
@@ -22,7 +25,9 @@ from enclave.channels.handshake import (
     Responder,
     signing_digest,
 )
-from enclave.errors import KeymootError, LinkFault
+from enclave.channels.told import Judge, Tell, proof_of
+from enclave.errors import KeymootError, LinkFault, Refused
+from enclave.peers import SeenPeer
 from enclave.tasks import Promise, Task, Timers
 from enclave.wire import Wire, decode, encode
 
@@ -37,14 +42,15 @@ class Knock(Wire, frozen=True, tag=4):
     """The higher index has no link and asks the lower one to open one. Unauthenticated: a hint, rationed."""
 
 
-Message = Open | Answer | Finish | Knock
+Message = Open | Answer | Finish | Knock | Tell
 
 
 @dataclass
 class _Attempt:
-    """A handshake under way with one peer through one coordinator."""
+    """A handshake under way with one peer through one coordinator. `before`: what was known of it at our hello."""
 
     initiator: Initiator | None = None
+    before: SeenPeer | None = None
     responder: Responder | None = None
     retry_s: float = RETRY_FIRST_S
     cancel_timer: Callable[[], None] = lambda: None
@@ -59,6 +65,7 @@ class Links:
         random: Callable[[int], bytes],
         timers: Timers,
         clock: Callable[[], float],
+        judge: Judge,
         sign: Callable[[bytes], Promise[bytes]],
         send: Callable[[str, int, bytes], None],
         changed: Callable[[str, int, Link | None, str], None],
@@ -68,7 +75,10 @@ class Links:
         or down. `failed(coordinator, peer, reason)`: an attempt came to nothing; a link that is up stays."""
         self._identity, self._random, self._timers, self._clock = identity, random, timers, clock
         self._sign, self._send, self._changed, self._failed = sign, send, changed, failed
+        self._judge = judge
         self._links: dict[Key, Link] = {}
+        # What was known of the peer when our hello of the link's handshake was made.
+        self._before: dict[Key, SeenPeer | None] = {}
         self._attempts: dict[Key, _Attempt] = {}
         self._online: dict[str, frozenset[int]] = {}
         self._rations: dict[Key, list[float]] = {}
@@ -108,6 +118,8 @@ class Links:
             self._on_answer(key, message)
         elif isinstance(message, Finish):
             self._on_finish(key, message)
+        elif isinstance(message, Tell):
+            self._on_tell(key, message)
         elif self._identity.me < sender:
             self._on_knock(key)
 
@@ -125,6 +137,7 @@ class Links:
         if previous is not None:
             previous.cancel_timer()
         self._attempts[key] = attempt
+        attempt.before = self._judge.seen(key[1])
         if self._identity.me < key[1]:
             attempt.initiator = Initiator(self._identity, key[1], self._random)
             self._transmit(key, Open(attempt.initiator.hello))
@@ -162,7 +175,7 @@ class Links:
             # Where our finish gets lost the other end has a new link and we the old one: then ask again.
             attempt = self._attempts[key] = _Attempt()
             attempt.cancel_timer = self._timers.after(HANDSHAKE_TIMEOUT_S, lambda: self._retry(key, attempt))
-        attempt.responder = responder
+        attempt.responder, attempt.before = responder, self._judge.seen(key[1])
 
         async def answer() -> None:
             signature = await self._sign(signing_digest(RESPONDER, responder.transcript))
@@ -177,12 +190,13 @@ class Links:
         initiator = attempt.initiator
         link, transcript = initiator.accept(message)
         attempt.initiator = None
+        self._admit(key, link, attempt.before, answered=True)
 
         async def finish() -> None:
             signature = await self._sign(signing_digest(INITIATOR, transcript))
             if self._attempts.get(key) is attempt:
                 self._transmit(key, initiator.finish(link, transcript, signature))
-                self._establish(key, link)
+                self._establish(key, link, attempt.before)
 
         self._run(key, finish)
 
@@ -190,23 +204,75 @@ class Links:
         attempt = self._attempts.get(key)
         if attempt is None or attempt.responder is None:
             raise LinkFault(key[1], "a finish of no handshake of ours")
-        self._establish(key, attempt.responder.accept(message))
+        link = attempt.responder.accept(message)
+        self._admit(key, link, attempt.before, answered=False)
+        self._establish(key, link, attempt.before)
+
+    # --- SPEC 0.7 ---
+
+    def tell(self, key: Key) -> None:
+        """Tell the peer at the other end of a link how far our chain is on disk."""
+        link, chain = self._links.get(key), self._identity.chain()
+        if link is not None:
+            self._transmit(key, Tell(chain.version, chain.head, proof_of(link, self._identity.me, chain)))
+
+    def tell_all(self) -> None:
+        """Tell everybody."""
+        for key in self._links:
+            self.tell(key)
+
+    def _on_tell(self, key: Key, message: Tell) -> None:
+        link = self._links.get(key)
+        chain = ChainEnd(message.state_version, message.audit_head)
+        if link is None or not hmac.compare_digest(proof_of(link, key[1], chain), message.proof):
+            raise LinkFault(key[1], "a state told on no link of ours")
+        try:
+            self._judge.on_told(key[1], link.peer.boot_nonce, self._before[key], chain)
+        except Refused as refusal:
+            self._shut_out(key, refusal)
+            raise
+
+    def _admit(self, key: Key, link: Link, before: SeenPeer | None, *, answered: bool) -> None:
+        """The attempt goes on after a refusal, more and more slowly: an operator may have accepted the state."""
+        try:
+            self._judge.admit(link.peer, before, answered)
+        except Refused as refusal:
+            self._shut_out(key, refusal)
+            raise
+        for other in [other for other in self._links if other[1] == key[1]]:
+            # Its own is replaced when the handshake is complete.
+            if other != key and self._links[other].peer.boot_nonce != link.peer.boot_nonce:
+                self._unlink(other, "its enclave has started anew")
+                if other not in self._attempts:
+                    self._begin(other, _Attempt())
+
+    def _shut_out(self, key: Key, refusal: Refused) -> None:
+        for other in [other for other in self._links if other[1] == key[1]]:
+            self._unlink(other, refusal.reason)
+            if other not in self._attempts:
+                attempt = self._attempts[other] = _Attempt(retry_s=RETRY_MOST_S)
+                attempt.cancel_timer = self._timers.after(RETRY_MOST_S, partial(self._retry, other, attempt))
+        self._failed(key[0], key[1], refusal.reason)
 
     # --- links ---
 
-    def _establish(self, key: Key, link: Link) -> None:
+    def _establish(self, key: Key, link: Link, before: SeenPeer | None) -> None:
         attempt = self._attempts.pop(key, None)
         if attempt is not None:
             attempt.cancel_timer()
         if key in self._links:
             self._changed(key[0], key[1], None, "replaced by a new handshake")
-        self._links[key] = link
+        self._links[key], self._before[key] = link, before
         self._changed(key[0], key[1], link, "")
 
     def _drop(self, key: Key, reason: str) -> None:
         attempt = self._attempts.pop(key, None)
         if attempt is not None:
             attempt.cancel_timer()
+        self._unlink(key, reason)
+
+    def _unlink(self, key: Key, reason: str) -> None:
+        self._before.pop(key, None)
         if self._links.pop(key, None) is not None:
             self._changed(key[0], key[1], None, reason)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from enclave import wire
+from enclave.peers import PeersRecord
 from enclave.protocol.setup import Seeds
 from enclave.shares import KeyRecord
 from enclave.worker import Begin, Worker
@@ -75,14 +77,21 @@ def keep_left(seen: Watched, member: Member) -> None:
 
 
 def keep_sealed(seen: Watched) -> None:
-    """What is in the records that were sealed."""
+    """What is secret in the records that were sealed: nothing in those of what was seen of peers."""
     for plaintext in seen.sealed:
-        try:
-            record = wire.decode(plaintext, KeyRecord)
-        except wire.Malformed:
-            seen.keep("PRSS seed", *wire.decode(plaintext, Seeds).seeds)
-        else:
+        record = decode_any(plaintext, KeyRecord, Seeds, PeersRecord)
+        if isinstance(record, KeyRecord):
             seen.keep("key share", record.share)
+        elif isinstance(record, Seeds):
+            seen.keep("PRSS seed", *record.seeds)
+
+
+def decode_any(data: bytes, *kinds: type[wire.Wire]) -> wire.Wire:
+    """`data` as the first of these that it is."""
+    for kind in kinds:
+        with contextlib.suppress(wire.Malformed):
+            return wire.decode(data, kind)
+    raise AssertionError("a record of no known kind")
 
 
 def keep_begun(seen: Watched) -> None:

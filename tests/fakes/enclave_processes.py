@@ -100,6 +100,7 @@ class ProcessNet(Net):
         self.relay = lambda sender, receiver, data: [(sender, receiver, data)]
         self.reports = {j: [] for j in range(1, n + 1)}
         self.frames = []
+        self.via, self.stores = {}, lambda j, message: True
         self.members: dict[int, Process] = {}  # type: ignore[assignment]
         identities = {}
         for j in range(1, n + 1):

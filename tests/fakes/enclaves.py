@@ -31,6 +31,7 @@ from enclave.log import Log
 from enclave.secret import Secret
 from enclave.tasks import Promise
 from enclave.worker import FromWorker, ToWorker, Worker
+from policies.acceptance import AcceptedState
 from policies.model import Policy
 from policies.roster import Roster, RosterSigner
 
@@ -95,6 +96,14 @@ class Member:
     gate_calls: list[wire.CallGate] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Disk:
+    """A copy of a signer's store: its sealed records and its audit chain."""
+
+    records: dict[tuple[str, str], wire.Record]
+    audit: tuple[wire.AuditEntry, ...]
+
+
 GateAnswer = Callable[[int, wire.CallGate], wire.GateReply | wire.GateUnreachable | None]
 Relay = Callable[[int, int, bytes], list[tuple[int, int, bytes]]]
 
@@ -119,6 +128,10 @@ class Net:
         self.queue: deque[tuple[int, Any]] = deque()
         self.reports: dict[int, list[Any]] = {j: [] for j in range(1, n + 1)}
         self.frames: list[tuple[int, int, bytes]] = []
+        # Other coordinators than the one, by name; and what the signer processes store.
+        self.via: dict[str, Callable[[int, Any], None]] = {}
+        self.stores: Callable[[int, wire.Store], bool] = lambda j, message: True
+        self.accepted: dict[int, tuple[AcceptedState, ...]] = {}
         hsms = {j: SoftwareHsm() for j in range(1, n + 1)}
         self.roster = Roster(
             version=1,
@@ -140,7 +153,7 @@ class Net:
         file = EnclaveFile(
             "testnet", f"signer-{j}", "", "", "", HsmConfig("x", "file:x", "x"), GateConfig(self.gate_mode)
         )  # type: ignore[arg-type]
-        config = EnclaveConfig(file, roster, self.policy, j, file.hsm, Path(), Path())
+        config = EnclaveConfig(file, roster, self.policy, j, file.hsm, Path(), Path(), Path())
         worker_queue: deque[bytes] = deque()
         worker = Worker(SECP256K1, worker_queue.append)
 
@@ -169,26 +182,55 @@ class Net:
             hsm_state=lambda: ("hsm-away", "the HSM was pulled out") if hsm.away else ("ready", ""),
             to_worker=to_worker,
             log=Log("enclave", write=logged.append),
+            accepted=lambda: self.accepted.get(j, ()),
         )
         core = EnclaveCore(config, lambda: self.gate_keys, outside)
         member = Member(j, hsm, core, store, logged)
         core.effects.attach(lambda message: self._said(member, message))
         return member
 
-    def reboot(self, j: int, store: dict[tuple[str, str], wire.Record] | None = None) -> None:
-        """Kill the enclave of signer `j` and start it again, with its store or an older copy of it."""
-        old = self.members[j]
+    def reboot(self, j: int, disk: Disk | None = None) -> None:
+        """Kill the enclave of signer `j` and start it again, with its disk or an older copy of it."""
+        disk = disk or self.copy_disk(j)
         self.presence(tuple(i for i in self.members if i != j))
-        self.members[j] = self._boot(j, old.hsm, dict(old.store if store is None else store), self.roster)
+        self.members[j] = self._boot(j, self.members[j].hsm, dict(disk.records), self.roster)
+        self.members[j].audit = list(disk.audit)
         self.attach(j)
+
+    def start_copy(self, j: int, disk: Disk) -> Member:
+        """Start another enclave of signer `j` on a copy of its disk and HSM; it is online in place of the first one,
+        which goes on running unseen. Returns the first one, for `put_in`."""
+        running = self.members[j]
+        self.presence(tuple(i for i in self.members if i != j))
+        self.run()
+        self.members[j] = self._boot(j, running.hsm, dict(disk.records), self.roster)
+        self.members[j].audit = list(disk.audit)
+        self.attach(j)
+        self.presence(tuple(self.members))
+        self.run()
+        return running
+
+    def put_in(self, member: Member) -> Member:
+        """Let a running enclave be online in place of the one that is; returns that one."""
+        other, self.members[member.index] = self.members[member.index], member
+        self.presence(tuple(i for i in self.members if i != member.index))
+        self.tell(member.index, wire.Presence(COORDINATOR, ()))
+        self.run()
+        self.presence(tuple(self.members))
+        self.run()
+        return other
+
+    def copy_disk(self, j: int) -> Disk:
+        """A copy of the store of signer `j` as it is now."""
+        return Disk(dict(self.members[j].store), tuple(self.members[j].audit))
 
     def attach(self, j: int) -> None:
         """The signer process of `j` attaches."""
         member = self.members[j]
         head = member.audit[-1] if member.audit else None
         seq, last = (head.seq, head.hash) if head else (0, bytes(32))
-        prss = member.store.get(("prss", "prss"))
-        self.tell(j, wire.Attach(wire.PROTOCOL_VERSION, "test", prss, seq, last))
+        prss, peers = member.store.get(("prss", "prss")), member.store.get(("peers", "peers"))
+        self.tell(j, wire.Attach(wire.PROTOCOL_VERSION, "test", prss, peers, seq, last))
 
     def start(self) -> None:
         """All attach, all are online."""
@@ -238,17 +280,19 @@ class Net:
         member.said.append(message)
         if isinstance(message, wire.ToPeer):
             self.frames.append((j, message.receiver, message.data))
+            tell = self.via.get(message.coordinator, self.tell)
             for sender, receiver, data in self.relay(j, message.receiver, message.data):
-                self.tell(receiver, wire.PeerFrame(message.coordinator, sender, data))
+                tell(receiver, wire.PeerFrame(message.coordinator, sender, data))
         elif isinstance(message, wire.Report):
             member.audit.extend(message.audit)
             self.reports[j].append(message.body)
         elif isinstance(message, wire.Audit):
             member.audit.extend(message.entries)
         elif isinstance(message, wire.Store):
-            for record in message.records:
-                member.store[record.kind, record.name] = record
-            self.tell(j, wire.Stored(message.ticket))
+            if self.stores(j, message):
+                for record in message.records:
+                    member.store[record.kind, record.name] = record
+                self.tell(j, wire.Stored(message.ticket))
         elif isinstance(message, wire.CallGate):
             member.gate_calls.append(message)
             answer = self.gate(j, message)

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nacl.bindings import crypto_sign_seed_keypair
 
+from enclave.audit import ChainEnd
 from enclave.channels.handshake import INITIATOR, RESPONDER, Identity, Initiator, Link, Open, Responder, signing_digest
 from policies.roster import Roster, RosterSigner
 from tests.fakes.network import seeded_random
@@ -53,8 +54,8 @@ def identity(index: int, boot: int = 0, of: Roster | None = None, epoch: int = 1
         boot_nonce=seeded_random(f"boot/{index}/{boot}")(32),
         frame_key=frame_keys(index, boot)[0],
         prss_epoch=lambda: epoch,
-        state_version=lambda: 7,
-        audit_head=lambda: b"h" * 32,
+        chain=lambda: ChainEnd(7, b"h" * 32),
+        boot_chain=lambda: ChainEnd(7, b"h" * 32),
     )
 
 

@@ -36,8 +36,8 @@ def test_both_ends_have_one_key_and_know_each_others_boot() -> None:
     ends = handshake(i, j)
     assert ends.initiators_link.key == ends.responders_link.key
     assert len(ends.initiators_link.key) == 32
-    assert ends.initiators_link.peer == h.PeerSession(2, j.boot_nonce, j.frame_key, 5, 7, b"h" * 32)
-    assert ends.responders_link.peer == h.PeerSession(1, i.boot_nonce, i.frame_key, 1, 7, b"h" * 32)
+    assert ends.initiators_link.peer == h.PeerSession(2, j.boot_nonce, j.frame_key, 5, j.chain(), j.boot_chain())
+    assert ends.responders_link.peer == h.PeerSession(1, i.boot_nonce, i.frame_key, 1, i.chain(), i.boot_chain())
     assert ends.initiators_link.peer.digest() == h.session_digest(2, j.boot_nonce, j.frame_key)
 
 

@@ -14,6 +14,7 @@ from enclave.channels.frames import HANDSHAKE_FRAME
 from enclave.channels.handshake import Answer, Finish, Identity, Initiator, Link, Open
 from enclave.channels.links import HANDSHAKE_TIMEOUT_S, RATION_HANDSHAKES, RATION_WINDOW_S, Knock, Links, Message
 from enclave.errors import LinkFault, Malformed, Unavailable
+from enclave.peers import PeerBook
 from enclave.tasks import Promise, Timers
 from enclave.wire import decode, encode
 from tests.fakes.identities import identity, roster, sign_as
@@ -38,6 +39,7 @@ class End:
             seeded_random(f"links/{me.me}/{me.boot_nonce.hex()}"),
             world.timers,
             lambda: world.now_s,
+            PeerBook(me.roster, tuple, lambda: None, lambda *notice: None),
             self.sign,
             lambda coordinator, peer, data: world.queue.append((coordinator, me.me, peer, data)),
             lambda coordinator, peer, link, reason: self.changes.append((coordinator, peer, link is not None, reason)),

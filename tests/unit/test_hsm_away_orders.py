@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from enclave import wire
-from enclave.assembly import HEAD_SIGNING_PERIOD_S
+from enclave.standing import PERIOD_S
 from tests.fakes.clients import TestClient, TestGate, open_policy
 from tests.fakes.enclaves import Clock, Net, authorizations_of
 
@@ -94,11 +94,11 @@ def test_audit_head_waits_for_the_hsm(desk: Desk) -> None:
         return sum(json.loads(entry.body)["event"] == "head" for entry in one.audit)
 
     one.hsm.away = True
-    desk.net.advance(HEAD_SIGNING_PERIOD_S)
-    desk.net.advance(HEAD_SIGNING_PERIOD_S)
+    desk.net.advance(PERIOD_S)
+    desk.net.advance(PERIOD_S)
     assert heads() == 0
     one.hsm.away = False
-    desk.net.advance(HEAD_SIGNING_PERIOD_S)
+    desk.net.advance(PERIOD_S)
     assert heads() == 1
     assert one.audit[-1].head_signature != b""
 

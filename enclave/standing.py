@@ -1,0 +1,132 @@
+"""SPEC 0.7 at work: what this enclave tells of its own state, and how what it has seen of its peers is kept.
+
+Every minute: the audit chain's head is signed, the chain's end is known to be on disk, peers are told. What was seen of
+peers is sealed and stored whenever it changes; a crash before that loses what was seen in that moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from enclave.audit import AuditLog
+from enclave.channels.links import Links
+from enclave.effects import Effects
+from enclave.errors import CallerError, Refused, Unavailable
+from enclave.log import Log
+from enclave.peers import PeerBook, SeenPeer
+from enclave.shares import Vault
+from enclave.tasks import Promise, Task, Timers
+from enclave.wire import Record
+from policies.acceptance import BOOT_DIGITS, AcceptedState
+from policies.roster import Roster
+
+PERIOD_S = 60.0
+
+
+class Standing:
+    """This enclave's state towards its peers, and theirs."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        audit: AuditLog,
+        effects: Effects,
+        timers: Timers,
+        sign_identity: Callable[[bytes], Promise[bytes]],
+        accepted: Callable[[], Sequence[AcceptedState]],
+        log: Log,
+    ) -> None:
+        self._roster, self._audit, self._effects, self._timers = roster, audit, effects, timers
+        self._sign_identity, self._log = sign_identity, log
+        self.book = PeerBook(roster, accepted, self._changed, self._notice)
+        self.counters: dict[str, int] = {}
+        self._version = 0
+        self._unsaved = self._saving = self._loaded = False
+
+    def start(self, links: Links, vault: Vault) -> None:
+        """Begin the minutes."""
+        self._links, self._vault = links, vault
+        self._timers.after(PERIOD_S, self._minute)
+
+    async def load(self, record: Record | None, audit_seq: int) -> tuple[str, str]:
+        """Take in what the signer's store holds of peers, once a boot. Returns an event for the audit chain and its
+        reason, both empty where all is well. Raises `Unavailable` without the HSM."""
+        if self._loaded:
+            return "", ""
+        event = reason = ""
+        if record is not None:
+            self._version = max(self._version, record.version)
+            try:
+                self.book.restore(await self._vault.open_peers(record))
+            except (CallerError, Refused) as error:
+                event, reason = "peers-unreadable", str(error)[:300]
+        elif audit_seq > 0:
+            event, reason = "peers-unknown", "the store has an audit chain, and nothing of what was seen of peers"
+        self._loaded = True
+        if event:
+            self._log.warning("peers' states are not known", reason=reason)
+        return event, reason
+
+    def gauges(self) -> dict[str, int]:
+        """Which peers are refused now, and why."""
+        return {f"peer_refused|{self._roster.signer(peer).name}|{why}": 1 for peer, why in self.book.refused.items()}
+
+    # --- our own state ---
+
+    def _minute(self) -> None:
+        self._timers.after(PERIOD_S, self._minute)
+        self._run(self._sign_and_tell())
+
+    async def _sign_and_tell(self) -> None:
+        audit = self._audit
+        to_sign, seq, head = audit.head_to_sign(), audit.seq, audit.head
+        if to_sign is not None:
+            try:
+                signature = await self._sign_identity(to_sign)
+            except (Unavailable, CallerError) as error:
+                self._log.warning("audit head not signed", reason=str(error))
+            else:
+                self._effects.audit(audit.record_head(seq, head, signature))
+        await audit.settle(lambda: self._effects.store(()))
+        self._links.tell_all()
+        self._save()
+
+    # --- what was seen of peers ---
+
+    def _changed(self) -> None:
+        self._unsaved = True
+        self._save()
+
+    def _save(self) -> None:
+        if self._unsaved and not self._saving:
+            self._saving = True
+            self._run(self._save_all())
+
+    async def _save_all(self) -> None:
+        try:
+            while self._unsaved:
+                self._unsaved = False
+                # Also after a failure: the signer may have stored what it did not confirm.
+                self._version += 1
+                await self._vault.keep_peers(self._version, self.book.snapshot())
+        except (Unavailable, CallerError, Refused) as error:
+            self._unsaved = True
+            self._log.warning("peers' states not stored", reason=str(error))
+        finally:
+            self._saving = False
+
+    def _notice(self, event: str, peer: int, seen: SeenPeer) -> None:
+        name, boot = self._roster.signer(peer).name, seen.boot.hex()[:BOOT_DIGITS]
+        counter = f"peer_states|{event}"
+        self.counters[counter] = self.counters.get(counter, 0) + 1
+        self._effects.audit(
+            self._audit.record(event, peer=name, version=seen.version, head=seen.head.hex(), boot=boot, bar=seen.bar)
+        )
+
+    def _run(self, routine: Coroutine[Any, Any, None]) -> None:
+        def ended(task: Task[None]) -> None:
+            if isinstance(task.outcome, Exception):
+                self._log.warning("state not told", reason=str(task.outcome))
+
+        Task(routine, ended).start()
