@@ -11,7 +11,15 @@ from typing import Annotated
 
 import msgspec
 
-from enclave.wire import MAX_PEER_FRAME_BYTES, Attached, OrderBody, ReportBody, Wire
+from enclave.wire import (
+    MAX_PEER_FRAME_BYTES,
+    Attached,
+    Count,
+    OrderBody,
+    ReportBody,
+    SignedAcknowledgement,
+    Wire,
+)
 from policies.roster import Index
 
 CONTROL_PATH = "/v1/signers/control"
@@ -19,6 +27,7 @@ BULK_PATH = "/v1/signers/bulk"
 MAX_WEBSOCKET_BYTES = MAX_PEER_FRAME_BYTES + 64 * 1024
 HEARTBEAT_S = 5.0
 CONDITION_S = 2.0
+KEYS_A_PAGE = 64
 
 FrameBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_PEER_FRAME_BYTES)]
 
@@ -56,7 +65,27 @@ class Condition(Wire, frozen=True, tag=4):
     gate: Annotated[str, msgspec.Meta(pattern=r"^(unknown|answers|unreachable)$(?!\n)")]
 
 
-Up = Announce | Forward | ReportUp | Condition
+class NumberedKey(Wire, frozen=True):
+    """A key's certificate, and its number at this signer: they grow in the order in which it came to know them."""
+
+    seq: Count
+    certificate: Annotated[tuple[SignedAcknowledgement, ...], msgspec.Meta(min_length=3, max_length=16)]
+
+
+class KeyPage(Wire, frozen=True, tag=5):
+    """Signer → coordinator, answer to `KeysAfter`: the next keys after number `after`, all of one page. `more`: there
+    are others behind them. `after` is 0 where the coordinator asked for what this signer's store does not know."""
+
+    after: Count
+    keys: Annotated[tuple[NumberedKey, ...], msgspec.Meta(max_length=KEYS_A_PAGE)]
+    more: bool
+
+
+class KeyAdded(Wire, frozen=True, tag=6):
+    """Signer → coordinator: there is a key that was made through another coordinator. Ask for it."""
+
+
+Up = Announce | Forward | ReportUp | Condition | KeyPage | KeyAdded
 
 
 class Online(Wire, frozen=True, tag=1):
@@ -78,4 +107,12 @@ class OrderDown(Wire, frozen=True, tag=3):
     body: OrderBody
 
 
-Down = Online | Deliver | OrderDown
+class KeysAfter(Wire, frozen=True, tag=4):
+    """Coordinator → signer: asks for a page of certificates. `after`, `key_id`: number and id of the last key that it
+    has from this signer, 0 and empty for none. One question at a time. Answer: `KeyPage`."""
+
+    after: Count
+    key_id: Annotated[str, msgspec.Meta(max_length=64)]
+
+
+Down = Online | Deliver | OrderDown | KeysAfter

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import msgspec
 
 from appliance.coordinator.keygen import Certificate, NewKey
 from appliance.store import CoordinatorStore
+from appliance.store.certificates import decode_certificate, encode_certificate
+from appliance.store.keys import LearnedKey
 from enclave import wire
-from policies.errors import Bug
 
 MAX_CACHED = 1024
 
@@ -23,25 +23,11 @@ class CertifiedKey:
     certificate: Certificate
 
 
-def encode_certificate(certificate: Certificate) -> bytes:
-    """As the store keeps it."""
-    return msgspec.msgpack.encode([wire.encode(signed) for signed in certificate])
-
-
-def decode_certificate(data: bytes) -> Certificate:
-    """What `encode_certificate` made. Raises `Bug`: it was verified before it was stored."""
-    try:
-        parts = msgspec.msgpack.decode(data, type=list[bytes])
-        return tuple(wire.decode(part, wire.SignedAcknowledgement) for part in parts)
-    except (msgspec.DecodeError, wire.Malformed) as error:
-        raise Bug(f"a stored certificate cannot be read: {error}") from error
-
-
 class KeyBook:
     """Certified keys by key id."""
 
-    def __init__(self, store: CoordinatorStore) -> None:
-        self._store = store
+    def __init__(self, store: CoordinatorStore, wall_clock: Callable[[], float]) -> None:
+        self._store, self._clock = store, wall_clock
         self._cache: OrderedDict[str, CertifiedKey] = OrderedDict()
 
     def get(self, key_id: str) -> CertifiedKey | None:
@@ -64,6 +50,26 @@ class KeyBook:
         bits = sum(1 << (index - 1) for index in key.activated)
         certificate = encode_certificate(key.certificate)
         await self._store.keys.certify(request_id, key.acknowledgement.key_id, certificate, bits)
+
+    def knows(self, key_id: str) -> bool:
+        """Whether there is such a key, certified. Raises `Unavailable`."""
+        return key_id in self._cache or self._store.keys.get(key_id) is not None
+
+    def read_until(self, signer: int) -> tuple[int, str]:
+        """Number and id of the last key of this signer's list that is known here; 0 and empty for none."""
+        return self._store.keys.read_until(signer)
+
+    async def learn(
+        self, signer: int, new: Sequence[Certificate], known: Sequence[str], until: tuple[int, str]
+    ) -> None:
+        """Commit verified certificates that signer `signer` has listed, that it can use the keys that are `known`, too,
+        and that its list has been read `until` a number and the id of its key. Raises `Unavailable`."""
+        proven = [certificate[0].acknowledgement for certificate in new]
+        learned = [
+            LearnedKey(facts.key_id, facts.label, encode_certificate(certificate))
+            for facts, certificate in zip(proven, new, strict=True)
+        ]
+        await self._store.keys.learn(signer, learned, known, until, int(self._clock() * 1000))
 
     def missing_at(self, index: int, limit: int) -> list[str]:
         """Keys that signer `index` has not said it can use, newest first. Raises `Unavailable`."""

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import structlog
 
+from appliance import relay
 from appliance.coordinator.ceremonies import Ceremonies
 from appliance.coordinator.changes import Changes
 from appliance.coordinator.config import PoolSettings
 from appliance.coordinator.errors import CeremonyEnded
 from appliance.coordinator.keybook import KeyBook
 from appliance.coordinator.keygen import activate
+from appliance.coordinator.learning import KeyLearning
 from appliance.coordinator.line import Line
 from appliance.coordinator.pools import Pools
 from appliance.coordinator.refill import Refill, marks_of
@@ -69,14 +71,15 @@ class Network:
             clock,
         )
         self._upkeep = Upkeep(self, roster, changes, keybook)
+        self._learning = KeyLearning(roster, keybook, self.signers.ask_keys, self._upkeep.activate_at)
 
     # --- what signers say ---
 
     def on_online(self, index: int) -> None:
-        """Ask what it holds, and see to the keys it has not activated."""
+        """Ask what it holds, and which keys it knows; then see to those it has not activated."""
         log.info("signer-online", signer=self.signers.name(index))
         self.pools.forget_member(index)
-        self._upkeep.activate_at(index)
+        self._learning.on_online(index)
         self.resync((index,))
 
     def on_lost(self, index: int) -> None:
@@ -104,6 +107,14 @@ class Network:
                 self.forget_batch(sid, (index,))
             case _:
                 log.info("report-dropped", signer=self.signers.name(index), report=type(report).__name__)
+
+    def on_keys(self, index: int, page: relay.KeyPage) -> None:
+        """Keys that were made through other coordinators are learned from certificates."""
+        self._learning.on_page(index, page)
+
+    def on_key_added(self, index: int) -> None:
+        """Ask for it."""
+        self._learning.on_added(index)
 
     # --- what requests need ---
 
@@ -207,8 +218,10 @@ class Network:
         )
 
     async def run(self) -> None:
-        """What keeps the signers able to sign, until cancelled."""
-        await self._upkeep.run()
+        """What keeps the signers able to sign, and learns of their keys, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._upkeep.run())
+            group.create_task(self._learning.run())
 
     def _candidates(self) -> list[tuple[int, ...]]:
         return [committee for committee in self.committees() if self.signers.ready(committee)]

@@ -100,7 +100,7 @@ class Coordinator:
         self._failed = asyncio.get_running_loop().create_future()
         store = CoordinatorStore.open(config.state)
         stack.push_async_callback(store.close)
-        keybook = KeyBook(store)
+        keybook = KeyBook(store, time.time)
         self.network = network = Network(roster, config.pool, Changes(), keybook, secrets.token_bytes)
         signing = Signing(network.ceremonies, network.pools, network, time.time)
         batches = BatchSigning(network.ceremonies, network.pools, network, time.time)

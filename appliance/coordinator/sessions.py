@@ -28,6 +28,12 @@ class Listener(Protocol):
     def on_report(self, index: int, report: wire.ReportBody) -> None:
         """A report of signer `index`."""
 
+    def on_keys(self, index: int, page: relay.KeyPage) -> None:
+        """A page of the certificates that signer `index` knows."""
+
+    def on_key_added(self, index: int) -> None:
+        """Signer `index` knows a certificate more."""
+
 
 @dataclass(frozen=True)
 class Absence:
@@ -161,6 +167,10 @@ class Signers:
                 self._listener.on_report(session.index, body)
             case relay.Condition():
                 session.condition = message
+            case relay.KeyPage():
+                self._listener.on_keys(session.index, message)
+            case relay.KeyAdded():
+                self._listener.on_key_added(session.index)
             case relay.Announce():
                 raise wire.Malformed("announced twice on one connection")
 
@@ -188,6 +198,12 @@ class Signers:
         )
         session.send(relay.OrderDown(body), bulk=presigning)
         return True
+
+    def ask_keys(self, index: int, question: relay.KeysAfter) -> None:
+        """Ask signer `index` for certificates, where it is there."""
+        session = self._sessions.get(index)
+        if session is not None:
+            session.send(question, bulk=False)
 
     # --- what is known ---
 

@@ -17,8 +17,8 @@ from appliance.api.models import (
     SignatureState,
     SignatureValue,
 )
-from appliance.coordinator.keybook import decode_certificate
 from appliance.store.batches import BatchRow
+from appliance.store.certificates import decode_certificate
 from appliance.store.coordinator import SignatureRow
 from appliance.store.keys import KeyRow
 from policies.roster import Roster, describe_scheme
@@ -35,7 +35,7 @@ def show_key(row: KeyRow, roster: Roster) -> Key:
         tolerate=roster.tolerate,
         scheme_statement=describe_scheme(roster.n, roster.tolerate),
         label=row.label,
-        external_id=row.external_id,
+        external_id="" if row.learned else row.external_id,
         created_at=_time(row.created_at_ms),
         reason=_reason(row),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn, Protocol
@@ -22,6 +22,7 @@ from appliance.signer.flow import until_first_ends
 from appliance.signer.gate_caller import GateCaller, unreachable
 from appliance.signer.metrics import SignerMetrics
 from appliance.signer.status import condition_of
+from appliance.store.certificates import Certificate
 from enclave import wire
 
 MAX_COMMITS_WAITING = 1024
@@ -30,6 +31,8 @@ GATE_CALLS_AT_ONCE = 16
 OWN_QUOTA = "signer"
 METRICS_QUOTA = "metrics"
 STATUS_TIMEOUT_S = 2.0
+PAUSE_S = 0.005
+NOTHING: Mapping[str, relay.Up] = {}
 
 log = structlog.get_logger()
 
@@ -46,8 +49,11 @@ class Store(Protocol):
     async def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> None:
         """Returns when the records are on disk."""
 
-    async def append_audit(self, entries: Sequence[wire.AuditEntry]) -> None:
-        """Returns when the entries are on disk."""
+    async def append_audit(self, entries: Sequence[wire.AuditEntry], certificates: Sequence[Certificate] = ()) -> None:
+        """Returns when the entries are on disk, and the certificates of keys with them."""
+
+    def certificates_after(self, seq: int, key_id: str, limit: int) -> tuple[int, list[tuple[int, Certificate]]]:
+        """At most `limit` numbered certificates, and the number after which they come."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Courier:
         self._metrics = metrics
         self._status_asked: asyncio.Future[wire.Status] | None = None
         self._links: dict[str, CoordinatorLink] = {}
+        self._questions: dict[str, asyncio.Queue[relay.KeysAfter]] = {}
         self._departures: deque[_Departure] = deque()
         self._departed = asyncio.Condition()
         self._gate_calls: asyncio.Queue[tuple[wire.CallGate, float]] = asyncio.Queue(MAX_GATE_CALLS_WAITING)
@@ -78,6 +85,7 @@ class Courier:
         Raises `LinkDown`, `LinkOverflow` or `Malformed` for the enclave; errors of the store as they come.
         """
         self._links = {link.name: link for link in links}
+        self._questions = {link.name: asyncio.Queue(1) for link in links}
         for name in self._links:
             self.lost(name)
         self._metrics.serving = self
@@ -88,6 +96,7 @@ class Courier:
                 self._depart_in_order(),
                 self._tell_condition(),
                 *(link.run() for link in links),
+                *(self._answer_questions(link) for link in links),
                 *(self._call_gate() for _ in range(GATE_CALLS_AT_ONCE)),
             )
         finally:
@@ -106,6 +115,8 @@ class Courier:
                 self._enclave.send(name, wire.Presence(name, indices))
             case relay.Deliver(sender, data):
                 self._enclave.send(name, wire.PeerFrame(name, sender, data))
+            case relay.KeysAfter():
+                self._queue_question(name, message)
             case relay.OrderDown(body):
                 self._enclave.send(name, wire.Order(name, body, self._key_record(body)))
 
@@ -131,11 +142,7 @@ class Courier:
                 case wire.ToPeer(coordinator, receiver, bulk, data):
                     self._to_coordinator(coordinator, relay.Forward(receiver, data), bulk=bulk)
                 case wire.Report(coordinator, body, audit):
-                    then = partial(self._to_coordinator, coordinator, relay.ReportUp(body), bulk=False)
-                    if isinstance(body, wire.SetupDone):
-                        self._enclave.note_setup(body.epoch)
-                        then = partial(self._to_every_coordinator, relay.ReportUp(body))
-                    await self._after_commit(self._store.append_audit(audit) if audit else None, then)
+                    await self._report(coordinator, body, audit)
                 case wire.Store(ticket, records):
                     await self._after_commit(
                         self._store.put_records(records),
@@ -150,16 +157,46 @@ class Courier:
                 case wire.Attached():
                     raise wire.Malformed("the enclave attached twice on one connection")
 
+    async def _report(self, coordinator: str, body: wire.ReportBody, audit: tuple[wire.AuditEntry, ...]) -> None:
+        """To the coordinator it is for; what concerns the others too, to all."""
+        message = relay.ReportUp(body)
+        then = partial(self._to_coordinator, coordinator, message, bulk=False)
+        certificates: Sequence[Certificate] = ()
+        if isinstance(body, wire.SetupDone):
+            self._enclave.note_setup(body.epoch)
+            then = partial(self._to_all, message)
+        elif isinstance(body, wire.KeysActivated):
+            certificates = body.certificates
+            then = partial(self._to_all, relay.KeyAdded(), {coordinator: message})
+        await self._after_commit(self._store.append_audit(audit, certificates) if audit else None, then)
+
     def _to_coordinator(self, name: str, message: relay.Up, *, bulk: bool) -> None:
         """Send, or drop where the link is down or not configured: the enclave was told (`Presence`)."""
         link = self._links.get(name)
         if link is None or not link.send(message, bulk=bulk):
             log.info("message-dropped", coordinator=name, message=type(message).__name__)
 
-    def _to_every_coordinator(self, message: relay.Up) -> None:
-        """Tell all whose link is up."""
-        for link in self._links.values():
-            link.send(message, bulk=False)
+    def _to_all(self, message: relay.Up, instead: Mapping[str, relay.Up] = NOTHING) -> None:
+        """Tell every coordinator whose link is up; some of them, by name, something else `instead`."""
+        for name, link in self._links.items():
+            link.send(instead.get(name, message), bulk=False)
+
+    # --- certificates, for coordinators -----------------------------------------------------------------
+
+    def _queue_question(self, name: str, question: relay.KeysAfter) -> None:
+        """An honest coordinator has one question at a time: more are dropped."""
+        waiting = self._questions[name]
+        if not waiting.full():
+            waiting.put_nowait(question)
+
+    async def _answer_questions(self, link: CoordinatorLink) -> NoReturn:
+        """Page after page, with a pause in which other work has its turn."""
+        while True:
+            question = await self._questions[link.name].get()
+            seq, found = self._store.certificates_after(question.after, question.key_id, relay.KEYS_A_PAGE + 1)
+            keys = tuple(relay.NumberedKey(*each) for each in found[: relay.KEYS_A_PAGE])
+            link.send(relay.KeyPage(seq, keys, len(found) > len(keys)), bulk=False)
+            await asyncio.sleep(PAUSE_S)
 
     # --- effects that wait for the disk -----------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, Connection, Integer, LargeBinary, Select, String, Table, select, update
+from sqlalchemy import Column, Connection, Integer, LargeBinary, Select, String, Table, delete, select, update
+from sqlalchemy.dialects.sqlite import insert
 
 from appliance.store.accepted import UNFINISHED, Accepted, accept, metadata, request_columns, request_row
 from appliance.store.database import Database
@@ -13,6 +15,7 @@ from appliance.store.failures import DATABASE_ERRORS, store_failure
 from appliance.store.statements import Statement, insertion, parameter
 from appliance.store.writer import GroupCommitWriter
 from policies.errors import Bug
+from policies.requests import KEYS_PATH
 
 keys = Table(
     "keys",
@@ -23,6 +26,26 @@ keys = Table(
     Column("certificate", LargeBinary),
     Column("activated", Integer, nullable=False),
 )
+
+
+key_sources = Table(
+    "key_sources",
+    metadata,
+    Column("signer", Integer, primary_key=True, autoincrement=False),
+    Column("seq", Integer, nullable=False),
+    Column("key_id", String, nullable=False),
+)
+
+# Before the id of a key that was learned from signers, in place of an external id: none begins so.
+LEARNED = "@"
+
+
+class LearnedKey(msgspec.Struct, frozen=True):
+    """A key that was made through another coordinator, with its verified certificate."""
+
+    key_id: str
+    label: str
+    certificate: bytes
 
 
 class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,8 +67,31 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
     certificate: bytes | None
     activated: int
 
+    @property
+    def learned(self) -> bool:
+        """Whether the key was made through another coordinator: its external id is not known here."""
+        return self.external_id.startswith(LEARNED)
+
 
 _INSERT_KEY = insertion(keys, without=("seq", "key_id", "certificate"))
+_LEARN_KEY = Statement(
+    insert(keys).values({c.name: parameter(c.name) for c in keys.c if c.name != "seq"}).on_conflict_do_nothing()
+)
+_ADD_ACTIVATED = Statement(
+    update(keys)
+    .where(keys.c.key_id == parameter("key"))
+    .values(activated=keys.c.activated.bitwise_or(parameter("bits")))
+)
+_FORGET_LEARNED = Statement(
+    delete(keys).where(keys.c.key_id == parameter("key"), keys.c.external_id == parameter("mark"))
+)
+_READ_UNTIL = insert(key_sources).values({c.name: parameter(c.name) for c in key_sources.c})
+_NOTE_READ = Statement(
+    _READ_UNTIL.on_conflict_do_update(
+        index_elements=["signer"], set_={"seq": _READ_UNTIL.excluded.seq, "key_id": _READ_UNTIL.excluded.key_id}
+    )
+)
+_SOURCE = Statement(select(key_sources).where(key_sources.c.signer == parameter("row")))
 _KEY_BY_ID = Statement(select(keys).where(keys.c.id == parameter("row")))
 _KEY_BY_KEY_ID = Statement(select(keys).where(keys.c.key_id == parameter("row")))
 
@@ -71,7 +117,32 @@ class Keys:
             .where(keys.c.id == request_id, keys.c.state.in_(UNFINISHED))
             .values(state="Active", key_id=key_id, certificate=certificate, activated=activated)
         )
-        await self._change(statement, f"key request {request_id}")
+
+        def write(connection: Connection) -> None:
+            # A signer may have listed it before its request was done.
+            _FORGET_LEARNED.run(connection, {"key": key_id, "mark": LEARNED + key_id})
+            if connection.execute(statement).rowcount != 1:
+                raise Bug(f"key request {request_id} is not there, or has ended already")
+
+        await self._writer.submit(write)
+
+    async def learn(
+        self, signer: int, new: Sequence[LearnedKey], known: Sequence[str], until: tuple[int, str], now_ms: int
+    ) -> None:
+        """Keys that a signer has listed: `new` ones, and ids of `known` ones; its list has been read `until` a number
+        and the id of the key that has it."""
+        bits = 1 << (signer - 1)
+        rows = [_learned_row(key, now_ms) for key in new]
+        ids = [*known, *(key.key_id for key in new)]
+
+        def write(connection: Connection) -> None:
+            for row in rows:
+                _LEARN_KEY.run(connection, row)
+            for key_id in ids:
+                _ADD_ACTIVATED.run(connection, {"key": key_id, "bits": bits})
+            _NOTE_READ.run(connection, {"signer": signer, "seq": until[0], "key_id": until[1]})
+
+        await self._writer.submit(write)
 
     async def end(self, request_id: str, state: str, code: str, message: str, signer: str) -> None:
         """The key will not come: `Failed` or `Rejected`, and why."""
@@ -86,6 +157,14 @@ class Keys:
         """More signers have said that they can use the key."""
         statement = update(keys).where(keys.c.key_id == key_id).values(activated=keys.c.activated.bitwise_or(bits))
         await self._change(statement, f"key {key_id}")
+
+    def read_until(self, signer: int) -> tuple[int, str]:
+        """Number and id of the last key of a signer's list that was learned; 0 and empty for none."""
+        try:
+            row = _SOURCE.one(self._database.reader, {"row": signer})
+        except DATABASE_ERRORS as error:
+            raise store_failure(self._database.path, error) from error
+        return (0, "") if row is None else (row["seq"], row["key_id"])
 
     def requested(self, request_id: str) -> KeyRow | None:
         """A key by the id of its request. Raises `Unavailable`, as all reads do."""
@@ -129,3 +208,22 @@ class Keys:
         except DATABASE_ERRORS as error:
             raise store_failure(self._database.path, error) from error
         return [KeyRow(**row._mapping) for row in rows]
+
+
+def _learned_row(key: LearnedKey, now_ms: int) -> dict[str, object]:
+    return {
+        "id": "kreq_" + key.key_id.removeprefix("key_"),
+        "external_id": LEARNED + key.key_id,
+        "path": KEYS_PATH,
+        "body": b"",
+        "jws": "",
+        "state": "Active",
+        "created_at_ms": now_ms,
+        "reason_code": "",
+        "reason_message": "",
+        "reason_signer": "",
+        "label": key.label,
+        "key_id": key.key_id,
+        "certificate": key.certificate,
+        "activated": 0,
+    }

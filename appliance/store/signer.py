@@ -23,6 +23,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
 from appliance.durations import Durations
+from appliance.store.certificates import Certificate, Certificates, certificates_table
 from appliance.store.database import Database
 from appliance.store.failures import store_failure
 from appliance.store.statements import Statement, insertion
@@ -54,6 +55,8 @@ audit = Table(
     CheckConstraint("length(hash) = 32", name="audit_hash_length"),
 )
 
+_CERTIFICATES = certificates_table(metadata)
+
 _SELECT_RECORD = select(records.c.version, records.c.sealed).where(
     records.c.kind == bindparam("kind"), records.c.name == bindparam("name")
 )
@@ -76,6 +79,7 @@ class SignerStore:
         self._database = database
         self._writer = GroupCommitWriter(database)
         self._cache = RecordCache(MAX_CACHED_BYTES)
+        self.certificates = Certificates(database, _CERTIFICATES)
         row = _SELECT_HEAD.one(database.reader, {})
         self._head: tuple[int, bytes] = EMPTY_HEAD if row is None else (row["seq"], row["hash"])
 
@@ -101,10 +105,20 @@ class SignerStore:
             self._cache.put(record)
         self._advance(audit)
 
-    async def append_audit(self, entries: Sequence[wire.AuditEntry]) -> None:
-        """Commit audit entries; those that are stored already are passed over. Raises as `put_records`."""
-        await self._writer.submit(lambda connection: _append(connection, entries))
+    async def append_audit(self, entries: Sequence[wire.AuditEntry], certificates: Sequence[Certificate] = ()) -> None:
+        """Commit audit entries; those that are stored already are passed over. With them, certificates of keys that
+        are active here. Raises as `put_records`."""
+
+        def write(connection: Connection) -> None:
+            _append(connection, entries)
+            self.certificates.write(connection, certificates)
+
+        await self._writer.submit(write)
         self._advance(entries)
+
+    def certificates_after(self, seq: int, key_id: str, limit: int) -> tuple[int, list[tuple[int, Certificate]]]:
+        """A page of certificates: see `Certificates.after`."""
+        return self.certificates.after(seq, key_id, limit)
 
     def record(self, kind: str, name: str) -> wire.Record | None:
         """The stored record of that kind and name. Raises `Unavailable`."""

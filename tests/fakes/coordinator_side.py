@@ -102,6 +102,8 @@ class FakeSigner:
         self.answers: dict[type[wire.Wire], Answers] = {}
         self.orders: list[wire.Wire] = []
         self.delivered: list[relay.Deliver] = []
+        self.asked_keys: list[relay.KeysAfter] = []
+        self.certificates: list[tuple[wire.SignedAcknowledgement, ...]] = []
         self.online: tuple[int, ...] = ()
         self.epoch = 0
         self.batches: dict[bytes, wire.PresignOrder] = {}
@@ -148,6 +150,9 @@ class FakeSigner:
                 self.online = down.indices
             elif isinstance(down, relay.Deliver):
                 self.delivered.append(down)
+            elif isinstance(down, relay.KeysAfter):
+                self.asked_keys.append(down)
+                await self.send(self.key_page(down))
             else:
                 self.orders.append(down.body)
                 for answer in self.answers.get(type(down.body), self.honest)(down.body):
@@ -160,6 +165,13 @@ class FakeSigner:
     async def send(self, message: wire.Wire | bytes, *, bulk: bool = False) -> None:
         data = message if isinstance(message, bytes) else wire.encode(message)
         await self.sockets[bulk].send_bytes(data)
+
+    def key_page(self, question: relay.KeysAfter, size: int = 2) -> relay.KeyPage:
+        """What is listed after the number that was asked for: `size` of `certificates`, numbered from 1."""
+        numbered = list(enumerate(self.certificates, 1))
+        page = numbered[question.after : question.after + size]
+        more = question.after + size < len(numbered)
+        return relay.KeyPage(question.after, tuple(relay.NumberedKey(*each) for each in page), more)
 
     def received(self, kind: type[wire.Wire]) -> list[wire.Wire]:
         """The orders of one type."""

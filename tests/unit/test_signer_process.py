@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import pytest
@@ -66,8 +67,11 @@ class GatedStore:
     async def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> None:
         await self._commit(records)
 
-    async def append_audit(self, entries: Sequence[wire.AuditEntry]) -> None:
+    async def append_audit(self, entries: Sequence[wire.AuditEntry], certificates: Sequence[object] = ()) -> None:
         await self._commit(entries)
+
+    def certificates_after(self, seq: int, key_id: str, limit: int) -> tuple[int, list[tuple[int, Any]]]:
+        return seq, []
 
     async def _commit(self, items: Sequence[object]) -> None:
         self.started.set()
