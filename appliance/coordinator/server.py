@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from appliance import eventloop
 from appliance.coordinator.api import Api
 from appliance.coordinator.batches import BatchSigning
 from appliance.coordinator.changes import Changes
@@ -40,7 +41,7 @@ def run(config_path: pathlib.Path) -> None:
     """Run until SIGTERM or SIGINT. Raises `CallerError` for a bad configuration, `Unavailable` for store or ports."""
     config = load_config(config_path)
     configure_logging("coordinator")
-    asyncio.run(_run_until_signal(config))
+    eventloop.run(_run_until_signal(config))
 
 
 async def _run_until_signal(config: CoordinatorConfig) -> None:

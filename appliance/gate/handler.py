@@ -6,7 +6,6 @@ enclave verifies. An answer echoes what it answers, so that it serves for nothin
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import json
 from typing import Any
@@ -15,6 +14,7 @@ import structlog
 from aiohttp import web
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from appliance.eventloop import new_event_loop
 from appliance.gate.config import GateConfig, GateRules, load_secrets
 from appliance.telemetry import configure_logging
 from appliance.tls import server_context
@@ -91,5 +91,5 @@ def run(config: GateConfig) -> None:
         ssl_context=server_context(config.certificate, config.key, config.client_ca),
         access_log=None,
         print=lambda *_: None,
-        loop=asyncio.new_event_loop(),
+        loop=new_event_loop(),
     )

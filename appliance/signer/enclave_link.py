@@ -15,6 +15,7 @@ from enclave import wire
 ATTACH_TIMEOUT_S = 30.0
 MAX_WAITING_MESSAGES = 4096
 MAX_WAITING_BYTES = 64 * 1024 * 1024
+AT_ONCE_BYTES = 256 * 1024
 START_ENCLAVE = "start keymoot enclave, or see its log"
 
 
@@ -25,6 +26,7 @@ class EnclaveLink:
         self.attached = attached
         self._reader = reader
         self._writer = writer
+        self._received = bytearray()
         self._outbox = Outbox("the enclave", MAX_WAITING_MESSAGES, MAX_WAITING_BYTES)
 
     @classmethod
@@ -39,8 +41,11 @@ class EnclaveLink:
             async with asyncio.timeout(ATTACH_TIMEOUT_S):
                 writer.write(wire.frame(attach))
                 await writer.drain()
-                attached = await _read(reader)
-            return cls(reader, writer, _checked(attached, network))
+                received = bytearray()
+                attached = await _read(reader, received)
+            link = cls(reader, writer, _checked(attached, network))
+            link._received = received
+            return link
         except TimeoutError:
             writer.close()
             raise LinkDown("enclave does not answer", START_ENCLAVE) from None
@@ -66,11 +71,11 @@ class EnclaveLink:
 
     async def write(self) -> NoReturn:
         """Write what `send` queued. Raises `LinkDown` when the enclave is gone."""
-        await self._outbox.drain(self._write)
+        await self._outbox.drain(self._write, at_once_bytes=AT_ONCE_BYTES)
 
     async def receive(self) -> wire.FromEnclave:
         """The next message. Raises `LinkDown` at the end, `Malformed` for anything but one valid message."""
-        return await _read(self._reader)
+        return await _read(self._reader, self._received)
 
     async def close(self) -> None:
         """Close the socket."""
@@ -104,13 +109,27 @@ def _checked(message: wire.FromEnclave, network: str) -> wire.Attached:
     return message
 
 
-async def _read(reader: asyncio.StreamReader) -> wire.FromEnclave:
-    try:
-        length = int.from_bytes(await reader.readexactly(wire.LENGTH_BYTES), "big")
-        if not 0 < length <= wire.MAX_MESSAGE_BYTES:
-            raise wire.Malformed(f"the enclave announced a message of {length} bytes")
-        data = await reader.readexactly(length)
-    except (asyncio.IncompleteReadError, OSError) as error:
-        raise LinkDown("enclave closed the connection", START_ENCLAVE) from error
+async def _read(reader: asyncio.StreamReader, received: bytearray) -> wire.FromEnclave:
+    """The next message; `received` keeps what came behind it."""
+    await _receive(reader, received, wire.LENGTH_BYTES)
+    length = int.from_bytes(received[: wire.LENGTH_BYTES], "big")
+    if not 0 < length <= wire.MAX_MESSAGE_BYTES:
+        raise wire.Malformed(f"the enclave announced a message of {length} bytes")
+    end = wire.LENGTH_BYTES + length
+    await _receive(reader, received, end)
+    data = bytes(received[wire.LENGTH_BYTES : end])
+    del received[:end]
     message: wire.FromEnclave = wire.decode(data, wire.FromEnclave)  # type: ignore[arg-type]
     return message
+
+
+async def _receive(reader: asyncio.StreamReader, received: bytearray, wanted: int) -> None:
+    """Read until `received` holds `wanted` bytes. Raises `LinkDown` at the end."""
+    while len(received) < wanted:
+        try:
+            piece = await reader.read(AT_ONCE_BYTES)
+        except OSError as error:
+            raise LinkDown(f"enclave closed: {error}", START_ENCLAVE) from error
+        if not piece:
+            raise LinkDown("enclave closed the connection", START_ENCLAVE)
+        received += piece

@@ -40,13 +40,19 @@ class Outbox:
     def __len__(self) -> int:
         return self._queue.qsize()
 
-    async def drain(self, write: Callable[[bytes], Awaitable[None]]) -> NoReturn:
-        """Write message after message; the quota is freed when a message has been written."""
+    async def drain(self, write: Callable[[bytes], Awaitable[None]], *, at_once_bytes: int = 0) -> NoReturn:
+        """Write message after message, or where messages may be joined as many as wait, up to `at_once_bytes`, at
+        once. The quota is freed when they have been written."""
         while True:
-            source, data = await self._queue.get()
-            await write(data)
-            self._messages[source] -= 1
-            self._bytes[source] -= len(data)
+            taken = [await self._queue.get()]
+            size = len(taken[0][1])
+            while size < at_once_bytes and not self._queue.empty():
+                taken.append(self._queue.get_nowait())
+                size += len(taken[-1][1])
+            await write(b"".join(data for _, data in taken))
+            for source, data in taken:
+                self._messages[source] -= 1
+                self._bytes[source] -= len(data)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from functools import partial
 
 import structlog
 
-from appliance import relay
+from appliance import eventloop, relay
 from appliance.metrics import MetricsServer
 from appliance.signer.config import SignerConfig, load_config
 from appliance.signer.coordinator_link import CoordinatorLink
@@ -37,7 +37,7 @@ def run(config_path: pathlib.Path) -> None:
     """Run until SIGTERM or SIGINT. Raises `CallerError` for a bad configuration, errors of the store."""
     config = load_config(config_path)
     configure_logging("signer")
-    asyncio.run(_run_until_signal(config))
+    eventloop.run(_run_until_signal(config))
 
 
 async def serve(config: SignerConfig, source: random.Random) -> None:

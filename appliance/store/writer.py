@@ -49,7 +49,8 @@ class GroupCommitWriter:
 
     def __init__(self, database: Database, max_queued: int = MAX_QUEUED, max_batch: int = MAX_BATCH) -> None:
         self._database, self._max_batch = database, max_batch
-        self._queue: queue.Queue[_Write | None] = queue.Queue(max_queued)
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._max_queued = max_queued
         self._broken: KeymootError | None = None
         self._lock = threading.Lock()  # between the check of `_broken` and the end of the thread
         self._in_hand: list[_Write] = []
@@ -70,12 +71,11 @@ class GroupCommitWriter:
         with self._lock:
             if self._broken is not None:
                 raise self._broken
-            try:
-                self._queue.put_nowait(_Write(write, loop, future))
-            except queue.Full:
+            if self._queue.qsize() >= self._max_queued:
                 raise Unavailable(
-                    f"store {self._database.path}: {self._queue.maxsize} writes are waiting", "try again shortly"
-                ) from None
+                    f"store {self._database.path}: {self._max_queued} writes are waiting", "try again shortly"
+                )
+            self._queue.put(_Write(write, loop, future))
         return await future
 
     @property
@@ -91,12 +91,8 @@ class GroupCommitWriter:
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:
-        while self._thread.is_alive():
-            try:
-                self._queue.put(None, timeout=0.1)
-            except queue.Full:
-                continue
-            self._thread.join()
+        self._queue.put(None)
+        self._thread.join()
 
     # --- on the writer's thread ---
 
