@@ -16,7 +16,8 @@ from enclave.errors import Bug
 from enclave.wire import AuditEntry
 from policies.transcript import Tag, digest
 
-KEPT_FOR_RESENDING = 1024
+# What the signer may have waiting for its disk, several times over: a disk that was full loses nothing.
+KEPT_FOR_RESENDING = 4096
 
 _encoder = msgspec.json.Encoder(order="sorted")
 

@@ -91,7 +91,7 @@ class Vault:
     async def open_key(self, record: Record | None, key_id: str) -> KeyRecord:
         """The key's record, share included. Raises `Refused` where it is another's; `Unavailable` without HSM."""
         if record is None or record.kind != "key" or record.name != key_id:
-            raise Refused("key", f"this signer's store has no record of {key_id}")
+            raise Refused("key", f"this signer's store has no readable record of {key_id}: see its log")
         with await self._unseal(record, record.version // 2) as plaintext:
             opened = decode(plaintext.reveal(), KeyRecord)
         if opened.acknowledgement.key_id != key_id or opened.version != record.version:

@@ -26,11 +26,11 @@ from appliance.coordinator.limits import (
     PAGE,
     WAIT_PATTERN,
 )
-from appliance.coordinator.network import Network
+from appliance.coordinator.network import Network, Shortage
 from appliance.coordinator.network_views import show_health, show_pools, show_readiness, show_signers
 from appliance.coordinator.openapi import describe
 from appliance.coordinator.problems import NotFound, answer_problems, problem
-from appliance.coordinator.views import show_batch, show_key, show_signature
+from appliance.coordinator.views import show_batch, show_key, show_keys, show_signature
 from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
 from appliance.store.keys import KeyRow
@@ -144,7 +144,7 @@ class Api:
             raise CallerError("cursor: use the nextCursor of the page before")
         rows = self._store.keys.after(int(cursor), PAGE)
         following = str(rows[-1].seq) if len(rows) == PAGE else None
-        return _json(KeyList(tuple(show_key(row, self._roster) for row in rows), following))
+        return _json(KeyList(show_keys(rows, self._roster), following))
 
     async def _get_key(self, request: web.Request) -> web.Response:
         return _json(show_key(self._key_row(request.match_info["key"]), self._roster))
@@ -156,10 +156,12 @@ class Api:
         return _json(show_signature(row))
 
     async def _health(self, _: web.Request) -> web.Response:
-        return _json(show_health(self._network))
+        return _json(show_health(self._network, self._store.recovery.failure))
 
     async def _readiness(self, _: web.Request) -> web.Response:
-        shortage = self._network.shortage()
+        failure, shortage = self._store.recovery.failure, self._network.shortage()
+        if failure is not None:
+            shortage = Shortage(failure.what, failure.remedy)
         if shortage is not None:
             response = problem(503, "not-ready", "Not ready", f"{shortage.missing}: {shortage.remedy}")
             response.headers["Retry-After"] = "2"

@@ -9,12 +9,14 @@ from appliance.coordinator.consumption import recommended
 from appliance.coordinator.identity import iso_time
 from appliance.coordinator.network import Network
 from appliance.coordinator.sessions import Session, Signers
+from policies.errors import Unavailable
 from policies.roster import Roster, RosterSigner
 
 
-def show_health(network: Network) -> Health:
-    """What is there and what is missing, for a person or a probe that wants the process alone."""
-    trouble = network.trouble()
+def show_health(network: Network, failure: Unavailable | None) -> Health:
+    """What is there and what is missing, for a person or a probe that wants the process alone. `failure`: why the
+    store does not take writes."""
+    trouble = network.trouble() if failure is None else str(failure)
     return Health(
         status="degraded" if trouble else "ready",
         trouble=trouble,

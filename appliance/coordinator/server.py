@@ -101,6 +101,8 @@ class Coordinator:
         self._failed = asyncio.get_running_loop().create_future()
         store = CoordinatorStore.open(config.state)
         stack.push_async_callback(store.close)
+        # What only a restart can help must end this process, or nobody would restart it.
+        store.recovery.on_broken = self._fail
         keybook = KeyBook(store, time.time)
         self.network = network = Network(roster, config.pool, Changes(), keybook, secrets.token_bytes)
         signing = Signing(network.ceremonies, network.pools, network, time.time)

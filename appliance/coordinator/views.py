@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import msgspec
+import structlog
 
 from appliance.api.batches import BatchResult, BatchState, SignatureBatch
 from appliance.api.certificates import encode_acknowledgement
@@ -20,12 +23,31 @@ from appliance.api.models import (
 from appliance.store.batches import BatchRow
 from appliance.store.certificates import decode_certificate
 from appliance.store.coordinator import SignatureRow
+from appliance.store.failures import Damaged
 from appliance.store.keys import KeyRow
 from policies.roster import Roster, describe_scheme
 
+log = structlog.get_logger()
+
+
+def show_keys(rows: Iterable[KeyRow], roster: Roster) -> tuple[Key, ...]:
+    """The keys that can be shown; of each other one the log says that it is left out."""
+    shown = []
+    for row in rows:
+        try:
+            shown.append(show_key(row, roster))
+        except Damaged as error:
+            log.error("row-damaged", reason=str(error)[:512])
+    return tuple(shown)
+
 
 def show_key(row: KeyRow, roster: Roster) -> Key:
-    """A key: what makes it usable only together with its certificate."""
+    """A key: what makes it usable only together with its certificate. Raises `Damaged`."""
+    with _whole(row):
+        return _show_key(row, roster)
+
+
+def _show_key(row: KeyRow, roster: Roster) -> Key:
     shown = Key(
         request_id=row.id,
         status=KeyState(row.state),
@@ -53,32 +75,45 @@ def show_key(row: KeyRow, roster: Roster) -> Key:
 
 
 def show_signature(row: SignatureRow) -> Signature:
-    """A signing request and what came of it."""
-    return Signature(
-        id=row.id,
-        key_id=row.key_id,
-        status=SignatureState(row.state),
-        kind=row.kind,
-        derivation_path=msgspec.json.decode(row.derivation_path, type=tuple[int, ...]),
-        external_id=row.external_id,
-        created_at=_time(row.created_at_ms),
-        signature=None if row.result is None else msgspec.json.decode(row.result, type=SignatureValue),
-        reason=_reason(row),
-    )
+    """A signing request and what came of it. Raises `Damaged`."""
+    with _whole(row):
+        return Signature(
+            id=row.id,
+            key_id=row.key_id,
+            status=SignatureState(row.state),
+            kind=row.kind,
+            derivation_path=msgspec.json.decode(row.derivation_path, type=tuple[int, ...]),
+            external_id=row.external_id,
+            created_at=_time(row.created_at_ms),
+            signature=None if row.result is None else msgspec.json.decode(row.result, type=SignatureValue),
+            reason=_reason(row),
+        )
 
 
 def show_batch(row: BatchRow) -> SignatureBatch:
-    """A batch and what came of it."""
-    return SignatureBatch(
-        id=row.id,
-        key_id=row.key_id,
-        status=BatchState(row.state),
-        count=row.count,
-        external_id=row.external_id,
-        created_at=_time(row.created_at_ms),
-        results=() if row.result is None else msgspec.json.decode(row.result, type=tuple[BatchResult, ...]),
-        reason=_reason(row),
-    )
+    """A batch and what came of it. Raises `Damaged`."""
+    with _whole(row):
+        return SignatureBatch(
+            id=row.id,
+            key_id=row.key_id,
+            status=BatchState(row.state),
+            count=row.count,
+            external_id=row.external_id,
+            created_at=_time(row.created_at_ms),
+            results=() if row.result is None else msgspec.json.decode(row.result, type=tuple[BatchResult, ...]),
+            reason=_reason(row),
+        )
+
+
+@contextmanager
+def _whole(row: KeyRow | SignatureRow | BatchRow) -> Iterator[None]:
+    """What cannot be read in a row is `Damaged`: it was well when it was written."""
+    try:
+        yield
+    except Damaged as error:
+        raise Damaged(row.id, str(error.what)) from None
+    except (msgspec.DecodeError, ValueError, OverflowError, OSError) as error:
+        raise Damaged(row.id, str(error)) from None
 
 
 def _reason(row: KeyRow | SignatureRow | BatchRow) -> Reason | None:

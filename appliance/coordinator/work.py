@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -27,9 +28,10 @@ from appliance.store import CoordinatorStore
 from appliance.store.accepted import Accepted
 from appliance.store.batches import BatchRow
 from appliance.store.coordinator import SignatureRow
+from appliance.store.failures import Damaged, StoreFailed
 from appliance.store.keys import KeyRow
 from enclave import wire
-from policies.errors import Unavailable
+from policies.errors import CallerError, Unavailable
 from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
 
@@ -148,19 +150,11 @@ class Work:
             async with self._keygen_slots:
                 await self._network.everybody(LINK_TIMEOUT_S)
                 key = await keygen(self._network.ceremonies, self._roster, client, label)
-            await self._keybook.add(request_id, key)
-            self._network.activate_later(set(self._roster.indices) - key.activated)
-            return KeyState.ACTIVE
-        except Rejected as error:
-            await self._store.keys.end(
-                request_id, "Rejected", error.rule, error.reason, self._network.signers.name(error.signer)
-            )
-            return KeyState.REJECTED
-        except CeremonyEnded as error:
-            await self._store.keys.end(
-                request_id, "Failed", error.code, error.reason, self._network.signers.name(error.signer)
-            )
-            return KeyState.FAILED
+        except (Rejected, CeremonyEnded, Unavailable) as error:
+            return await self._end(partial(self._store.keys.end, request_id), error)
+        await self._written(partial(self._keybook.add, request_id, key))
+        self._network.activate_later(set(self._roster.indices) - key.activated)
+        return KeyState.ACTIVE
 
     async def _run_signature(
         self,
@@ -170,40 +164,58 @@ class Work:
         public_key: bytes,
         body: SigningBody,
     ) -> str:
-        pending = partial(self._store.set_executing, signature_id)
+        pending = partial(_tell, self._store.set_executing, signature_id)
         request = SigningRequest(client, key_id, message_hash(body), public_key, pending)
-        end = partial(self._store.end_signature, signature_id)
-        name = self._network.signers.name
         try:
             value = await self._signing.sign(request)
-        except Rejected as error:
-            await end("Rejected", error.rule, error.reason, name(error.signer))
-            return SignatureState.REJECTED
-        except CeremonyEnded as error:
-            await end("Failed", error.code, error.reason, name(error.signer))
-            return SignatureState.FAILED
-        await self._store.finish_signature(signature_id, msgspec.json.encode(value))
+        except (Rejected, CeremonyEnded, Unavailable) as error:
+            return await self._end(partial(self._store.end_signature, signature_id), error)
+        await self._written(partial(self._store.finish_signature, signature_id, msgspec.json.encode(value)))
         return SignatureState.SIGNED
 
     async def _run_batch(self, batch_id: str, client: wire.ClientRequest, key_id: str, items: tuple[Item, ...]) -> str:
         """Ends what was counted in `_batches`."""
-        batches, name = self._store.batches, self._network.signers.name
-        request = BatchRequest(client, key_id, items, partial(batches.set_executing, batch_id))
+        batches = self._store.batches
+        request = BatchRequest(client, key_id, items, partial(_tell, batches.set_executing, batch_id))
         try:
             results = await self._batch_signing.sign(request)
-        except Rejected as error:
-            await batches.end(batch_id, "Rejected", error.rule, error.reason, name(error.signer))
-            return BatchState.REJECTED
-        except CeremonyEnded as error:
-            await batches.end(batch_id, "Failed", error.code, error.reason, name(error.signer))
-            return BatchState.FAILED
+        except (Rejected, CeremonyEnded, Unavailable) as error:
+            return await self._end(partial(batches.end, batch_id), error)
         else:
             whole = all(isinstance(result, SignatureValue) for result in results)
             state = BatchState.SIGNED if whole else BatchState.PARTLY_SIGNED
-            await batches.finish(batch_id, state, msgspec.json.encode([_shown(result) for result in results]))
+            data = msgspec.json.encode([_shown(result) for result in results])
+            await self._written(partial(batches.finish, batch_id, state, data))
             return state
         finally:
             self._batches -= 1
+
+    async def _end(
+        self,
+        end: Callable[[str, str, str, str], Awaitable[None]],
+        error: Rejected | CeremonyEnded | Unavailable,
+    ) -> str:
+        """Let a request end of which nothing comes; the state it ends in."""
+        name = self._network.signers.name
+        if isinstance(error, Rejected):
+            state, rest = "Rejected", (error.rule, error.reason, name(error.signer))
+        elif isinstance(error, CeremonyEnded):
+            state, rest = "Failed", (error.code, error.reason, name(error.signer))
+        else:
+            state, rest = "Failed", ("unavailable", str(error), "")
+        await self._written(partial(end, state, *rest))
+        return state
+
+    async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Do `write`, once more whenever a full disk has room again: what came of a request is not given up.
+
+        Raises `StoreFailed` where only a restart can help.
+        """
+        while True:
+            try:
+                return await write()
+            except StoreFailed:
+                await self._store.recovery.until_it_works()
 
     @property
     def under_way(self) -> int:
@@ -238,16 +250,31 @@ class Work:
         await self._end_batches()
         oldest_ms = int((self._clock() - RESUME_WITHIN_S) * 1000)
         for row in self._store.unfinished_signatures():
-            key_facts = self._keybook.get(row.key_id)
-            if row.created_at_ms < oldest_ms or key_facts is None or len(self._tasks) >= MAX_UNDER_WAY:
-                await self._store.end_signature(row.id, "Failed", "restart", _restarted(row), "")
+            try:
+                again = None if row.created_at_ms < oldest_ms else self._again(row)
+            except Damaged as error:
+                await self._store.end_signature(row.id, "Failed", "damaged", str(error), "")
                 continue
+            if again is None or len(self._tasks) >= MAX_UNDER_WAY:
+                await self._store.end_signature(row.id, "Failed", "restart", _restarted(row), "")
+            else:
+                client, public_key, body = again
+                run = self._run_signature(row.id, client, row.key_id, public_key, body)
+                self._start(row.id, type(body).__name__, run)
+
+    def _again(self, row: SignatureRow) -> tuple[wire.ClientRequest, bytes, SigningBody] | None:
+        """What an unfinished request asks for; None where its key is not there. Raises `Damaged`."""
+        key = self._keybook.get(row.key_id)
+        if key is None:
+            return None
+        try:
             body = msgspec.json.decode(row.body, type=SigningBody)
-            facts = key_facts.acknowledgement
+            message_hash(body)
+            facts = key.acknowledgement
             public_key, _ = derive(facts.public_key, facts.chain_code, body.derivation_path)
-            client = wire.ClientRequest("POST", row.path, row.body, row.jws)
-            run = self._run_signature(row.id, client, row.key_id, public_key, body)
-            self._start(row.id, type(body).__name__, run)
+        except (msgspec.DecodeError, UnicodeDecodeError, CallerError) as error:
+            raise Damaged(row.id, str(error)) from None
+        return wire.ClientRequest("POST", row.path, row.body, row.jws), public_key, body
 
     async def _end_batches(self) -> None:
         """Batches are not taken up: what their presignatures were spent on is not known any more."""
@@ -260,6 +287,12 @@ class Work:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _tell(write: Callable[[str], Awaitable[None]], request_id: str) -> None:
+    """What is only told to whoever asks meanwhile may be missing: the result is written in any case."""
+    with suppress(StoreFailed):
+        await write(request_id)
 
 
 def _shown(result: ItemResult) -> BatchResult:

@@ -23,7 +23,9 @@ from appliance.signer.gate_caller import GateCaller, unreachable
 from appliance.signer.metrics import SignerMetrics
 from appliance.signer.status import condition_of
 from appliance.store.certificates import Certificate
+from appliance.telemetry import Told
 from enclave import wire
+from policies.errors import Unavailable
 
 MAX_COMMITS_WAITING = 1024
 MAX_GATE_CALLS_WAITING = 256
@@ -72,6 +74,7 @@ class Courier:
         self._store = store
         self._gate = gate
         self._metrics = metrics
+        self._unreadable = Told()
         self._status_asked: asyncio.Future[wire.Status] | None = None
         self._links: dict[str, CoordinatorLink] = {}
         self._questions: dict[str, asyncio.Queue[relay.KeysAfter]] = {}
@@ -127,11 +130,20 @@ class Courier:
     def _key_record(self, body: wire.OrderBody) -> wire.Record | None:
         match body:
             case wire.SignOrder() | wire.OnlineOrder() | wire.BatchSignOrder() | wire.BatchOnlineOrder():
-                return self._store.record("key", body.key_id)
+                return self._read_record(body.key_id)
             case wire.ActivateOrder():
-                return self._store.record("key", body.key_id)
+                return self._read_record(body.key_id)
             case _:
                 return None
+
+    def _read_record(self, key_id: str) -> wire.Record | None:
+        """None where the record cannot be read: the enclave refuses then, for this key alone."""
+        try:
+            return self._store.record("key", key_id)
+        except Unavailable as error:
+            if self._unreadable.is_new(str(error)):
+                log.error("record-unreadable", key=key_id, reason=str(error)[:512])
+            return None
 
     # --- enclave → everybody ----------------------------------------------------------------------------
 

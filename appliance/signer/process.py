@@ -17,15 +17,15 @@ from appliance.signer.config import SignerConfig, load_config
 from appliance.signer.coordinator_link import CoordinatorLink
 from appliance.signer.courier import Courier, Store
 from appliance.signer.enclave_link import EnclaveLink
-from appliance.signer.errors import LinkDown, LinkOverflow
 from appliance.signer.flow import Backoff
 from appliance.signer.gate_caller import GateCaller
 from appliance.signer.metrics import SignerMetrics
 from appliance.signer.status import StatusServer
-from appliance.store.failures import StoreFailed
+from appliance.store.failures import Damaged, StoreFailed
 from appliance.store.signer import SignerStore
-from appliance.telemetry import configure_logging
+from appliance.telemetry import Told, configure_logging
 from enclave import wire
+from policies.errors import CallerError, Unavailable
 
 FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 5.0
@@ -47,7 +47,7 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
     server = MetricsServer(metrics, metrics.refresh)
     status = StatusServer(config, metrics, importlib.metadata.version("keymoot"))
     gate = None if config.gate is None else GateCaller.open(config.gate)
-    backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source)
+    backoff, told = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source), Told()
     log.info("signer-started", network=config.network, coordinators=[c.name for c in config.coordinators])
     try:
         if config.metrics is not None:
@@ -57,13 +57,15 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
         while True:
             try:
                 await serve_enclave(config, store, gate, source, backoff, metrics)
-            except (LinkDown, LinkOverflow, wire.Malformed) as error:
-                metrics.enclave_reason = str(error)[:512]
-                log.warning("enclave-link-down", kind=type(error).__name__, reason=metrics.enclave_reason)
             except StoreFailed as error:
-                if error.lasting:
-                    raise
-                log.error("store-failed", reason=str(error)[:512])
+                # Told by the store itself. Attached again only when what the enclave decides can be kept.
+                metrics.enclave_reason = str(error)[:512]
+                await store.recovery.until_it_works()
+            except (CallerError, Unavailable) as error:
+                # Beside what ends a link: records or audit entries that do not fit what is stored.
+                metrics.enclave_reason = str(error)[:512]
+                if told.is_new(metrics.enclave_reason):
+                    log.warning("enclave-link-down", kind=type(error).__name__, reason=metrics.enclave_reason)
             await asyncio.sleep(backoff.next_s())
     finally:
         await status.close()
@@ -88,8 +90,8 @@ async def serve_enclave(
     attach = wire.Attach(
         protocol=wire.PROTOCOL_VERSION,
         signer_version=version,
-        prss=store.record("prss", "prss"),
-        peers=store.record("peers", "peers"),
+        prss=_readable(store, "prss"),
+        peers=_readable(store, "peers"),
         audit_seq=audit_seq,
         audit_head=audit_head,
     )
@@ -114,6 +116,15 @@ async def serve_enclave(
         )
     finally:
         await enclave.close()
+
+
+def _readable(store: Store, kind: str) -> wire.Record | None:
+    """The one record of `kind`; None where it is damaged, as if it had never been: the enclave makes another."""
+    try:
+        return store.record(kind, kind)
+    except Damaged as error:
+        log.error("record-damaged", reason=str(error)[:512])
+        return None
 
 
 async def _run_until_signal(config: SignerConfig) -> None:

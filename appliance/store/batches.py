@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
-from sqlalchemy import Column, Connection, Index, Integer, LargeBinary, Select, String, Table, select, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Column, Connection, Index, Integer, LargeBinary, String, Table, select, update
 
 from appliance.store.accepted import UNFINISHED, Accepted, accept, metadata, request_columns, request_row
 from appliance.store.database import Database
-from appliance.store.failures import store_failure
-from appliance.store.statements import insertion
+from appliance.store.rows import fetch, parse_row, parse_rows
+from appliance.store.statements import Statement, insertion, parameter
 from appliance.store.writer import GroupCommitWriter
 from policies.errors import Bug
 
@@ -49,6 +47,10 @@ class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
     result: bytes | None
 
 
+_BATCH_BY_ID = Statement(select(batches).where(batches.c.id == parameter("row")))
+_UNFINISHED_BATCHES = Statement(select(batches).where(batches.c.state.in_(UNFINISHED)).order_by(batches.c.seq))
+
+
 class SignatureBatches:
     """The batches' part of `CoordinatorStore`. Writes return once they are on disk."""
 
@@ -75,12 +77,12 @@ class SignatureBatches:
 
     def get(self, batch_id: str) -> BatchRow | None:
         """A batch by its id. Raises `Unavailable`."""
-        rows = self._read(select(batches).where(batches.c.id == batch_id))
-        return rows[0] if rows else None
+        rows = fetch(self._database, _BATCH_BY_ID, {"row": batch_id})
+        return parse_row(rows[0], BatchRow, batch_id) if rows else None
 
     def unfinished(self) -> list[BatchRow]:
         """Batches that have not ended. Raises `Unavailable`."""
-        return self._read(select(batches).where(batches.c.state.in_(UNFINISHED)).order_by(batches.c.seq))
+        return parse_rows(fetch(self._database, _UNFINISHED_BATCHES, {}), BatchRow)
 
     async def _change(self, batch_id: str, values: Mapping[str, object]) -> None:
         statement = update(batches).where(batches.c.id == batch_id, batches.c.state.in_(UNFINISHED)).values(**values)
@@ -90,10 +92,3 @@ class SignatureBatches:
                 raise Bug(f"batch {batch_id} has ended already")
 
         await self._writer.submit(write)
-
-    def _read(self, query: Select[Any]) -> list[BatchRow]:
-        try:
-            rows = self._database.reader.execute(query).all()
-        except DBAPIError as error:
-            raise store_failure(self._database.path, error) from error
-        return [BatchRow(**row._mapping) for row in rows]

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, String, Table, bindparam, select
+import structlog
+from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, String, Table, select
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import DBAPIError
 
 from appliance.store.database import Database
-from appliance.store.failures import store_failure
+from appliance.store.failures import Damaged
+from appliance.store.rows import fetch
+from appliance.store.statements import Statement, parameter
 from enclave import wire
-from policies.errors import Bug
 
 Certificate = tuple[wire.SignedAcknowledgement, ...]
+
+log = structlog.get_logger()
 
 
 def certificates_table(metadata: MetaData) -> Table:
@@ -34,12 +37,14 @@ class Certificates:
     def __init__(self, database: Database, table: Table) -> None:
         self._database = database
         self._insert = insert(table).on_conflict_do_nothing()
-        self._known = select(table.c.seq).where(table.c.seq == bindparam("seq"), table.c.key_id == bindparam("key_id"))
-        self._after = (
+        self._known = Statement(
+            select(table.c.seq).where(table.c.seq == parameter("seq"), table.c.key_id == parameter("key_id"))
+        )
+        self._after = Statement(
             select(table.c.seq, table.c.certificate)
-            .where(table.c.seq > bindparam("seq"))
+            .where(table.c.seq > parameter("seq"))
             .order_by(table.c.seq)
-            .limit(bindparam("limit"))
+            .limit(parameter("limit"))
         )
 
     def write(self, connection: Connection, certificates: Sequence[Certificate]) -> None:
@@ -56,14 +61,15 @@ class Certificates:
     def after(self, seq: int, key_id: str, limit: int) -> tuple[int, list[tuple[int, Certificate]]]:
         """At most `limit` certificates after number `seq`, which has to be that of `key_id`: else from the beginning.
         Returns the number after which they come, too. Raises `Unavailable`."""
-        reader = self._database.reader
-        try:
-            if seq and reader.execute(self._known, {"seq": seq, "key_id": key_id}).one_or_none() is None:
-                seq = 0
-            rows = reader.execute(self._after, {"seq": seq, "limit": limit}).all()
-        except DBAPIError as error:
-            raise store_failure(self._database.path, error) from error
-        return seq, [(row.seq, decode_certificate(row.certificate)) for row in rows]
+        if seq and not fetch(self._database, self._known, {"seq": seq, "key_id": key_id}):
+            seq = 0
+        found = []
+        for row in fetch(self._database, self._after, {"seq": seq, "limit": limit}):
+            try:
+                found.append((row["seq"], decode_certificate(row["certificate"])))
+            except Damaged as error:
+                log.error("row-damaged", row=row["seq"], reason=str(error)[:512])
+        return seq, found
 
 
 def encode_certificate(certificate: Certificate) -> bytes:
@@ -72,9 +78,12 @@ def encode_certificate(certificate: Certificate) -> bytes:
 
 
 def decode_certificate(data: bytes) -> Certificate:
-    """What `encode_certificate` made. Raises `Bug`: it was verified before it was stored."""
+    """What `encode_certificate` made. Raises `Damaged`: it was verified before it was stored."""
     try:
         parts = msgspec.msgpack.decode(data, type=list[bytes])
-        return tuple(wire.decode(part, wire.SignedAcknowledgement) for part in parts)
-    except (msgspec.DecodeError, wire.Malformed) as error:
-        raise Bug(f"a stored certificate cannot be read: {error}") from error
+        certificate = tuple(wire.decode(part, wire.SignedAcknowledgement) for part in parts)
+    except (msgspec.DecodeError, wire.Malformed, TypeError) as error:
+        raise Damaged("a key's certificate", str(error)) from None
+    if not certificate:
+        raise Damaged("a key's certificate", "it is empty")
+    return certificate

@@ -24,8 +24,8 @@ from appliance.durations import Durations
 from appliance.store.accepted import UNFINISHED, Accepted, accept, metadata, request_columns, request_row
 from appliance.store.batches import SignatureBatches
 from appliance.store.database import Database
-from appliance.store.failures import DATABASE_ERRORS, store_failure
 from appliance.store.keys import Keys
+from appliance.store.rows import fetch, parse_row, parse_rows
 from appliance.store.statements import Statement, insertion, parameter
 from appliance.store.writer import GroupCommitWriter
 from policies.errors import Bug
@@ -64,6 +64,9 @@ class SignatureRow(msgspec.Struct, frozen=True, kw_only=True):
 
 _INSERT_SIGNATURE = insertion(signatures, without=("seq", "result"))
 _SIGNATURE_BY_ID = Statement(select(signatures).where(signatures.c.id == parameter("row")))
+_UNFINISHED_SIGNATURES = Statement(
+    select(signatures).where(signatures.c.state.in_(UNFINISHED)).order_by(signatures.c.seq)
+)
 _UNFINISHED_SIGNATURE = update(signatures).where(
     signatures.c.id == parameter("row"), signatures.c.state.in_(UNFINISHED)
 )
@@ -85,6 +88,7 @@ class CoordinatorStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._writer = GroupCommitWriter(database)
+        self.recovery = self._writer.recovery
         self.keys = Keys(database, self._writer)
         self.batches = SignatureBatches(database, self._writer)
 
@@ -150,17 +154,9 @@ class CoordinatorStore:
 
     def signature(self, signature_id: str) -> SignatureRow | None:
         """A signing request by its id. Raises `Unavailable`, as all reads do."""
-        try:
-            row = _SIGNATURE_BY_ID.one(self._database.reader, {"row": signature_id})
-        except DATABASE_ERRORS as error:
-            raise store_failure(self._database.path, error) from error
-        return None if row is None else SignatureRow(**row)
+        rows = fetch(self._database, _SIGNATURE_BY_ID, {"row": signature_id})
+        return parse_row(rows[0], SignatureRow, signature_id) if rows else None
 
     def unfinished_signatures(self) -> list[SignatureRow]:
         """Signing requests that have not ended."""
-        query = select(signatures).where(signatures.c.state.in_(UNFINISHED)).order_by(signatures.c.seq)
-        try:
-            rows = self._database.reader.execute(query).all()
-        except DATABASE_ERRORS as error:
-            raise store_failure(self._database.path, error) from error
-        return [SignatureRow(**row._mapping) for row in rows]
+        return parse_rows(fetch(self._database, _UNFINISHED_SIGNATURES, {}), SignatureRow)

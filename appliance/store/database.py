@@ -13,11 +13,13 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from appliance.store.failures import StoreFailed, store_failure
+from appliance.store.failures import FULL_REMEDY, StoreFailed, store_failure
 
 MIGRATIONS = pathlib.Path(__file__).parent / "migrations"
 FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
 BUSY_TIMEOUT_S = 5.0
+# After a disk was full, writing starts again once there is room for more than the next commit.
+ROOM_BYTES = 256 * 1024
 
 
 class Database:
@@ -48,6 +50,17 @@ class Database:
             os.close(lock)
             raise
 
+    def require_room(self) -> None:
+        """Raises `StoreFailed` where the file system has less than `ROOM_BYTES` left, or cannot be asked."""
+        try:
+            found = os.statvfs(self.path.parent)
+        except OSError as error:
+            raise StoreFailed(
+                self.path, error.strerror or str(error), "see whether its disk is there", lasting=False
+            ) from None
+        if found.f_bavail * found.f_frsize < ROOM_BYTES:
+            raise StoreFailed(self.path, "no room on its disk", FULL_REMEDY, lasting=False)
+
     def close(self) -> None:
         """Close every connection, then let the lock go."""
         self.reader.close()
@@ -63,7 +76,7 @@ def _lock(path: pathlib.Path) -> int:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
         lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
-        remedy = "check that the directory exists, belongs to this user and can be written"
+        remedy = "check that the directory exists, belongs to this user, can be written and has room"
         raise StoreFailed(path, error.strerror or str(error), remedy, lasting=True) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,6 +97,8 @@ def _engine(path: pathlib.Path, begin: str | None) -> Engine:
         connection.isolation_level = None
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
+        # A damaged text is found by whoever reads the row, and is no error of the whole query.
+        connection.text_factory = _text
 
     if begin is None:
         return engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -93,6 +108,10 @@ def _engine(path: pathlib.Path, begin: str | None) -> Engine:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
 
 
 def _migrate(connection: Connection, path: pathlib.Path, schema: str) -> None:

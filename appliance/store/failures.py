@@ -9,18 +9,23 @@ from sqlalchemy.exc import DBAPIError
 
 from policies.errors import Unavailable
 
+FULL_REMEDY = "the disk is full: free space, work goes on by itself"
+DAMAGED_REMEDY = "restore it from a copy of this store; nothing else is affected"
+RESTORE_REMEDY = "the file is damaged: restore it from a backup"
 REMEDIES = {
-    "SQLITE_FULL": "the disk is full: free space, work goes on by itself",
+    "SQLITE_FULL": FULL_REMEDY,
     "SQLITE_READONLY": "the file or its file system is read-only: make it writable and restart",
     "SQLITE_CANTOPEN": "the file cannot be opened: check that its directory exists and belongs to this user",
     "SQLITE_PERM": "the file cannot be opened: check its owner and mode",
     "SQLITE_BUSY": "another process holds the file: end it",
     "SQLITE_LOCKED": "another process holds the file: end it",
     "SQLITE_IOERR": "the disk reports errors: check the system's log, then restart",
-    "SQLITE_CORRUPT": "the file is damaged: restore it from a backup",
+    "SQLITE_CORRUPT": RESTORE_REMEDY,
     "SQLITE_NOTADB": "the file is no database: restore it from a backup",
 }
 DATABASE_ERRORS = (DBAPIError, sqlite3.Error)
+# The file that indexes the write-ahead log could not grow: nothing was written.
+FULL_TOO = ("SQLITE_IOERR_SHMSIZE",)
 LASTING = ("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB")
 UNKNOWN = "see the message; restart when its cause is gone"
 
@@ -33,9 +38,16 @@ class StoreFailed(Unavailable):
         self.lasting = lasting
 
 
+class Damaged(Unavailable):
+    """One record or row cannot be read. Nothing else is affected."""
+
+    def __init__(self, what: str, reason: str) -> None:
+        super().__init__(f"{what} is damaged in the store: {reason[:200]}", DAMAGED_REMEDY)
+
+
 def store_failure(path: pathlib.Path | str, error: DBAPIError | sqlite3.Error) -> StoreFailed:
     """`error` in an operator's words."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     code = getattr(cause, "sqlite_errorname", "") if isinstance(cause, sqlite3.Error) else ""
-    root = "_".join(code.split("_")[:2])
+    root = "SQLITE_FULL" if code in FULL_TOO else "_".join(code.split("_")[:2])
     return StoreFailed(path, str(cause)[:200], REMEDIES.get(root, UNKNOWN), lasting=root in LASTING)

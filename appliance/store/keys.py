@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, Connection, Integer, LargeBinary, Select, String, Table, delete, select, update
+from sqlalchemy import Column, Connection, Integer, LargeBinary, String, Table, delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from appliance.store.accepted import UNFINISHED, Accepted, accept, metadata, request_columns, request_row
 from appliance.store.database import Database
-from appliance.store.failures import DATABASE_ERRORS, store_failure
+from appliance.store.rows import fetch, parse_row, parse_rows
 from appliance.store.statements import Statement, insertion, parameter
 from appliance.store.writer import GroupCommitWriter
 from policies.errors import Bug
@@ -73,6 +73,14 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
         return self.external_id.startswith(LEARNED)
 
 
+class _Source(msgspec.Struct, frozen=True):
+    """A row of `key_sources`."""
+
+    signer: int
+    seq: int
+    key_id: str
+
+
 _INSERT_KEY = insertion(keys, without=("seq", "key_id", "certificate"))
 _LEARN_KEY = Statement(
     insert(keys).values({c.name: parameter(c.name) for c in keys.c if c.name != "seq"}).on_conflict_do_nothing()
@@ -94,6 +102,16 @@ _NOTE_READ = Statement(
 _SOURCE = Statement(select(key_sources).where(key_sources.c.signer == parameter("row")))
 _KEY_BY_ID = Statement(select(keys).where(keys.c.id == parameter("row")))
 _KEY_BY_KEY_ID = Statement(select(keys).where(keys.c.key_id == parameter("row")))
+_KEYS_AFTER = Statement(
+    select(keys).where(keys.c.seq > parameter("after")).order_by(keys.c.seq).limit(parameter("most"))
+)
+_KEYS_TO_ACTIVATE = Statement(
+    select(keys)
+    .where(keys.c.key_id.is_not(None), keys.c.activated.bitwise_and(parameter("bit")) == 0)
+    .order_by(keys.c.seq.desc())
+    .limit(parameter("most"))
+)
+_UNFINISHED_KEYS = Statement(select(keys).where(keys.c.state.in_(UNFINISHED)).order_by(keys.c.seq))
 
 
 class Keys:
@@ -160,11 +178,11 @@ class Keys:
 
     def read_until(self, signer: int) -> tuple[int, str]:
         """Number and id of the last key of a signer's list that was learned; 0 and empty for none."""
-        try:
-            row = _SOURCE.one(self._database.reader, {"row": signer})
-        except DATABASE_ERRORS as error:
-            raise store_failure(self._database.path, error) from error
-        return (0, "") if row is None else (row["seq"], row["key_id"])
+        rows = fetch(self._database, _SOURCE, {"row": signer})
+        if not rows:
+            return 0, ""
+        source = parse_row(rows[0], _Source, f"how far the keys of signer {signer} were learned")
+        return source.seq, source.key_id
 
     def requested(self, request_id: str) -> KeyRow | None:
         """A key by the id of its request. Raises `Unavailable`, as all reads do."""
@@ -175,18 +193,24 @@ class Keys:
         return self._one(_KEY_BY_KEY_ID, key_id)
 
     def after(self, seq: int, limit: int) -> list[KeyRow]:
-        """At most `limit` keys that were requested after number `seq`, oldest first."""
-        return self._many(select(keys).where(keys.c.seq > seq).order_by(keys.c.seq).limit(limit))
+        """At most `limit` keys that were requested after number `seq`, oldest first. Fewer: there are no more."""
+        found: list[KeyRow] = []
+        while (wanted := limit - len(found)) > 0:
+            rows = fetch(self._database, _KEYS_AFTER, {"after": seq, "most": wanted})
+            found += parse_rows(rows, KeyRow)
+            if len(rows) < wanted:
+                break
+            seq = rows[-1]["seq"]
+        return found
 
     def to_activate(self, index: int, limit: int) -> list[KeyRow]:
         """At most `limit` certified keys that signer `index` has not said it can use, newest first."""
-        missing = keys.c.activated.bitwise_and(1 << (index - 1)) == 0
-        query = select(keys).where(keys.c.key_id.is_not(None), missing)
-        return self._many(query.order_by(keys.c.seq.desc()).limit(limit))
+        values = {"bit": 1 << (index - 1), "most": limit}
+        return parse_rows(fetch(self._database, _KEYS_TO_ACTIVATE, values), KeyRow)
 
     def unfinished(self) -> list[KeyRow]:
         """Requests for keys that have not ended."""
-        return self._many(select(keys).where(keys.c.state.in_(UNFINISHED)).order_by(keys.c.seq))
+        return parse_rows(fetch(self._database, _UNFINISHED_KEYS, {}), KeyRow)
 
     async def _change(self, statement: Any, what: str) -> None:
         def write(connection: Connection) -> None:
@@ -196,18 +220,8 @@ class Keys:
         await self._writer.submit(write)
 
     def _one(self, query: Statement, row_id: str) -> KeyRow | None:
-        try:
-            row = query.one(self._database.reader, {"row": row_id})
-        except DATABASE_ERRORS as error:
-            raise store_failure(self._database.path, error) from error
-        return None if row is None else KeyRow(**row)
-
-    def _many(self, query: Select[Any]) -> list[KeyRow]:
-        try:
-            rows = self._database.reader.execute(query).all()
-        except DATABASE_ERRORS as error:
-            raise store_failure(self._database.path, error) from error
-        return [KeyRow(**row._mapping) for row in rows]
+        rows = fetch(self._database, query, {"row": row_id})
+        return parse_row(rows[0], KeyRow, row_id) if rows else None
 
 
 def _learned_row(key: LearnedKey, now_ms: int) -> dict[str, object]:

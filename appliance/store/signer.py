@@ -6,6 +6,7 @@ import pathlib
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import msgspec
 from sqlalchemy import (
     CheckConstraint,
     Column,
@@ -25,8 +26,9 @@ from sqlalchemy.exc import DBAPIError
 from appliance.durations import Durations
 from appliance.store.certificates import Certificate, Certificates, certificates_table
 from appliance.store.database import Database
-from appliance.store.failures import store_failure
-from appliance.store.statements import Statement, insertion
+from appliance.store.failures import RESTORE_REMEDY, StoreFailed, store_failure
+from appliance.store.rows import fetch, parse_row
+from appliance.store.statements import Statement, insertion, parameter
 from appliance.store.writer import GroupCommitWriter
 from enclave import wire
 from policies.errors import CallerError, Unavailable
@@ -60,6 +62,11 @@ _CERTIFICATES = certificates_table(metadata)
 _SELECT_RECORD = select(records.c.version, records.c.sealed).where(
     records.c.kind == bindparam("kind"), records.c.name == bindparam("name")
 )
+_READ_RECORD = Statement(
+    select(records.c.version, records.c.sealed).where(
+        records.c.kind == parameter("kind"), records.c.name == parameter("name")
+    )
+)
 _UPSERT_RECORD = insert(records)
 _UPSERT_RECORD = _UPSERT_RECORD.on_conflict_do_update(
     index_elements=["kind", "name"],
@@ -69,7 +76,25 @@ _UPSERT_RECORD = _UPSERT_RECORD.on_conflict_do_update(
 _INSERT_AUDIT = insertion(audit, without=())
 _SELECT_HEAD = Statement(select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1))
 _SELECT_ENTRY = select(audit.c.body, audit.c.hash, audit.c.head_signature).where(audit.c.seq == bindparam("seq"))
-_SELECT_ENTRIES = select(audit.c.seq, audit.c.body, audit.c.hash, audit.c.head_signature).order_by(audit.c.seq)
+_SELECT_ENTRIES = Statement(
+    select(audit).where(audit.c.seq > parameter("after")).order_by(audit.c.seq).limit(parameter("most"))
+)
+
+
+class _StoredRecord(msgspec.Struct, frozen=True):
+    """A row of `records`, with the bounds of `wire.Record`."""
+
+    version: wire.Count
+    sealed: wire.SealedBytes
+
+
+class _StoredEntry(msgspec.Struct, frozen=True):
+    """A row of `audit`."""
+
+    seq: wire.Count
+    body: bytes
+    hash: wire.Bytes32
+    head_signature: bytes
 
 
 class SignerStore:
@@ -79,9 +104,9 @@ class SignerStore:
         self._database = database
         self._writer = GroupCommitWriter(database)
         self._cache = RecordCache(MAX_CACHED_BYTES)
+        self.recovery = self._writer.recovery
         self.certificates = Certificates(database, _CERTIFICATES)
-        row = _SELECT_HEAD.one(database.reader, {})
-        self._head: tuple[int, bytes] = EMPTY_HEAD if row is None else (row["seq"], row["hash"])
+        self._head = _read_head(database)
 
     @classmethod
     def open(cls, path: pathlib.Path) -> SignerStore:
@@ -121,17 +146,15 @@ class SignerStore:
         return self.certificates.after(seq, key_id, limit)
 
     def record(self, kind: str, name: str) -> wire.Record | None:
-        """The stored record of that kind and name. Raises `Unavailable`."""
+        """The stored record of that kind and name. Raises `StoreFailed`; `Damaged` where it is there, but not whole."""
         cached = self._cache.get(kind, name)
         if cached is not None:
             return cached
-        try:
-            row = self._database.reader.execute(_SELECT_RECORD, {"kind": kind, "name": name}).one_or_none()
-        except DBAPIError as error:
-            raise store_failure(self._database.path, error) from error
-        if row is None:
+        rows = fetch(self._database, _READ_RECORD, {"kind": kind, "name": name})
+        if not rows:
             return None
-        record = wire.Record(kind, name, row.version, row.sealed)
+        stored = parse_row(rows[0], _StoredRecord, f"record {kind}/{name}")
+        record = wire.Record(kind, name, stored.version, stored.sealed)
         self._cache.put(record)
         return record
 
@@ -141,12 +164,11 @@ class SignerStore:
 
     def audit_entries(self, after_seq: int = 0, limit: int = 1000) -> list[wire.AuditEntry]:
         """At most `limit` entries after number `after_seq`, in order. Raises `Unavailable`."""
-        query = _SELECT_ENTRIES.where(audit.c.seq > after_seq).limit(limit)
-        try:
-            rows = self._database.reader.execute(query).all()
-        except DBAPIError as error:
-            raise store_failure(self._database.path, error) from error
-        return [wire.AuditEntry(row.seq, row.body, row.hash, row.head_signature) for row in rows]
+        entries = []
+        for row in fetch(self._database, _SELECT_ENTRIES, {"after": after_seq, "most": limit}):
+            stored = parse_row(row, _StoredEntry, f"audit entry {row['seq']!r}")
+            entries.append(wire.AuditEntry(stored.seq, stored.body, stored.hash, stored.head_signature))
+        return entries
 
     def record_count(self) -> int:
         """How many records are stored. Raises `Unavailable`."""
@@ -198,6 +220,17 @@ class RecordCache:
         while self._bytes > self._max_bytes and len(self._records) > 1:
             _, dropped = self._records.popitem(last=False)
             self._bytes -= len(dropped.sealed)
+
+
+def _read_head(database: Database) -> tuple[int, bytes]:
+    """Number and hash of the last audit entry. Raises `StoreFailed` where it cannot be read, or is none."""
+    rows = fetch(database, _SELECT_HEAD, {})
+    if not rows:
+        return EMPTY_HEAD
+    seq, head = rows[0]["seq"], rows[0]["hash"]
+    if not (isinstance(seq, int) and isinstance(head, bytes) and len(head) == len(EMPTY_HEAD[1])):
+        raise StoreFailed(database.path, "the last audit entry is damaged", RESTORE_REMEDY, lasting=True)
+    return seq, head
 
 
 def _put(connection: Connection, record: wire.Record) -> None:

@@ -35,6 +35,12 @@ class Statement:
         row = cursor.fetchone()
         return None if row is None else dict(zip((column[0] for column in cursor.description), row, strict=True))
 
+    def all(self, connection: Connection, values: Mapping[str, object]) -> list[dict[str, Any]]:
+        """Every row, by column. Raises `sqlite3.Error`."""
+        cursor = self.run(connection, values)
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
 
 def insertion(table: Table, *, without: Collection[str]) -> Statement:
     """Inserts a row of all columns but those `without` a value yet."""

@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from appliance.durations import Durations
 from appliance.store.database import Database
 from appliance.store.failures import DATABASE_ERRORS, StoreFailed, store_failure
+from appliance.store.recovery import Recovery
 from appliance.store.statements import driver
 from policies.errors import Bug, KeymootError, Unavailable
 
@@ -55,6 +56,7 @@ class GroupCommitWriter:
         self._lock = threading.Lock()  # between the check of `_broken` and the end of the thread
         self._in_hand: list[_Write] = []
         self.commit_seconds = Durations()
+        self.recovery = Recovery(self._probe)
         self.transactions = 0
         self.writes = 0
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
@@ -66,6 +68,20 @@ class GroupCommitWriter:
         Raises what `write` raised of ours, `StoreFailed` where the database failed, `Unavailable` where the queue
         is full: nothing was written then.
         """
+        try:
+            result = await self._submit(write)
+        except StoreFailed as failure:
+            self.recovery.note(failure)
+            raise
+        self.recovery.note(None)
+        return result
+
+    async def _probe(self) -> None:
+        """Raises `StoreFailed` unless there is room and a small write reaches the disk."""
+        self._database.require_room()
+        await self._submit(lambda connection: connection.exec_driver_sql("PRAGMA user_version = 0").close())
+
+    async def _submit(self, write: Callable[[Connection], T]) -> T:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         with self._lock:
@@ -85,6 +101,7 @@ class GroupCommitWriter:
 
     async def close(self) -> None:
         """Commit what was submitted, then end the thread. Later submissions are refused."""
+        self.recovery.close()
         with self._lock:
             if self._broken is None:
                 self._broken = Unavailable("the store is closed", "the process is ending; restart it")

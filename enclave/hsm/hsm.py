@@ -142,7 +142,7 @@ class Hsm:
 
         Raises `SealBroken` for a record that is altered or is not `context`'s, `HsmAway`.
         """
-        record = parse_record(sealed)
+        record = parse_record(sealed, context)
         key = self._keys.get(record.key_label)
         if key is None or record.profile != key.profile.name:
             raise SealBroken(

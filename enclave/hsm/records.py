@@ -24,6 +24,12 @@ from policies.transcript import Tag, encode_parts
 
 RECORD_FORMAT: Final = 1
 MAX_PLAINTEXT_BYTES: Final = 60 * 1024
+# What an operator does about a record that does not open.
+REMEDIES: Final = {
+    "key": "; restore it from a copy of this signer's store (other keys are not affected)",
+    "prss": "; the next setup replaces it",
+    "gate": "; seal the gate's secrets again with `keymoot gate secret`",
+}
 DATA_KEY_BYTES: Final = 32
 TAG_BYTES: Final = 16
 SEALED_KEY_BYTES: Final = DATA_KEY_BYTES + TAG_BYTES
@@ -105,12 +111,12 @@ class SealedRecord(Wire, frozen=True):
     payload: Annotated[bytes, msgspec.Meta(min_length=TAG_BYTES, max_length=MAX_PLAINTEXT_BYTES + TAG_BYTES)]
 
 
-def parse_record(data: bytes) -> SealedRecord:
-    """Raises `SealBroken` on anything but one canonical record."""
+def parse_record(data: bytes, context: RecordContext) -> SealedRecord:
+    """Raises `SealBroken`, which names `context`, on anything but one canonical record."""
     try:
         return decode(data, SealedRecord)
     except Malformed as error:
-        raise SealBroken(f"sealed record: {error}") from None
+        raise SealBroken(f"sealed record {_name(context)} cannot be read: {error}{_remedy(context)}") from None
 
 
 def serialize_record(record: SealedRecord) -> bytes:
@@ -141,11 +147,18 @@ def unseal_payload(data_key: bytes, binding: Binding, payload: bytes) -> Secret:
 
 def broken(binding: Binding) -> SealBroken:
     """The error for a record that does not verify as what it was asked for."""
-    context = binding.context
     return SealBroken(
-        f"sealed record {context.kind}/{context.name} version {context.version} of epoch {context.epoch} "
-        "does not verify: altered, of another signer or network, or sealed by another HSM key"
+        f"sealed record {_name(binding.context)} does not verify: altered, of another signer or network, or sealed by "
+        f"another HSM key{_remedy(binding.context)}"
     )
+
+
+def _name(context: RecordContext) -> str:
+    return f"{context.kind}/{context.name} version {context.version} of epoch {context.epoch}"
+
+
+def _remedy(context: RecordContext) -> str:
+    return REMEDIES.get(context.kind, "")
 
 
 def _number(value: int) -> bytes:
