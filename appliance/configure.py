@@ -11,12 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance import pki
+from appliance.api.credentials import new_token, save_token
 from appliance.api.jws import ClientKey, generate_client_key, save_client_key
 from policies.errors import CallerError
 
 SIGNERS_PORT = 8443
 API_PORT = 8080
 DIRECTORY_MODE = 0o700
+TOKEN_FILE = "client.token"  # noqa: S105
+CLIENTS_FILE = "clients.yaml"
+NO_CLIENTS = """# Whose signed requests this coordinator takes in: the clients of the signers' policies.
+# `keymoot init client` prints what to write here. After a change: kill -HUP the coordinator.
+version: 1
+clients: []
+# A coordinator looks at no rules.
+rules: []
+"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,10 @@ class SignerSetup:
 
 @dataclass(frozen=True)
 class CoordinatorSetup:
-    """Everything coordinator.yaml is written from. `names` and `addresses` go into the server's certificate."""
+    """Everything coordinator.yaml is written from. `names` and `addresses` go into the server's certificate.
+
+    `readers`: name and SHA-256 of the token of everybody who may read.
+    """
 
     network: str
     name: str
@@ -68,6 +81,7 @@ class CoordinatorSetup:
     listen_api: str = f"127.0.0.1:{API_PORT}"
     signer_cas: tuple[bytes, ...] = field(default=(), repr=False)
     pool: tuple[int, int, int] = (2048, 8192, 4096)
+    readers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,12 +97,13 @@ class GateSetup:
 
 @dataclass(frozen=True)
 class ClientSetup:
-    """Everything client.yaml is written from."""
+    """Everything client.yaml is written from. `token` is what the client shows to read."""
 
     network: str
     name: str
     api: str
     ca_pem: bytes
+    token: str = field(default_factory=new_token, repr=False)
 
 
 def write_signer(directory: Path, setup: SignerSetup) -> None:
@@ -120,6 +135,7 @@ def write_coordinator(directory: Path, setup: CoordinatorSetup) -> None:
     )
     if setup.signer_cas:
         pki.write_new(directory / "signers-ca.pem", b"".join(setup.signer_cas))
+    pki.write_new(directory / CLIENTS_FILE, NO_CLIENTS.encode())
     pki.write_new(directory / "coordinator.yaml", coordinator_yaml(setup).encode())
     make_directory(directory / "state")
 
@@ -140,10 +156,11 @@ def write_gate(directory: Path, setup: GateSetup) -> bytes:
 
 
 def write_client(directory: Path, setup: ClientSetup) -> ClientKey:
-    """Write client.yaml and a new Ed25519 client key, which is returned. Raises `CallerError`."""
+    """Write client.yaml, its token, and a new Ed25519 client key, which is returned. Raises `CallerError`."""
     make_directory(directory)
     key = generate_client_key(setup.name)
     save_client_key(key, directory / "client.key")
+    save_token(setup.token, directory / TOKEN_FILE)
     pki.write_new(directory / "api-ca.pem", setup.ca_pem)
     pki.write_new(directory / "client.yaml", _client_yaml(setup).encode())
     return key
@@ -237,6 +254,7 @@ status_socket: run/signer.sock
 def coordinator_yaml(setup: CoordinatorSetup) -> str:
     """The text of coordinator.yaml."""
     low, high, batch = setup.pool
+    readers = "".join(reader_yaml(name, digest) for name, digest in setup.readers)
     return f"""# The coordinator: relays between signers and serves the API. It holds no key, share or secret.
 network: {quoted(setup.network)}
 # The name by which the signers know it.
@@ -251,11 +269,17 @@ signers:
   key: server.key
   client_ca: signers-ca.pem
 
-# Where clients connect, with TLS. They sign their requests (client.yaml) and the enclaves check them.
+# Where clients connect, with TLS. They sign their requests (client.yaml); the enclaves decide on them.
 api:
   listen: {quoted(setup.listen_api)}
   certificate: server.pem
   key: server.key
+  # Whose signed requests are taken in at all. Like `readers`, read again on SIGHUP.
+  clients: {CLIENTS_FILE}
+  # Who may read, by a token (`keymoot coordinator token`) or, with `certificate: COMMON-NAME` in place of
+  # `token_sha256`, by a client certificate of `client_ca`.
+  readers:{(readers and chr(10) + readers.rstrip()) or " []"}
+  # client_ca: readers-ca.pem
 
 # Presignatures kept ready for each committee in use: filled up to `high`, `batch` at a time, when fewer than
 # `low` are left.
@@ -267,6 +291,11 @@ pool:
 # Metrics for Prometheus, in plain, on loopback alone (packaging/METRICS.md).
 # metrics: 127.0.0.1:9465
 """
+
+
+def reader_yaml(name: str, digest: str) -> str:
+    """One entry of `api.readers`; `digest`: hex of SHA-256 over a token's text."""
+    return f"    - name: {quoted(name)}\n      token_sha256: {digest}\n"
 
 
 def _gate_yaml(setup: GateSetup) -> str:
@@ -294,4 +323,6 @@ roster: roster.yaml
 # The name (kid) and key that sign this client's requests; the signers' policies list its public half.
 client: {quoted(setup.name)}
 key: client.key
+# What it shows to read; the coordinator knows the token's SHA-256.
+token: {TOKEN_FILE}
 """

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import msgspec
 
+from appliance.api.credentials import Credential, load_token
 from appliance.api.jws import ClientKey, load_client_key
 from policies.errors import CallerError
 from policies.load import load_yaml
@@ -15,7 +16,10 @@ from policies.roster import Roster
 
 
 class ProfileFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`client.yaml` as written. Relative paths are taken from its directory. `client` is the `kid` of its requests."""
+    """`client.yaml` as written. Relative paths are taken from its directory. `client` is the `kid` of its requests.
+
+    To read it shows `token`, a file, or the client certificate `certificate` with its `certificate_key`, or both.
+    """
 
     network: str
     api: Annotated[str, msgspec.Meta(pattern=r"^https://")]
@@ -23,6 +27,13 @@ class ProfileFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roster: Path
     client: str
     key: Path
+    token: Path | None = None
+    certificate: Path | None = None
+    certificate_key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.certificate_key is None):
+            raise ValueError("certificate and certificate_key go together")
 
 
 @dataclass(frozen=True)
@@ -33,10 +44,14 @@ class Profile:
     roster: Roster
     key: ClientKey
     ca: Path
+    credential: Credential
 
 
-def load_profile(path: Path) -> Profile:
-    """Load a profile. Raises `CallerError` where it, its roster or its key cannot be used."""
+def load_profile(path: Path, token: Path | None = None) -> Profile:
+    """Load a profile; `token` is a token file that counts in place of the profile's.
+
+    Raises `CallerError` where it, its roster, its key or its token cannot be used.
+    """
     if not path.is_file():
         raise CallerError(f"no client profile {path}: make one with `keymoot init client`, or name it with --profile")
     file = load_yaml(path, ProfileFile)
@@ -46,4 +61,16 @@ def load_profile(path: Path) -> Profile:
     roster = load_yaml(directory / file.roster, Roster)
     if roster.network != file.network:
         raise CallerError(f"{path} is for network {file.network}, but its roster is of {roster.network}")
-    return Profile(file.api, roster, load_client_key(directory / file.key, file.client), directory / file.ca)
+    token = token or _in(directory, file.token)
+    credential = Credential(
+        token=None if token is None else load_token(token),
+        certificate=_in(directory, file.certificate),
+        key=_in(directory, file.certificate_key),
+    )
+    return Profile(
+        file.api, roster, load_client_key(directory / file.key, file.client), directory / file.ca, credential
+    )
+
+
+def _in(directory: Path, file: Path | None) -> Path | None:
+    return None if file is None else directory / file

@@ -31,9 +31,10 @@ def client_context(
 
 
 def server_context(
-    certificate: pathlib.Path, key: pathlib.Path, client_ca: pathlib.Path | None = None
+    certificate: pathlib.Path, key: pathlib.Path, client_ca: pathlib.Path | None = None, *, optional: bool = False
 ) -> ssl.SSLContext:
-    """A TLS 1.3 server; with `client_ca`, one that admits only clients of that bundle.
+    """A TLS 1.3 server; with `client_ca`, one that admits only clients of that bundle, and with `optional` also those
+    that show no certificate.
 
     Raises `CallerError` where a file is missing or unusable.
     """
@@ -42,7 +43,7 @@ def server_context(
     try:
         context.load_cert_chain(certificate, key)
         if client_ca is not None:
-            context.verify_mode = ssl.CERT_REQUIRED
+            context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
             context.load_verify_locations(cafile=client_ca)
     except (OSError, ssl.SSLError) as error:
         raise CallerError(f"TLS files {certificate}, {key}, {client_ca} cannot be used: {error}") from error

@@ -1,7 +1,15 @@
-"""The Python client: signs its requests, and believes nothing but certificates and signatures it has checked.
+"""The Python client for code without an event loop. `async_client` is the same for code with one.
 
-No public key, address or signature leaves this module unverified: a key's certificate against the pinned roster, a
-signature under the certified (child) key over the hash that this client computed itself.
+    from appliance.api.client import Client
+    from appliance.profile import load_profile
+
+    with Client.of(load_profile(Path("client.yaml"))) as client:
+        key = client.create_key("treasury/one", "create-1")
+        signature = client.sign(key.id, Hash("0x…", "payment-17"))
+
+Errors: `Rejected` (a signer's policy or gate said no), `Failed` (no result, and nobody decided so), `ApiError` with the
+problem's `code` (`Unauthorized`, `NotFound`, `Conflict`, `TooMany`), `Unavailable` (no answer), `CertificateRefused`
+and `SignatureRefused` (the answer is not to be believed). What is answered 429 or 503 is asked again, for 10 s at most.
 """
 
 from __future__ import annotations
@@ -9,30 +17,32 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, TypeVar
-
-import msgspec
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from appliance.api import batches, models
-from appliance.api.certificates import CertificateRefused, verify_key
-from appliance.api.jws import SIGNATURE_HEADER, ClientKey, new_jti, sign_request
-from appliance.api.paths import COORDINATOR_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
-from appliance.api.results import ApiError, CertifiedKey, Failed, ListedKey, Rejected, require
-from appliance.api.signatures import SignatureRefused, verify_signature, what_is_signed
-from appliance.api.transport import Transport
-from policies.errors import CallerError, Unavailable
-from policies.requests import (
-    KEYS_PATH,
-    HashBatch,
-    KeyCreation,
-    SigningBody,
-    signature_batches_path,
-    signatures_path,
+from appliance.api.async_client import LISTED, WAIT_TIMEOUT_S, AsyncClient
+from appliance.api.certificates import CertificateRefused
+from appliance.api.credentials import Credential
+from appliance.api.jws import ClientKey
+from appliance.api.results import (
+    ApiError,
+    CertifiedKey,
+    Conflict,
+    Failed,
+    ListedKey,
+    NotFound,
+    Rejected,
+    TooMany,
+    Unauthorized,
 )
+from appliance.api.signatures import SignatureRefused
+from policies.requests import HashBatch, SigningBody
 from policies.roster import Roster
+
+if TYPE_CHECKING:
+    from appliance.profile import Profile
 
 __all__ = [
     "ApiError",
@@ -40,230 +50,18 @@ __all__ = [
     "CertificateRefused",
     "CertifiedKey",
     "Client",
+    "Conflict",
+    "Credential",
     "Failed",
     "ListedKey",
+    "NotFound",
     "Rejected",
     "SignatureRefused",
+    "TooMany",
+    "Unauthorized",
 ]
 
-MAX_REMEMBERED_KEYS = 256
-MAX_PAGES = 1000
-WAIT_TIMEOUT_S = 120.0
-BATCH_POST_WAIT_S = 20
-POLL_FIRST_S, POLL_MOST_S = 0.02, 1.0
-
 T = TypeVar("T")
-A = TypeVar("A", bound=models.ApiStruct)
-
-
-class AsyncClient:
-    """An asynchronous client of one network. Use it as `async with`. Times are in seconds.
-
-    `ca` is the pinned CA of the coordinator; `key` may be None for a client that only reads.
-    """
-
-    def __init__(
-        self,
-        url: str,
-        roster: Roster,
-        key: ClientKey | None,
-        ca: pathlib.Path,
-        *,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._transport = Transport(url, ca)
-        self._roster = roster
-        self._key = key
-        self._clock = clock
-        self._keys: OrderedDict[str, CertifiedKey] = OrderedDict()
-
-    async def __aenter__(self) -> AsyncClient:
-        self._transport.open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._transport.close()
-
-    # --- keys -------------------------------------------------------------------------------------------
-
-    async def create_key(self, label: str, external_id: str, *, timeout_s: float = WAIT_TIMEOUT_S) -> CertifiedKey:
-        """A new key with the roster's `n` and `t`, once all signers certified it.
-
-        Raises `Rejected`, `Failed`, `ApiError`, `CertificateRefused`, `Unavailable`. The same call again with the
-        same `external_id` gives the same key.
-        """
-        creation = KeyCreation(
-            scheme="ECDSA",
-            curve="secp256k1",
-            signers=self._roster.n,
-            tolerate=self._roster.tolerate,
-            label=label,
-            external_id=external_id,
-        )
-        asked = await self._post(KEYS_PATH, creation, models.Key)
-        answer = await self._until(
-            lambda: self._get(f"{KEYS_PATH}/{asked.request_id}", models.Key),
-            asked,
-            lambda key: key.status is not models.KeyState.PENDING,
-            timeout_s,
-        )
-        key = self._certify(require(answer, models.KeyState.ACTIVE))
-        if key.label != label:
-            raise CertificateRefused(f"asked for a key with label {label}, was shown one with {key.label}")
-        return key
-
-    async def get_key(self, key_id: str) -> CertifiedKey:
-        """The key, verified. Raises `ApiError`, `CertificateRefused`, and `Failed` where it is not active."""
-        answer = await self._get(f"{KEYS_PATH}/{key_id}", models.Key)
-        key = self._certify(require(answer, models.KeyState.ACTIVE))
-        if key.id != key_id:
-            raise CertificateRefused(f"asked for {key_id}, was shown {key.id}")
-        return key
-
-    async def list_keys(self) -> tuple[ListedKey, ...]:
-        """All keys, oldest first, each active one verified. Raises `ApiError`, `CertificateRefused`."""
-        listed: list[ListedKey] = []
-        cursor = ""
-        for _ in range(MAX_PAGES):
-            page = await self._get(KEYS_PATH, models.KeyList, {"cursor": cursor} if cursor else {})
-            for answer in page.items:
-                listed.append(ListedKey(answer, self._certify_if_active(answer)))
-            if page.next_cursor is None:
-                return tuple(listed)
-            cursor = page.next_cursor
-        raise ApiError(200, "endless-list", f"the list of keys has more than {MAX_PAGES} pages")
-
-    # --- signatures -------------------------------------------------------------------------------------
-
-    async def sign(self, key_id: str, body: SigningBody, *, timeout_s: float = WAIT_TIMEOUT_S) -> models.Signature:
-        """The finished signature over `body`, verified under the certified child key.
-
-        Raises `Rejected` (which signer, why), `Failed`, `ApiError`, `CertificateRefused`, `Unavailable`.
-        """
-        path = signatures_path(key_id)
-        key = await self._remembered(key_id)
-        asked = await self._post(path, body, models.Signature)
-        answer = await self._until(
-            lambda: self._get(f"{path}/{asked.id}", models.Signature),
-            asked,
-            lambda signature: signature.status in _TERMINAL,
-            timeout_s,
-        )
-        require(answer, models.SignatureState.SIGNED)
-        verify_signature(answer.signature, key.public_key(body.derivation_path), what_is_signed(body))
-        return answer
-
-    async def get_signature(self, key_id: str, signature_id: str, body: SigningBody | None = None) -> models.Signature:
-        """A signing request as it stands. A signature in it is verified: over `body` under its path where `body`
-        is given, else over the hash and under the path that the answer names. Raises as `sign`."""
-        answer = await self._get(f"{signatures_path(key_id)}/{signature_id}", models.Signature)
-        if answer.signature is None:
-            return answer
-        key = await self._remembered(key_id)
-        path = answer.derivation_path if body is None else body.derivation_path
-        verify_signature(answer.signature, key.public_key(path), None if body is None else what_is_signed(body))
-        return answer
-
-    # --- the network ------------------------------------------------------------------------------------
-
-    async def list_signers(self) -> tuple[models.Signer, ...]:
-        """The signers, who they are checked against the pinned roster; their state is the coordinator's word.
-
-        Raises `ApiError`, `CertificateRefused`, `Unavailable`.
-        """
-        shown = (await self._get(SIGNERS_PATH, models.SignerList)).items
-        pinned = [(entry.index, entry.name, entry.operator, entry.fingerprint) for entry in self._roster.signers]
-        if [(entry.index, entry.name, entry.operator, entry.fingerprint) for entry in shown] != pinned:
-            raise CertificateRefused("the signers shown are not those of your roster: compare roster.yaml")
-        return shown
-
-    async def list_pools(self) -> tuple[models.Pool, ...]:
-        """The pools of presignatures, as the coordinator says. Raises `ApiError`, `Unavailable`."""
-        return (await self._get(POOLS_PATH, models.PoolList)).items
-
-    async def pools(self, burst: int | None = None) -> models.PoolList:
-        """As `list_pools`, with what waits for them, and with marks recommended for a `burst` of signatures at once."""
-        return await self._get(POOLS_PATH, models.PoolList, {} if burst is None else {"burst": str(burst)})
-
-    async def coordinator(self) -> models.Coordinator:
-        """What the coordinator says of itself. Raises `ApiError`, `Unavailable`."""
-        return await self._get(COORDINATOR_PATH, models.Coordinator)
-
-    async def readiness(self) -> models.Readiness:
-        """Who can sign now. Raises `ApiError` with code `not-ready`, what is missing and what to do, where nobody can;
-        `Unavailable`."""
-        return await self._get(READY_PATH, models.Readiness)
-
-    async def sign_batch(
-        self, key_id: str, body: HashBatch, *, timeout_s: float = WAIT_TIMEOUT_S
-    ) -> batches.SignatureBatch:
-        """The ended batch, every signature in it verified under its certified child key; it says of each hash that has
-        none why (`PartlySigned`). Raises as `sign`."""
-        path = signature_batches_path(key_id)
-        key = await self._remembered(key_id)
-        asked = await self._post(path, body, batches.SignatureBatch, {"wait": str(BATCH_POST_WAIT_S)})
-        answer = await self._until(
-            lambda: self._get(f"{path}/{asked.id}", batches.SignatureBatch),
-            asked,
-            lambda batch: batch.status not in batches.UNFINISHED,
-            timeout_s,
-        )
-        await asyncio.to_thread(batches.verify_batch, answer, body, key.public_key)
-        return answer
-
-    # --- inside -----------------------------------------------------------------------------------------
-
-    def _certify(self, answer: models.Key) -> CertifiedKey:
-        key = CertifiedKey(verify_key(answer, self._roster), answer)
-        self._keys[key.id] = key
-        self._keys.move_to_end(key.id)
-        while len(self._keys) > MAX_REMEMBERED_KEYS:
-            self._keys.popitem(last=False)
-        return key
-
-    def _certify_if_active(self, answer: models.Key) -> CertifiedKey | None:
-        if answer.status is models.KeyState.ACTIVE:
-            return self._certify(answer)
-        if answer.public_key is not None:
-            raise CertificateRefused(f"the answer shows the public key of a key that is {answer.status}")
-        return None
-
-    async def _remembered(self, key_id: str) -> CertifiedKey:
-        return self._keys.get(key_id) or await self.get_key(key_id)
-
-    async def _post(self, path: str, body: msgspec.Struct, kind: type[A], params: dict[str, str] | None = None) -> A:
-        if self._key is None:
-            raise CallerError("this client has no key to sign requests with: give it one with a policy's client id")
-        data = msgspec.json.encode(body)
-        jws = sign_request(self._key, self._roster.network, "POST", path, data, now_s=int(self._clock()), jti=new_jti())
-        headers = {SIGNATURE_HEADER: jws, "content-type": "application/json"}
-        return await self._transport.exchange("POST", path, kind, data=data, headers=headers, params=params or {})
-
-    async def _get(self, path: str, kind: type[A], params: dict[str, str] | None = None) -> A:
-        return await self._transport.exchange("GET", path, kind, params=params or {})
-
-    async def _until(
-        self, get: Callable[[], Coroutine[Any, Any, A]], answer: A, done: Callable[[A], bool], timeout_s: float
-    ) -> A:
-        """Ask again, at growing intervals, until `done`. Raises `Unavailable` after `timeout_s`."""
-        loop = asyncio.get_running_loop()
-        deadline_s, pause_s = loop.time() + timeout_s, POLL_FIRST_S
-        while not done(answer):
-            if loop.time() + pause_s > deadline_s:
-                raise Unavailable(f"no result within {timeout_s:g} s", "it goes on: ask with the same externalId")
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, POLL_MOST_S)
-            answer = await get()
-        return answer
-
-
-_TERMINAL = frozenset({models.SignatureState.SIGNED, models.SignatureState.FAILED, models.SignatureState.REJECTED})
 
 
 class Client:
@@ -276,10 +74,17 @@ class Client:
         key: ClientKey | None,
         ca: pathlib.Path,
         *,
+        credential: Credential | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._client = AsyncClient(url, roster, key, ca, clock=clock)
+        """As `AsyncClient`."""
+        self._client = AsyncClient(url, roster, key, ca, credential=credential, clock=clock)
         self._runner = asyncio.Runner()
+
+    @classmethod
+    def of(cls, profile: Profile) -> Client:
+        """The client of a profile."""
+        return cls(profile.api, profile.roster, profile.key, profile.ca, credential=profile.credential)
 
     def __enter__(self) -> Client:
         self._runner.run(self._client.__aenter__())
@@ -314,6 +119,14 @@ class Client:
     def get_signature(self, key_id: str, signature_id: str, body: SigningBody | None = None) -> models.Signature:
         """See `AsyncClient.get_signature`."""
         return self._run(self._client.get_signature(key_id, signature_id, body))
+
+    def list_signatures(self, key_id: str, *, limit: int = LISTED) -> tuple[models.Signature, ...]:
+        """See `AsyncClient.list_signatures`."""
+        return self._run(self._client.list_signatures(key_id, limit=limit))
+
+    def health(self) -> models.Health:
+        """See `AsyncClient.health`."""
+        return self._run(self._client.health())
 
     def list_signers(self) -> tuple[models.Signer, ...]:
         """See `AsyncClient.list_signers`."""

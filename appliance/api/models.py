@@ -97,20 +97,28 @@ class Signature(ApiStruct, frozen=True):
     reason: Reason | None = None
 
 
+class SignatureList(ApiStruct, frozen=True):
+    """One page of a key's signing requests, oldest first."""
+
+    items: tuple[Signature, ...]
+    next_cursor: str | None = None
+
+
 class Health(ApiStruct, frozen=True):
-    """Whether signatures can be made now: `ready` or `degraded`. `trouble` says why not; `online`: names of signers;
-    `presignatures`: how many there are of each committee, which is named by its indices."""
+    """Whether signatures can be made now: `ready` or `degraded`. To readers alone: `trouble` says why not; `online`:
+    names of signers; `presignatures`: how many there are of each committee, which is named by its indices."""
 
     status: str
-    trouble: str
-    online: tuple[str, ...]
-    presignatures: dict[str, int]
+    trouble: str = ""
+    online: tuple[str, ...] = ()
+    presignatures: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class Readiness(ApiStruct, frozen=True):
-    """The committees that can sign now, each as the indices of its members. Where there is none, a problem is shown."""
+    """Signatures can be made now; where not, a problem is shown. To readers alone: the committees that can sign, each
+    as the indices of its members."""
 
-    committees: tuple[tuple[int, ...], ...]
+    committees: tuple[tuple[int, ...], ...] = ()
 
 
 class Announced(ApiStruct, frozen=True):

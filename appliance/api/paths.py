@@ -8,3 +8,5 @@ COORDINATOR_PATH = "/v1/coordinator"
 HEALTH_PATHS = ("/v1/healthz", "/healthz")
 READY_PATH = "/readyz"
 OPENAPI_PATH = "/openapi.json"
+# What strangers may see: whether it runs, whether it can sign, how to ask. No more than that of each.
+OPEN_PATHS = ("/healthz", READY_PATH, OPENAPI_PATH)

@@ -16,11 +16,37 @@ K = TypeVar("K", models.Key, models.Signature)
 
 
 class ApiError(KeymootError):
-    """The API refused the request; `code` is stable, `status` the HTTP status."""
+    """The API refused the request; `code` is stable, `status` the HTTP status. `retry_after_s`: when it is worth
+    trying again, None where the answer did not say."""
 
-    def __init__(self, status: int, code: str, detail: str) -> None:
+    def __init__(self, status: int, code: str, detail: str, retry_after_s: int | None = None) -> None:
         super().__init__(f"{code}: {detail}")
-        self.status, self.code, self.detail = status, code, detail
+        self.status, self.code, self.detail, self.retry_after_s = status, code, detail, retry_after_s
+
+
+class Unauthorized(ApiError):
+    """401: no good credential for reading, or a signed request that the coordinator's list of clients does not bear
+    out."""
+
+
+class NotFound(ApiError):
+    """404: there is no such thing, or not yet."""
+
+
+class Conflict(ApiError):
+    """409: another request has this external id."""
+
+
+class TooMany(ApiError):
+    """429: more than the coordinator's limits give one client, still so after asking again."""
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {401: Unauthorized, 404: NotFound, 409: Conflict, 429: TooMany}
+
+
+def api_error(status: int, code: str, detail: str, retry_after_s: int | None = None) -> ApiError:
+    """The error of this status."""
+    return _BY_STATUS.get(status, ApiError)(status, code, detail, retry_after_s)
 
 
 class Rejected(KeymootError):

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import pathlib
+import random
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
 
 from appliance.api import models
-from appliance.api.results import ApiError
+from appliance.api.credentials import Credential
+from appliance.api.results import ApiError, api_error
 from appliance.tls import client_context
 from policies.errors import CallerError, Unavailable
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 REQUEST_TIMEOUT_S = 30.0
+RETRIED = (429, 503)
+MAX_TRIES = 4
+MAX_RETRY_S = 10.0
 
 A = TypeVar("A", bound=models.ApiStruct)
 
 
 class Transport:
-    """Exchanges with one API. `open` it inside the event loop; raises `CallerError` for what is not https."""
+    """Exchanges with one API. `open` it inside the event loop.
 
-    def __init__(self, url: str, ca: pathlib.Path) -> None:
+    Reading shows `credential`; a signed request is its own credential. What is answered 429 or 503 is asked again when
+    `Retry-After` says, at most `MAX_TRIES` times and within `MAX_RETRY_S`: a signed request names its `externalId`, so
+    that nothing is done twice.
+    """
+
+    def __init__(self, url: str, ca: pathlib.Path, credential: Credential) -> None:
+        """Raises `CallerError` for what is not https, and for files that cannot be used."""
         if not url.startswith("https://"):
             raise CallerError(f"the API is served over TLS alone: use an https:// URL instead of {url}")
         self._url = url.rstrip("/")
-        self._tls = client_context(ca)
+        self._tls = client_context(ca, credential.certificate, credential.key)
+        self._credential = credential
         self._session: aiohttp.ClientSession | None = None
 
     def open(self) -> None:
@@ -44,25 +58,40 @@ class Transport:
             await self._session.close()
             self._session = None
 
-    async def exchange(self, method: str, path: str, kind: type[A], **arguments: Any) -> A:
+    async def exchange(self, method: str, path: str, kind: type[A], *, retried: bool = True, **arguments: Any) -> A:
         """The answer to one request as a `kind`. Raises `ApiError`; `Unavailable` where there is no answer."""
+        deadline_s = asyncio.get_running_loop().time() + MAX_RETRY_S
+        for tries in range(1, MAX_TRIES + 1):
+            status, headers, data = await self._once(method, path, arguments)
+            if 200 <= status < 300:
+                break
+            error = _problem(status, headers, data)
+            if not retried or status not in RETRIED or error.retry_after_s is None or tries == MAX_TRIES:
+                raise error
+            # Some more than was asked for, by chance: not all come back at once.
+            pause_s = error.retry_after_s * (1 + random.random() / 2)  # noqa: S311
+            if asyncio.get_running_loop().time() + pause_s > deadline_s:
+                raise error
+            await asyncio.sleep(pause_s)
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ApiError(status, "malformed-answer", str(error)[:200]) from None
+
+    async def _once(self, method: str, path: str, arguments: dict[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body. Raises `Unavailable`."""
         if self._session is None:
             raise CallerError("use the client inside `async with` or `with`")
+        if method == "GET":
+            arguments = {**arguments, "headers": self._credential.headers()}
         try:
             async with self._session.request(method, self._url + path, allow_redirects=False, **arguments) as response:
-                data = await _read_bounded(response)
-                status = response.status
+                return response.status, response.headers, await _read_bounded(response)
         except (aiohttp.ClientError, OSError) as error:
             raise Unavailable(
                 f"API {self._url}: {str(error) or type(error).__name__}",
                 "see whether the coordinator runs and the pinned CA is the one of its API",
             ) from error
-        if not 200 <= status < 300:
-            raise _problem(status, data)
-        try:
-            return msgspec.json.decode(data, type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise ApiError(status, "malformed-answer", str(error)[:200]) from None
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
@@ -77,9 +106,11 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(pieces)
 
 
-def _problem(status: int, data: bytes) -> ApiError:
+def _problem(status: int, headers: Mapping[str, str], data: bytes) -> ApiError:
+    after = headers.get("Retry-After", "")
+    retry_after_s = int(after) if after.isascii() and after.isdigit() and len(after) < 6 else None
     try:
         problem = msgspec.json.decode(data, type=models.Problem)
     except (msgspec.DecodeError, RecursionError):
-        return ApiError(status, f"http-{status}", "the answer is no problem document")
-    return ApiError(status, problem.code, problem.detail)
+        return api_error(status, f"http-{status}", "the answer is no problem document", retry_after_s)
+    return api_error(status, problem.code, problem.detail, retry_after_s)

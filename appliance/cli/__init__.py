@@ -12,6 +12,7 @@ EXIT_UNAVAILABLE = 3
 EXIT_REFUSED = 4
 EXIT_INTERRUPTED = 130
 HTTP_CALLER_ERROR = 400
+HTTP_TOO_MANY = 429
 HTTP_SERVER_ERROR = 500
 
 
@@ -56,7 +57,8 @@ def _api_exit_code(error: KeymootError) -> int:
     if isinstance(error, Rejected):
         return EXIT_REFUSED
     if isinstance(error, ApiError) and error.status >= HTTP_CALLER_ERROR:
-        return EXIT_CALLER if error.status < HTTP_SERVER_ERROR else EXIT_UNAVAILABLE
+        away = error.status >= HTTP_SERVER_ERROR or error.status == HTTP_TOO_MANY
+        return EXIT_UNAVAILABLE if away else EXIT_CALLER
     return EXIT_FAILED
 
 

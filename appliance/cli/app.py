@@ -13,7 +13,7 @@ EPILOG = (
     "try again. 4 refused by policy, gate or enclave. 130 interrupted. The reason is on standard error."
     "\n\n"
     "With --json, one line of JSON on standard output and nothing else there: scheme, roster show, hsm check, "
-    "pki, keys, sign, bench."
+    "pki, keys, sign, bench, coordinator token."
 )
 
 app = typer.Typer(

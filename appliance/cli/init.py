@@ -13,6 +13,7 @@ from policies.errors import CallerError
 if TYPE_CHECKING:
     from appliance.configure import CoordinatorAddress
 
+OPERATOR = "operator"
 SOFTHSM_LIB = "/usr/lib/softhsm/libsofthsm2.so"
 
 app = typer.Typer(help="Write the configuration of a signer, a coordinator, a client or a gate.", no_args_is_help=True)
@@ -78,9 +79,11 @@ def init_coordinator(
     signers_listen: Annotated[str, typer.Option(help="ADDRESS:PORT for signers.")] = "0.0.0.0:8443",
     api_listen: Annotated[str, typer.Option(help="ADDRESS:PORT for clients.")] = "127.0.0.1:8080",
 ) -> None:
-    """Write a coordinator's configuration and certificates."""
+    """Write a coordinator's configuration and certificates, and its operator's own token for reading."""
     from appliance import configure
+    from appliance.api.credentials import new_token, save_token, token_sha256
 
+    token = new_token()
     setup = configure.CoordinatorSetup(
         network=network,
         name=name,
@@ -88,13 +91,16 @@ def init_coordinator(
         addresses=tuple(address or ("127.0.0.1",)),
         listen_signers=signers_listen,
         listen_api=api_listen,
+        readers=((OPERATOR, token_sha256(token)),),
     )
     configure.write_coordinator(directory, setup)
+    save_token(token, directory / f"{OPERATOR}.token")
     typer.echo(f"Coordinator {name} of network {network} is set up in {directory}.")
     say_next(
         f"Send {directory / 'ca.pem'} to every signer's operator and to the clients.",
         f"Collect the operators' ca.pem into one file: cat */ca.pem > {directory / 'signers-ca.pem'}",
         f"Put roster.yaml (keymoot roster assemble) into {directory}.",
+        f"Enter what `keymoot init client` prints into {directory / configure.CLIENTS_FILE} and coordinator.yaml.",
         f"Start: keymoot coordinator run -c {directory / 'coordinator.yaml'}",
     )
 
@@ -109,18 +115,27 @@ def init_client(
 ) -> None:
     """Write a client's profile and a new key, and print what the signers' policies must say."""
     from appliance import configure
+    from appliance.api.credentials import token_sha256
     from appliance.api.jws import base64url
 
     setup = configure.ClientSetup(network, name, api, configure.read_bytes(api_ca, "the API's CA"))
     key = configure.write_client(directory, setup)
-    typer.echo(f"Client {name} of network {network} is set up in {directory}. For every signer's policy.yaml:")
+    typer.echo(f"Client {name} of network {network} is set up in {directory}.")
+    typer.echo("")
+    typer.echo(f"For every signer's policy.yaml, and the coordinator's {configure.CLIENTS_FILE}:")
     typer.echo("")
     typer.echo("clients:")
     typer.echo(f"  - id: {configure.quoted(name)}")
     typer.echo(f"    alg: {key.algorithm}")
     typer.echo(f"    public_key: {configure.quoted(base64url(key.public_bytes))}")
+    typer.echo("")
+    typer.echo("For the coordinator's coordinator.yaml, under api:")
+    typer.echo("")
+    typer.echo("  readers:")
+    typer.echo(configure.reader_yaml(name, token_sha256(setup.token)).rstrip())
     say_next(
         "Have every signer's operator add this client and a rule for it to policy.yaml.",
+        "Have the coordinator's operator add it to both files, and kill -HUP the coordinator.",
         f"Put roster.yaml into {directory}, and check its fingerprints with the operators: keymoot roster show",
         f"keymoot keys create --profile {directory / 'client.yaml'} --label LABEL",
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, open_client
+from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
 from appliance.cli.output import Json, show_fields, show_json
 from policies.errors import CallerError
 
@@ -31,17 +31,18 @@ def create(
     label: Annotated[str, typer.Option(help="The key's label, which policies match; it never changes.")],
     external_id: ExternalIdOption = "",
     profile: ProfileOption = DEFAULT_PROFILE,
+    token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Create a key with the network's scheme; all signers must be online."""
-    with open_client(profile) as client:
+    with open_client(profile, token) as client:
         _show(client.create_key(label, external_id or new_external_id()), (), as_json)
 
 
 @app.command("list")
-def list_keys(profile: ProfileOption = DEFAULT_PROFILE, as_json: Json = False) -> None:
+def list_keys(profile: ProfileOption = DEFAULT_PROFILE, token: TokenOption = None, as_json: Json = False) -> None:
     """List all keys, oldest first."""
-    with open_client(profile) as client:
+    with open_client(profile, token) as client:
         listed = client.list_keys()
     if as_json:
         show_json([_line(one) for one in listed])
@@ -63,11 +64,12 @@ def show(
     key_id: Annotated[str, typer.Argument(help="The key's id (key_…).")],
     path: PathOption = "m",
     profile: ProfileOption = DEFAULT_PROFILE,
+    token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Show a key, or one of its children: scheme, public key, addresses."""
     steps = parse_path(path)
-    with open_client(profile) as client:
+    with open_client(profile, token) as client:
         _show(client.get_key(key_id), steps, as_json)
 
 

@@ -1,13 +1,18 @@
-"""`keymoot enclave|signer|coordinator run`, and `keymoot enclave accept-rollback`."""
+"""`keymoot enclave|signer|coordinator run`, `enclave accept-rollback` and `coordinator token`."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from appliance.cli.output import Json, say_next, show_json
+from policies.errors import CallerError
+from policies.model import CLIENT_ID_PATTERN
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The process's YAML configuration file.")]
 
@@ -66,3 +71,32 @@ def run_coordinator(config: Config = Path("coordinator.yaml")) -> None:
     from appliance.coordinator.server import run
 
     run(path)
+
+
+@coordinator.command("token")
+def make_token(
+    name: Annotated[str, typer.Argument(help="Who is to read: a name for logs and limits.")],
+    out: Annotated[Path | None, typer.Option(help="The file for the token; NAME.token if left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a token for reading the API, and print what coordinator.yaml must say of it. The token is shown nowhere."""
+    from appliance.api.credentials import new_token, save_token, token_sha256
+    from appliance.configure import reader_yaml
+
+    if not re.match(CLIENT_ID_PATTERN, name):
+        raise CallerError(f"{name}: a reader's name is letters, digits, dots and dashes, at most 63")
+    token, file = new_token(), out or Path(f"{name}.token")
+    save_token(token, file)
+    digest = token_sha256(token)
+    if as_json:
+        show_json({"file": str(file), "name": name, "token_sha256": digest})
+        return
+    typer.echo(f"The token is in {file}. For coordinator.yaml, under api:")
+    typer.echo("")
+    typer.echo("  readers:")
+    typer.echo(reader_yaml(name, digest).rstrip())
+    say_next(
+        "Enter it there, and kill -HUP the coordinator.",
+        f"Hand {file} over where nobody else reads it.",
+        "There: --token FILE, KEYMOOT_TOKEN_FILE=FILE, or token in client.yaml.",
+    )

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, open_client
+from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
 from appliance.cli.keys import ExternalIdOption, PathOption, new_external_id, parse_path
 from appliance.cli.output import Json, show_fields, show_json
 from policies.errors import CallerError
@@ -21,6 +21,7 @@ MAX_FILE_BYTES = 256 * 1024
 
 app = typer.Typer(help="Sign hashes, a message, an Ethereum transaction or a Bitcoin input.", no_args_is_help=True)
 
+Access = tuple[Path, Path | None]
 KeyArgument = Annotated[str, typer.Argument(help="The key's id (key_…).")]
 
 
@@ -31,10 +32,11 @@ def sign_hash(
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
     profile: ProfileOption = DEFAULT_PROFILE,
+    token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Sign a bare 32-byte hash: nobody but you knows what it stands for."""
-    _sign(profile, key_id, {"kind": "Hash", "hash": _hex(digest)}, path, external_id, as_json)
+    _sign((profile, token), key_id, {"kind": "Hash", "hash": _hex(digest)}, path, external_id, as_json)
 
 
 @app.command("batch")
@@ -46,11 +48,12 @@ def sign_batch(
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
     profile: ProfileOption = DEFAULT_PROFILE,
+    token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Sign up to 1,000 bare hashes under one decision. Ends with 1 where some of them have no signature."""
     body = _batch(_read(file), path, external_id or new_external_id())
-    with open_client(profile) as client:
+    with open_client(profile, token) as client:
         answer = client.sign_batch(key_id, body)
     failed = sum(result.signature is None for result in answer.results)
     if as_json:
@@ -73,12 +76,13 @@ def sign_message(
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
     profile: ProfileOption = DEFAULT_PROFILE,
+    token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Sign a message, which every enclave hashes itself."""
     data = _read(message[1:]) if message.startswith("@") else message.encode()
     fields: dict[str, object] = {"kind": "Message", "message": "0x" + data.hex(), "hash": hash_name.value}
-    _sign(profile, key_id, fields, path, external_id, as_json)
+    _sign((profile, token), key_id, fields, path, external_id, as_json)
 
 
 @app.command("typed-data")
@@ -88,6 +92,7 @@ def sign_typed_data(
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
     profile: ProfileOption = DEFAULT_PROFILE,
+    token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Sign typed data of EIP-712, which every enclave checks and hashes itself."""
@@ -96,7 +101,7 @@ def sign_typed_data(
         typed_data = msgspec.json.decode(data)
     except (ValueError, RecursionError) as error:
         raise CallerError(f"the document is not JSON: {error}") from None
-    _sign(profile, key_id, {"kind": "Eip712TypedData", "typedData": typed_data}, path, external_id, as_json)
+    _sign((profile, token), key_id, {"kind": "Eip712TypedData", "typedData": typed_data}, path, external_id, as_json)
 
 
 @app.command("ethereum")
@@ -106,11 +111,12 @@ def sign_ethereum(
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
     profile: ProfileOption = DEFAULT_PROFILE,
+    token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Sign a legacy (EIP-155), EIP-2930 or EIP-1559 transaction, which every enclave parses and hashes itself."""
     fields: dict[str, object] = {"kind": "EthereumTransaction", "transaction": _hex(transaction)}
-    _sign(profile, key_id, fields, path, external_id, as_json)
+    _sign((profile, token), key_id, fields, path, external_id, as_json)
 
 
 @app.command("bitcoin")
@@ -120,16 +126,17 @@ def sign_bitcoin(
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
     profile: ProfileOption = DEFAULT_PROFILE,
+    token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Sign one segwit input, from its BIP-143 preimage, which every enclave parses and hashes itself."""
     fields: dict[str, object] = {"kind": "BitcoinBip143Preimage", "preimage": _hex(preimage)}
-    _sign(profile, key_id, fields, path, external_id, as_json)
+    _sign((profile, token), key_id, fields, path, external_id, as_json)
 
 
-def _sign(profile: Path, key_id: str, fields: dict[str, object], path: str, external_id: str, as_json: bool) -> None:
+def _sign(access: Access, key_id: str, fields: dict[str, object], path: str, external_id: str, as_json: bool) -> None:
     body = _body({**fields, "externalId": external_id or new_external_id(), "derivationPath": parse_path(path)})
-    with open_client(profile) as client:
+    with open_client(*access) as client:
         answer = client.sign(key_id, body)
     if as_json:
         show_json(answer)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
 from appliance.api.batches import UNFINISHED as UNFINISHED_BATCH
-from appliance.api.models import KeyList, KeyState, SignatureState
+from appliance.api.models import KeyList, KeyState, Readiness, SignatureList, SignatureState
 from appliance.api.paths import COORDINATOR_PATH, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
+from appliance.coordinator.admission import READER, SIGNED, Admission
 from appliance.coordinator.identity import Identity
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
 from appliance.coordinator.limits import (
     BURST_PATTERN,
     CURSOR_PATTERN,
     DEFAULT_WAIT_S,
-    JWS_HEADER,
-    JWS_PATTERN,
     MAX_BURST,
     MAX_WAIT_S,
     PAGE,
@@ -29,23 +28,16 @@ from appliance.coordinator.limits import (
 from appliance.coordinator.network import Network, Shortage
 from appliance.coordinator.network_views import show_health, show_pools, show_readiness, show_signers
 from appliance.coordinator.openapi import describe
-from appliance.coordinator.problems import NotFound, answer_problems, problem
+from appliance.coordinator.problems import NotFound, Unprocessable, answer_problems, problem
 from appliance.coordinator.views import show_batch, show_key, show_keys, show_signature
 from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
+from appliance.store.coordinator import SignatureRow
 from appliance.store.keys import KeyRow
-from enclave import wire
-from policies.errors import CallerError
-from policies.requests import (
-    KEY_ID_PATTERN,
-    KEYS_PATH,
-    HashBatch,
-    KeyCreation,
-    SigningBody,
-    signature_batches_path,
-    signatures_path,
-)
+from policies.errors import CallerError, Refused
+from policies.requests import KEY_ID_PATTERN, KEYS_PATH, HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
+from policies.signed_requests import parse_strictly
 
 UNFINISHED_KEY = (KeyState.PENDING,)
 UNFINISHED_SIGNATURE = (SignatureState.PENDING, SignatureState.EXECUTING)
@@ -63,24 +55,26 @@ class Api:
         work: Work,
         keybook: KeyBook,
         network: Network,
+        admission: Admission,
         identity: Identity,
         wall_clock: Callable[[], float],
     ) -> None:
         """`wall_clock`: Unix seconds."""
         self._store, self._roster, self._work = store, roster, work
         self._identity, self._wall_clock = identity, wall_clock
-        self._keybook, self._network = keybook, network
+        self._keybook, self._network, self._admission = keybook, network, admission
         self._described = msgspec.json.encode(describe(importlib.metadata.version("keymoot")))
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(client_max_size=wire.MAX_BODY_BYTES, middlewares=[answer_problems])
+        app = web.Application(middlewares=[answer_problems, self._admission.middleware()])
         app.add_routes(
             [
                 web.post(KEYS_PATH, self._create_key),
                 web.get(KEYS_PATH, self._list_keys),
                 web.get(KEYS_PATH + "/{key}", self._get_key),
                 web.post(KEYS_PATH + "/{key}/signatures", self._create_signature),
+                web.get(KEYS_PATH + "/{key}/signatures", self._list_signatures),
                 web.get(KEYS_PATH + "/{key}/signatures/{signature}", self._get_signature),
                 web.post(KEYS_PATH + "/{key}/signature-batches", self._create_batch),
                 web.get(KEYS_PATH + "/{key}/signature-batches/{batch}", self._get_batch),
@@ -97,10 +91,10 @@ class Api:
 
     async def _create_key(self, request: web.Request) -> web.Response:
         wait_s = _wait_s(request)
-        client = await _client_request(request, KEYS_PATH)
+        client = request[SIGNED]
         body = _parse(client.body, KeyCreation)
         if (body.signers, body.tolerate) != (self._roster.n, self._roster.tolerate):
-            raise CallerError(f"this network has {self._roster.n} signers and tolerates {self._roster.tolerate}")
+            raise Unprocessable(f"this network has {self._roster.n} signers and tolerates {self._roster.tolerate}")
         request_id, new = await self._work.create_key(client, body)
         await self._work.wait(request_id, wait_s)
         shown = show_key(self._key_row(request_id), self._roster)
@@ -109,8 +103,7 @@ class Api:
     async def _create_signature(self, request: web.Request) -> web.Response:
         wait_s = _wait_s(request)
         key = self._active_key(request)
-        key_id = key.acknowledgement.key_id
-        client = await _client_request(request, signatures_path(key_id))
+        client = request[SIGNED]
         body: SigningBody = _parse(client.body, SigningBody)  # type: ignore[arg-type]
         signature_id, new = await self._work.create_signature(client, key, body)
         await self._work.wait(signature_id, wait_s)
@@ -123,7 +116,7 @@ class Api:
     async def _create_batch(self, request: web.Request) -> web.Response:
         wait_s = _wait_s(request)
         key = self._active_key(request)
-        client = await _client_request(request, signature_batches_path(key.acknowledgement.key_id))
+        client = request[SIGNED]
         batch_id, new = await self._work.create_batch(client, key, _parse(client.body, HashBatch))
         await self._work.wait(batch_id, wait_s)
         row = self._store.batches.get(batch_id)
@@ -139,15 +132,18 @@ class Api:
         return _json(show_batch(row))
 
     async def _list_keys(self, request: web.Request) -> web.Response:
-        cursor = request.query.get("cursor", "0")
-        if not CURSOR_PATTERN.fullmatch(cursor):
-            raise CallerError("cursor: use the nextCursor of the page before")
-        rows = self._store.keys.after(int(cursor), PAGE)
-        following = str(rows[-1].seq) if len(rows) == PAGE else None
-        return _json(KeyList(show_keys(rows, self._roster), following))
+        rows = self._store.keys.after(_cursor(request), PAGE)
+        return _json(KeyList(show_keys(rows, self._roster), _following(rows)))
 
     async def _get_key(self, request: web.Request) -> web.Response:
         return _json(show_key(self._key_row(request.match_info["key"]), self._roster))
+
+    async def _list_signatures(self, request: web.Request) -> web.Response:
+        key_id = request.match_info["key"]
+        if self._store.keys.get(key_id) is None:
+            raise NotFound("there is no key of this id")
+        rows = self._store.signatures_after(key_id, _cursor(request), PAGE)
+        return _json(SignatureList(tuple(show_signature(row) for row in rows), _following(rows)))
 
     async def _get_signature(self, request: web.Request) -> web.Response:
         row = self._store.signature(request.match_info["signature"])
@@ -155,18 +151,19 @@ class Api:
             raise NotFound("there is no such signature of this key")
         return _json(show_signature(row))
 
-    async def _health(self, _: web.Request) -> web.Response:
-        return _json(show_health(self._network, self._store.recovery.failure))
+    async def _health(self, request: web.Request) -> web.Response:
+        return _json(show_health(self._network, self._store.recovery.failure, details=READER in request))
 
-    async def _readiness(self, _: web.Request) -> web.Response:
+    async def _readiness(self, request: web.Request) -> web.Response:
         failure, shortage = self._store.recovery.failure, self._network.shortage()
         if failure is not None:
             shortage = Shortage(failure.what, failure.remedy)
         if shortage is not None:
-            response = problem(503, "not-ready", "Not ready", f"{shortage.missing}: {shortage.remedy}")
+            told = f"{shortage.missing}: {shortage.remedy}" if READER in request else "a reader is told why"
+            response = problem(503, "not-ready", "Not ready", told)
             response.headers["Retry-After"] = "2"
             return response
-        return _json(show_readiness(self._network))
+        return _json(show_readiness(self._network) if READER in request else Readiness())
 
     async def _describe(self, _: web.Request) -> web.Response:
         return web.Response(body=self._described, content_type="application/json")
@@ -195,21 +192,24 @@ class Api:
         return row
 
 
-async def _client_request(request: web.Request, path: str) -> wire.ClientRequest:
-    """The request as its client signed it. Raises `CallerError` where it can't be one."""
-    jws = request.headers.get(JWS_HEADER, "")
-    if not JWS_PATTERN.match(jws):
-        raise CallerError(f"{JWS_HEADER}: a detached JWS (header..signature) over the body is needed")
-    if request.content_type != "application/json":
-        raise CallerError("Content-Type: the body must be application/json")
-    return wire.ClientRequest("POST", path, await request.read(), jws)
-
-
 def _parse(body: bytes, kind: type[T]) -> T:
+    """As strictly as enclaves do. Raises `CallerError`."""
     try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise CallerError(f"body: {str(error)[:300]}") from None
+        return parse_strictly(body, kind, "body")
+    except Refused as refused:
+        raise CallerError(str(refused)) from None
+
+
+def _cursor(request: web.Request) -> int:
+    cursor = request.query.get("cursor", "0")
+    if not CURSOR_PATTERN.fullmatch(cursor):
+        raise CallerError("cursor: use the nextCursor of the page before")
+    return int(cursor)
+
+
+def _following(rows: Sequence[KeyRow] | Sequence[SignatureRow]) -> str | None:
+    """The cursor of the next page; None where this one is the last."""
+    return str(rows[-1].seq) if len(rows) == PAGE else None
 
 
 def _wait_s(request: web.Request) -> float:

@@ -11,6 +11,7 @@ from appliance.metrics import LoopbackListen
 from enclave.wire import MAX_BATCH
 from policies.errors import CallerError
 from policies.load import load_yaml
+from policies.model import Name as ClientName
 from policies.roster import Name, Roster
 
 Listen = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$(?!\n)")]
@@ -27,12 +28,52 @@ class SignersSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     client_ca: pathlib.Path
 
 
+class Reader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may read, by one of the two. `token_sha256`: hex of SHA-256 over the text of a token that
+    `keymoot coordinator token` made. `certificate`: the common name of a client certificate of `client_ca`."""
+
+    name: ClientName
+    token_sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")] | None = None
+    certificate: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.token_sha256 is None) == (self.certificate is None):
+            raise ValueError(f"reader {self.name} needs one of token_sha256 and certificate")
+
+
+class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one client may take of the API. `strangers_per_s`: requests without a good credential, of one address.
+    `body_timeout_s`: for the whole body of a request. `idle_timeout_s`: how long a connection may have no whole request
+    under way, because it is idle or because the head of one comes byte by byte."""
+
+    connections: Annotated[int, msgspec.Meta(ge=16, le=100_000)] = 12_000
+    connections_per_address: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2_000
+    requests_per_s: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1_000
+    in_flight: Annotated[int, msgspec.Meta(ge=1, le=4_096)] = 512
+    strangers_per_s: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 50
+    body_timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=600)] = 10.0
+    idle_timeout_s: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 30.0
+
+
 class ApiSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where clients connect to."""
+    """Where clients connect to. `clients`: a file in the format of a policy; who it lists may send signed requests.
+    `client_ca`: the bundle that readers' certificates are of; nobody needs to show one."""
 
     listen: Listen
     certificate: pathlib.Path
     key: pathlib.Path
+    clients: pathlib.Path
+    readers: Annotated[tuple[Reader, ...], msgspec.Meta(max_length=256)] = ()
+    client_ca: pathlib.Path | None = None
+    limits: LimitSettings = msgspec.field(default_factory=LimitSettings)
+
+    def __post_init__(self) -> None:
+        for what in ("name", "token_sha256", "certificate"):
+            values = [value for reader in self.readers if (value := getattr(reader, what)) is not None]
+            if len(values) != len(set(values)):
+                raise ValueError(f"api.readers: two have the same {what}")
+        if self.client_ca is None and any(reader.certificate for reader in self.readers):
+            raise ValueError("api.readers: one is known by its certificate, so api.client_ca must be there")
 
 
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,7 +119,13 @@ def load_config(path: pathlib.Path) -> CoordinatorConfig:
             key=base / signers.key,
             client_ca=base / signers.client_ca,
         ),
-        api=msgspec.structs.replace(api, certificate=base / api.certificate, key=base / api.key),
+        api=msgspec.structs.replace(
+            api,
+            certificate=base / api.certificate,
+            key=base / api.key,
+            clients=base / api.clients,
+            client_ca=None if api.client_ca is None else base / api.client_ca,
+        ),
     )
 
 

@@ -13,10 +13,12 @@ from policies.errors import Unavailable
 from policies.roster import Roster, RosterSigner
 
 
-def show_health(network: Network, failure: Unavailable | None) -> Health:
+def show_health(network: Network, failure: Unavailable | None, *, details: bool) -> Health:
     """What is there and what is missing, for a person or a probe that wants the process alone. `failure`: why the
     store does not take writes."""
     trouble = network.trouble() if failure is None else str(failure)
+    if not details:
+        return Health(status="degraded" if trouble else "ready")
     return Health(
         status="degraded" if trouble else "ready",
         trouble=trouble,

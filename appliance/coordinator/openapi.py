@@ -33,10 +33,23 @@ BATCHES_PATH = KEY_PATH + "/signature-batches"
 
 Json = dict[str, Any]
 
+SECURITY_SCHEMES: Json = {
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "For reading: a token that the coordinator's configuration lists by its SHA-256.",
+    },
+    "certificate": {
+        "type": "mutualTLS",
+        "description": "For reading: a client certificate that the coordinator's configuration lists.",
+    },
+}
+
 
 @dataclass(frozen=True)
 class Operation:
-    """One route. `answer` None: any JSON object. A `body` makes it a signed request; `paged` a list with a cursor."""
+    """One route. `answer` None: any JSON object. A `body` makes it a signed request; `paged` a list with a cursor.
+    `open`: strangers get an answer too, without details."""
 
     method: str
     path: str
@@ -46,17 +59,29 @@ class Operation:
     body: Any = None
     paged: bool = False
     parameters: tuple[str, ...] = ()
+    open: bool = False
     problems: tuple[int, ...] = ()
 
 
 PROBLEMS = {
     400: "Something in the request cannot be understood; `detail` says what. Code `bad-request`.",
+    401: "No credential for reading, or not a good one (`credential-missing`, `credential-unknown`); or a signed "
+    "request that is not a known client's, for this path, fresh (`request/…`, the codes that enclaves use).",
     404: "There is no such thing, or not yet. Code `not-found`.",
     409: "Another request has this `externalId` already. Code `external-id-taken`.",
+    408: "The body came too slowly. Code `body-too-slow`.",
     413: "The body is too large. Code `too-large`.",
+    415: "The body is not application/json, or compressed. Code `unsupported-media-type`.",
+    422: "Well-formed, and yet it cannot be carried out: another scheme than the network's, typed data that has no "
+    "hash, a path without a key. Code `unprocessable`.",
+    429: "More than one client may take. Code `rate-limited` or `too-many-in-flight`.",
     503: "Not possible now; `detail` says what is missing and what to do. Code `unavailable` or `not-ready`.",
 }
-POSTED = (400, 409, 413, 503)
+# What every operation may answer, and what a signed request may besides.
+ALWAYS = (401, 429)
+POSTED = (400, 408, 409, 413, 415, 422, 503)
+# What is worth asking again, after a while.
+WAITED = (429, 503)
 
 OPERATIONS = (
     Operation(
@@ -71,7 +96,16 @@ OPERATIONS = (
         "Sign, where policies and gates agree.",
         models.Signature,
         body=SigningBody,
-        problems=(400, 404, *POSTED[1:]),
+        problems=(404, *POSTED),
+    ),
+    Operation(
+        "get",
+        SIGNATURES_PATH,
+        "listSignatures",
+        "The signing requests of a key, oldest first.",
+        models.SignatureList,
+        paged=True,
+        problems=(400, 404),
     ),
     Operation(
         "get",
@@ -88,7 +122,7 @@ OPERATIONS = (
         "Sign up to 1,000 hashes under one decision, where policies and gates agree.",
         SignatureBatch,
         body=HashBatch,
-        problems=(400, 404, *POSTED[1:]),
+        problems=(404, *POSTED),
     ),
     Operation(
         "get",
@@ -115,13 +149,14 @@ OPERATIONS = (
         "get",
         READY_PATH,
         "getReadiness",
-        "Whether a signature can be made now. What is missing, where not.",
+        "Whether a signature can be made now. Readers are told what is missing, where not.",
         models.Readiness,
+        open=True,
         problems=(503,),
     ),
     Operation("get", HEALTH_PATHS[0], "getHealth", "What is there and what is missing; always 200.", models.Health),
-    Operation("get", HEALTH_PATHS[1], "getHealthUnversioned", "The same, for probes.", models.Health),
-    Operation("get", OPENAPI_PATH, "getDescription", "This document.", None),
+    Operation("get", HEALTH_PATHS[1], "getHealthUnversioned", "The same, for probes.", models.Health, open=True),
+    Operation("get", OPENAPI_PATH, "getDescription", "This document.", None, open=True),
 )
 
 
@@ -146,8 +181,10 @@ def describe(version: str) -> Json:
             "parameters": _parameters(),
             "headers": {
                 "RequestId": {"description": "Names this request in the log.", "schema": {"type": "string"}},
+                "Challenge": {"description": "What to show.", "schema": {"type": "string"}},
                 "RetryAfter": {"description": "Ask again after so many seconds.", "schema": {"type": "integer"}},
             },
+            "securitySchemes": SECURITY_SCHEMES,
             "responses": {f"Problem{status}": _problem(status, told) for status, told in PROBLEMS.items()}
             | {"Problem": _problem(0, "Any other error, such as a method that the path does not have (405).")},
         },
@@ -165,6 +202,7 @@ def _operation(operation: Operation) -> Json:
     described: Json = {
         "operationId": operation.name,
         "summary": operation.summary,
+        "security": [] if signed else [*([{}] if operation.open else []), {"token": []}, {"certificate": []}],
         "responses": _responses(operation, signed=signed),
     }
     if parameters:
@@ -195,14 +233,16 @@ def _responses(operation: Operation, *, signed: bool) -> Json:
         }
         for status, text in told.items()
     }
-    for status in operation.problems:
+    for status in sorted({*operation.problems, *ALWAYS}):
         answers[str(status)] = {"$ref": f"#/components/responses/Problem{status}"}
     return answers | {"default": {"$ref": "#/components/responses/Problem"}}
 
 
 def _problem(status: int, told: str) -> Json:
     headers: Json = {"X-Request-Id": {"$ref": "#/components/headers/RequestId"}}
-    if status == 503:
+    if status == 401:
+        headers["WWW-Authenticate"] = {"$ref": "#/components/headers/Challenge"}
+    if status in WAITED:
         headers["Retry-After"] = {"$ref": "#/components/headers/RetryAfter"}
     return {
         "description": told,
@@ -239,7 +279,8 @@ def _parameters() -> Json:
             JWS_HEADER,
             "header",
             "A detached JWS (RFC 7515, appendix F) of a client that the policies name, over the exact bytes of the "
-            "body; its header binds method, path, network and time. The enclaves verify it.",
+            "body; its header binds method, path, network and time. The coordinator verifies it, then the enclaves do. "
+            "It is all the credential that a signed request needs.",
             {"type": "string", "pattern": JWS_PATTERN.pattern},
             required=True,
         ),

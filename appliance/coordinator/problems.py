@@ -10,8 +10,12 @@ import structlog
 from aiohttp import web
 
 from appliance.api.models import Problem
+from appliance.coordinator.bodies import TooLarge, TooSlow, UnsupportedMedia
+from appliance.coordinator.credentials import Unauthorized
+from appliance.coordinator.rates import Limited
 from appliance.store.accepted import ExternalIdTaken
-from policies.errors import CallerError, Unavailable
+from policies.errors import CallerError, KeymootError, Unavailable
+from policies.typed_data import TypedDataInvalid
 
 REQUEST_ID_HEADER = "X-Request-Id"
 
@@ -20,8 +24,29 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger()
 
 
+CHALLENGES = {False: 'Bearer realm="keymoot"', True: "Keymoot-Signature"}
+
+
 class NotFound(CallerError):
     """There is no such thing."""
+
+
+class Unprocessable(CallerError):
+    """Well-formed, and yet it cannot be carried out."""
+
+
+# The first that fits counts.
+PROBLEMS: tuple[tuple[type[KeymootError], int, str, str], ...] = (
+    (NotFound, 404, "not-found", "Not found"),
+    (ExternalIdTaken, 409, "external-id-taken", "Conflict"),
+    (TooSlow, 408, "body-too-slow", "Request timeout"),
+    (TooLarge, 413, "too-large", "Too large"),
+    (UnsupportedMedia, 415, "unsupported-media-type", "Unsupported media type"),
+    (Unprocessable, 422, "unprocessable", "Unprocessable"),
+    (TypedDataInvalid, 422, "unprocessable", "Unprocessable"),
+    (CallerError, 400, "bad-request", "Bad request"),
+    (Unavailable, 503, "unavailable", "Unavailable"),
+)
 
 
 def problem(status: int, code: str, title: str, detail: str) -> web.Response:
@@ -45,21 +70,47 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
-    except NotFound as error:
-        return problem(404, "not-found", "Not found", str(error))
-    except ExternalIdTaken as error:
-        return problem(409, "external-id-taken", "Conflict", str(error))
-    except CallerError as error:
-        return problem(400, "bad-request", "Bad request", str(error))
-    except Unavailable as error:
-        response = problem(503, "unavailable", "Unavailable", str(error))
-        response.headers["Retry-After"] = "2"
-        return response
-    except web.HTTPRequestEntityTooLarge:
-        return problem(413, "too-large", "Too large", "the body is larger than the API takes")
+    except KeymootError as error:
+        return of_error(error)
     except web.HTTPException as error:
-        code = (error.reason or "error").lower().replace(" ", "-")
-        response = problem(error.status, code, error.reason or "Error", error.text or "")
-        if "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
-        return response
+        return of_http(error)
+    except Exception:
+        log.exception("request-failed", method=request.method, path=request.path[:300])
+        return problem(500, "internal-error", "Internal error", "this is a fault of the coordinator: see its log")
+
+
+def of_error(error: KeymootError) -> web.Response:
+    """The answer to an error that was raised on purpose."""
+    response = problem(*_told(error))
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = CHALLENGES[error.code.startswith("request/")]
+    elif isinstance(error, Limited):
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    elif isinstance(error, Unavailable):
+        response.headers["Retry-After"] = "2"
+    if isinstance(error, TooSlow | TooLarge | UnsupportedMedia):
+        # What is left of the body is not waited for.
+        response.force_close()
+    return response
+
+
+def of_http(error: web.HTTPException) -> web.Response:
+    """The answer to what aiohttp itself refuses: no such route, no such method, an expectation."""
+    code = (error.reason or "error").lower().replace(" ", "-")
+    response = problem(error.status, code, error.reason or "Error", error.text or "")
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
+
+
+def _told(error: KeymootError) -> tuple[int, str, str, str]:
+    match error:
+        case Unauthorized(code=code, detail=detail):
+            return 401, code, "Unauthorized", detail
+        case Limited(code=code, detail=detail):
+            return 429, code, "Too many requests", detail
+    for kind, status, code, title in PROBLEMS:
+        if isinstance(error, kind):
+            return status, code, title, str(error)
+    log.error("request-failed", reason=str(error)[:512], kind=type(error).__name__)
+    return 500, "internal-error", "Internal error", "this is a fault of the coordinator: see its log"

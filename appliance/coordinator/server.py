@@ -15,13 +15,16 @@ import structlog
 from aiohttp import web
 
 from appliance import eventloop
+from appliance.coordinator.admission import Admission
 from appliance.coordinator.api import Api
 from appliance.coordinator.batches import BatchSigning
 from appliance.coordinator.changes import Changes
-from appliance.coordinator.config import CoordinatorConfig, load_config, load_roster, split_listen
+from appliance.coordinator.config import CoordinatorConfig, LimitSettings, load_config, load_roster, split_listen
+from appliance.coordinator.credentials import ClientKeys, Readers
 from appliance.coordinator.gateway import Gateway
 from appliance.coordinator.identity import Identity
 from appliance.coordinator.keybook import KeyBook
+from appliance.coordinator.listener import Listener
 from appliance.coordinator.metrics import ApiMetrics, CoordinatorMetrics
 from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing
@@ -30,9 +33,12 @@ from appliance.metrics import MetricsServer
 from appliance.store import CoordinatorStore
 from appliance.telemetry import configure_logging
 from appliance.tls import server_context
-from policies.errors import Bug, Unavailable
+from policies.errors import Bug, CallerError
+from policies.load import load_policy
 
 SHUTDOWN_S = 3.0
+# Of the port for signers, who keep two connections each.
+SIGNERS_LIMITS = LimitSettings(connections=1024, connections_per_address=256)
 
 log = structlog.get_logger()
 
@@ -41,15 +47,16 @@ def run(config_path: pathlib.Path) -> None:
     """Run until SIGTERM or SIGINT. Raises `CallerError` for a bad configuration, `Unavailable` for store or ports."""
     config = load_config(config_path)
     configure_logging("coordinator")
-    eventloop.run(_run_until_signal(config))
+    eventloop.run(_run_until_signal(config_path, config))
 
 
-async def _run_until_signal(config: CoordinatorConfig) -> None:
+async def _run_until_signal(config_path: pathlib.Path, config: CoordinatorConfig) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with Coordinator(config) as coordinator:
+        loop.add_signal_handler(signal.SIGHUP, coordinator.reload, config_path)
         log.info("coordinator-started", network=config.network, name=config.name)
         await coordinator.run_until(stop)
     log.info("coordinator-stopped")
@@ -59,12 +66,13 @@ class Coordinator:
     """All parts of one coordinator, started by entering and stopped by leaving the block."""
 
     def __init__(self, config: CoordinatorConfig) -> None:
-        """Raises `CallerError`: configuration, roster, TLS files or listening addresses."""
+        """Raises `CallerError`: configuration, roster, clients, TLS files or listening addresses."""
         self._config = config
         self._roster = load_roster(config)
         signers, api = config.signers, config.api
         self._signers_tls = server_context(signers.certificate, signers.key, signers.client_ca)
-        self._api_tls = server_context(api.certificate, api.key)
+        self._api_tls = server_context(api.certificate, api.key, api.client_ca, optional=True)
+        self._admission = Admission(*_credentials(config), api.limits, time.time, time.monotonic)
         self._stack = AsyncExitStack()
         self._failed: asyncio.Future[None] | None = None
         self.ports: dict[str, int] = {}
@@ -96,6 +104,15 @@ class Coordinator:
             if ended.done():
                 ended.result()
 
+    def reload(self, config_path: pathlib.Path) -> None:
+        """Take the readers and the clients' keys from their files again; where that fails, those of before stay."""
+        try:
+            self._admission.replace(*_credentials(load_config(config_path)))
+        except CallerError as error:
+            log.error("reload-failed", reason=str(error)[:512])
+        else:
+            log.info("reloaded", what="api.readers and api.clients")
+
     async def _start(self) -> None:
         config, roster, stack = self._config, self._roster, self._stack
         self._failed = asyncio.get_running_loop().create_future()
@@ -114,12 +131,12 @@ class Coordinator:
         stack.push_async_callback(_cancel, self._loops)
         gateway = web.Application()
         gateway.add_routes(Gateway(roster, network.signers).routes())
-        await self._listen("signers", gateway, config.signers.listen, self._signers_tls)
+        await self._listen("signers", gateway, config.signers.listen, self._signers_tls, SIGNERS_LIMITS)
         stack.callback(network.signers.end_all, "the coordinator is stopping")
         identity = Identity(config, roster, time.time())
-        api = Api(store, roster, work, keybook, network, identity, time.time).application()
+        api = Api(store, roster, work, keybook, network, self._admission, identity, time.time).application()
         await self._start_metrics(api, work, store)
-        await self._listen("api", api, config.api.listen, self._api_tls)
+        await self._listen("api", api, config.api.listen, self._api_tls, config.api.limits)
 
     async def _start_metrics(self, api: web.Application, work: Work, store: CoordinatorStore) -> None:
         if self._config.metrics is None:
@@ -134,19 +151,18 @@ class Coordinator:
         if self._failed is not None and not self._failed.done():
             self._failed.set_exception(error)
 
-    async def _listen(self, what: str, app: web.Application, listen: str, tls: ssl.SSLContext) -> None:
-        host, port = split_listen(listen)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, host, port, ssl_context=tls)
-        try:
-            await site.start()
-        except OSError as error:
-            raise Unavailable(
-                f"cannot listen on {listen} for {what}: {error.strerror}", "free the port or name another"
-            ) from error
-        self.ports[what] = runner.addresses[0][1]
+    async def _listen(
+        self, what: str, app: web.Application, listen: str, tls: ssl.SSLContext, limits: LimitSettings
+    ) -> None:
+        listener = Listener(what, app, tls, limits)
+        self._stack.push_async_callback(listener.close, SHUTDOWN_S)
+        self.ports[what] = await listener.start(*split_listen(listen))
+
+
+def _credentials(config: CoordinatorConfig) -> tuple[ClientKeys, Readers]:
+    """Who may ask and who may read. Raises `CallerError`."""
+    clients = load_policy(config.api.clients).clients
+    return ClientKeys(clients, config.network), Readers(config.api.readers)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

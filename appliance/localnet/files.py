@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from appliance import configure, enrolment, pki
+from appliance.api.credentials import new_token, token_sha256
 from appliance.api.jws import base64url
 from policies.errors import Unavailable
 from policies.roster import Roster
@@ -78,7 +79,8 @@ class Written:
 def write_network(plan: Plan) -> Written:
     """Write everything. Raises `Unavailable` without SoftHSM, `CallerError` for an impossible plan."""
     ports = iter(free_ports(2 * plan.coordinators + (plan.signers if plan.gate else 0)))
-    setups = {name: _coordinator_setup(plan, name, next(ports), next(ports)) for name in plan.coordinator_names}
+    token = new_token()
+    setups = {name: _coordinator_setup(plan, name, next(ports), next(ports), token) for name in plan.coordinator_names}
     gate_ports = tuple(ports)
     for name, setup in setups.items():
         configure.write_coordinator(plan.root / name, setup)
@@ -90,7 +92,9 @@ def write_network(plan: Plan) -> Written:
         pki.write_new(plan.root / name / "signers-ca.pem", bundle)
     client = configure.write_client(
         plan.root / "client",
-        configure.ClientSetup(plan.network, CLIENT, f"https://{setups[COORDINATOR].listen_api}", addresses[0].ca_pem),
+        configure.ClientSetup(
+            plan.network, CLIENT, f"https://{setups[COORDINATOR].listen_api}", addresses[0].ca_pem, token
+        ),
     )
     roster = _provision(plan)
     policy = _policy(base64url(client.public_bytes))
@@ -99,19 +103,24 @@ def write_network(plan: Plan) -> Written:
         pki.write_new(directory / "roster.yaml", enrolment.roster_yaml(roster).encode())
     for index in plan.indices:
         pki.write_new(plan.signer(index) / "policy.yaml", policy.encode())
+    for name in setups:
+        (plan.root / name / configure.CLIENTS_FILE).write_text(policy)
     if plan.gate:
         _each(plan, lambda index: _seal_gate_secret(plan, index))
     api_ports = {name: int(setup.listen_api.rpartition(":")[2]) for name, setup in setups.items()}
     return Written(roster, setups, api_ports, gate_ports)
 
 
-def _coordinator_setup(plan: Plan, name: str, signers_port: int, api_port: int) -> configure.CoordinatorSetup:
+def _coordinator_setup(
+    plan: Plan, name: str, signers_port: int, api_port: int, token: str
+) -> configure.CoordinatorSetup:
     return configure.CoordinatorSetup(
         network=plan.network,
         name=name,
         listen_signers=f"{LOOPBACK}:{signers_port}",
         listen_api=f"{LOOPBACK}:{api_port}",
         pool=plan.pool,
+        readers=((CLIENT, token_sha256(token)),),
     )
 
 

@@ -20,9 +20,10 @@ import msgspec
 
 from appliance import configure
 from appliance.api.client import AsyncClient, Client
+from appliance.api.credentials import Credential, load_token
 from appliance.localnet.files import COORDINATOR, LOOPBACK, Plan, Written, write_network
 from appliance.localnet.process import ManagedProcess
-from appliance.profile import load_profile
+from appliance.profile import Profile, load_profile
 from policies.errors import Unavailable
 from policies.roster import Roster
 
@@ -192,7 +193,8 @@ class LocalNet:
         port = self._files.api_ports[coordinator]
         connection = http.client.HTTPSConnection(LOOPBACK, port, context=context, timeout=2.0)
         try:
-            connection.request("GET", "/healthz")
+            credential = Credential(load_token(self.profile.parent / configure.TOKEN_FILE))
+            connection.request("GET", "/healthz", headers=credential.headers())
             answer = connection.getresponse()
             return msgspec.json.decode(answer.read(), type=Health) if answer.status == http.client.OK else None
         except (OSError, http.client.HTTPException, msgspec.DecodeError):
@@ -202,15 +204,15 @@ class LocalNet:
 
     def client(self, coordinator: str = COORDINATOR) -> Client:
         """A client of one coordinator's API with the network's one client key; use it as `with`."""
-        profile = load_profile(self.profile)
-        url, ca = self.api(coordinator)
-        return Client(url, profile.roster, profile.key, ca)
+        return Client.of(self._profile_of(coordinator))
 
     def async_client(self, coordinator: str = COORDINATOR) -> AsyncClient:
         """The same for code with an event loop."""
-        profile = load_profile(self.profile)
+        return AsyncClient.of(self._profile_of(coordinator))
+
+    def _profile_of(self, coordinator: str) -> Profile:
         url, ca = self.api(coordinator)
-        return AsyncClient(url, profile.roster, profile.key, ca)
+        return dataclasses.replace(load_profile(self.profile), api=url, ca=ca)
 
     def socket(self, index: int) -> Path:
         """The socket of a signer's enclave."""

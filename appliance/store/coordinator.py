@@ -67,6 +67,12 @@ _SIGNATURE_BY_ID = Statement(select(signatures).where(signatures.c.id == paramet
 _UNFINISHED_SIGNATURES = Statement(
     select(signatures).where(signatures.c.state.in_(UNFINISHED)).order_by(signatures.c.seq)
 )
+_SIGNATURES_AFTER = Statement(
+    select(signatures)
+    .where(signatures.c.key_id == parameter("key"), signatures.c.seq > parameter("after"))
+    .order_by(signatures.c.seq)
+    .limit(parameter("most"))
+)
 _UNFINISHED_SIGNATURE = update(signatures).where(
     signatures.c.id == parameter("row"), signatures.c.state.in_(UNFINISHED)
 )
@@ -156,6 +162,11 @@ class CoordinatorStore:
         """A signing request by its id. Raises `Unavailable`, as all reads do."""
         rows = fetch(self._database, _SIGNATURE_BY_ID, {"row": signature_id})
         return parse_row(rows[0], SignatureRow, signature_id) if rows else None
+
+    def signatures_after(self, key_id: str, seq: int, limit: int) -> list[SignatureRow]:
+        """At most `limit` signing requests of a key that came after number `seq`, oldest first."""
+        values = {"key": key_id, "after": seq, "most": limit}
+        return parse_rows(fetch(self._database, _SIGNATURES_AFTER, values), SignatureRow)
 
     def unfinished_signatures(self) -> list[SignatureRow]:
         """Signing requests that have not ended."""

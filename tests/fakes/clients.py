@@ -37,7 +37,7 @@ class TestClient:
         """This client as a policy lists it."""
         return Client(self.kid, Algorithm.ED25519, b64url(self.key.public_key().public_bytes_raw()))
 
-    def request(self, path: str, body: Any, **header: Any) -> wire.ClientRequest:
+    def request(self, path: str, body: Any, /, **header: Any) -> wire.ClientRequest:
         """A signed POST of a body (a struct, or bytes as they are)."""
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
         now_s = int(self.clock())

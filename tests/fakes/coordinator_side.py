@@ -15,17 +15,20 @@ import coincurve
 import msgspec
 
 from appliance import pki, relay
+from appliance.api.credentials import new_token, token_sha256
 from appliance.api.derivation import derive
 from appliance.api.signatures import what_is_signed
 from appliance.coordinator.combine import lagrange_at_zero
-from appliance.coordinator.config import ApiSettings, CoordinatorConfig, PoolSettings, SignersSettings
+from appliance.coordinator.config import ApiSettings, CoordinatorConfig, PoolSettings, Reader, SignersSettings
 from appliance.coordinator.server import Coordinator
 from appliance.tls import client_context
 from enclave import wire
 from policies.requests import HashBatch, SigningBody
 from tests.fakes.certificates import ORDER, Dealer
+from tests.fakes.clients import TestClient, open_policy
 
 POINT_BYTES = 33
+TOKEN = new_token()
 Answers = Callable[[wire.Wire], Iterable[wire.Wire]]
 
 
@@ -50,6 +53,7 @@ class Files:
         self._ca.write(self.path("ca.pem"), self.path("ca.key"))
         server = pki.issue(self._ca, "localhost", pki.Purpose.SERVER, addresses=("127.0.0.1",))
         server.write(self.path("server.pem"), self.path("server.key"))
+        self.signer = TestClient(time.time, network="test")
 
     def path(self, name: str) -> pathlib.Path:
         return self.directory / name
@@ -63,6 +67,7 @@ class Files:
 
     def config(self, dealer: Dealer, pool: PoolSettings) -> CoordinatorConfig:
         self.path("roster.yaml").write_bytes(msgspec.json.encode(dealer.roster))
+        self.path("clients.yaml").write_bytes(msgspec.json.encode(open_policy(self.signer)))
         server = (self.path("server.pem"), self.path("server.key"))
         return CoordinatorConfig(
             network=dealer.roster.network,
@@ -70,7 +75,12 @@ class Files:
             roster=self.path("roster.yaml"),
             state=self.path("coordinator.db"),
             signers=SignersSettings("127.0.0.1:0", *server, self.path("ca.pem")),
-            api=ApiSettings("127.0.0.1:0", *server),
+            api=ApiSettings(
+                "127.0.0.1:0",
+                *server,
+                clients=self.path("clients.yaml"),
+                readers=(Reader(name="tests", token_sha256=token_sha256(TOKEN)),),
+            ),
             pool=pool,
         )
 
@@ -332,10 +342,13 @@ class FakeNetwork:
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, directory: pathlib.Path, n: int = 3, t: int = 1, batch: int = 8) -> AsyncIterator[FakeNetwork]:
-        """The coordinator alone; signers come when a test connects them."""
+    async def start(
+        cls, directory: pathlib.Path, n: int = 3, t: int = 1, batch: int = 8, **api: object
+    ) -> AsyncIterator[FakeNetwork]:
+        """The coordinator alone; signers come when a test connects them. `api` overrides its settings of the API."""
         files, dealer = Files(directory), Dealer.make(n, t)
         config = files.config(dealer, PoolSettings(low=2, high=batch, batch=batch))
+        config = msgspec.structs.replace(config, api=msgspec.structs.replace(config.api, **api))
         async with Coordinator(config) as coordinator:
             net = cls(dealer, files, config)
             net.use(coordinator)
@@ -352,7 +365,8 @@ class FakeNetwork:
     async def client(self) -> AsyncIterator[None]:
         """An HTTP client of the API, for the block."""
         tls = client_context(self.files.path("ca.pem"))
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as self.http:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls), headers=headers) as self.http:
             yield
 
     @asynccontextmanager
@@ -375,9 +389,13 @@ class FakeNetwork:
 
         await asyncio.wait_for(look(), 15)
 
+    def sign(self, path: str, body: bytes) -> str:
+        """The JWS of the one client over `body`."""
+        return self.files.signer.request(path, body).jws
+
     async def post(self, path: str, body: object, wait_s: float = 20) -> tuple[int, dict[str, object]]:
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        headers = {"Keymoot-Signature": "aGVhZGVy..c2lnbmF0dXJl", "Content-Type": "application/json"}
+        headers = {"Keymoot-Signature": self.sign(path, data), "Content-Type": "application/json"}
         async with self.http.post(
             f"{self.api}{path}", params={"wait": f"{wait_s:g}"}, data=data, headers=headers
         ) as answer:

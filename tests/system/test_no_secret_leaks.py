@@ -75,6 +75,8 @@ def secrets_of(net: LocalNet, stranger: ClientKey) -> list[KnownSecret]:
     for path in net.root.rglob("*.key"):
         key = serialization.load_pem_private_key(path.read_bytes(), None)
         found.append(KnownSecret(str(path.relative_to(net.root)), private_bytes(key), path))
+    token = net.profile.parent / "client.token"
+    found.append(KnownSecret("token", token.read_bytes().strip(), token))
     for index in net.plan.indices:
         pin = net.plan.signer(index) / "pin"
         found.append(KnownSecret(f"PIN {index}", pin.read_bytes(), pin))
@@ -115,7 +117,8 @@ def work(net: LocalNet, stranger: ClientKey, shown: list[tuple[str | Path, bytes
     said: list[tuple[str | Path, bytes]] = []
     profile = load_profile(net.profile)
     net.wait_for_pool(POOL[0])
-    with net.client() as client, Client(profile.api, profile.roster, stranger, profile.ca) as wrong:
+    reader = profile.credential
+    with net.client() as client, Client(profile.api, profile.roster, stranger, profile.ca, credential=reader) as wrong:
         key = client.create_key("test/leaks", "leaks-key")
         said.append(("key", repr(key).encode()))
         for _ in range(5):
@@ -200,6 +203,7 @@ def test_the_run_had_every_kind_of_secret_and_each_is_found_where_it_belongs(run
     parts = ["coordinator", *(f"{kind}-{index}" for kind in ("gate", "signer") for index in (1, 2, 3))]
     assert names == {
         "stranger",
+        "token",
         "client/client.key",
         *(f"{part}/ca.key" for part in parts),
         *(f"{part}/{'signer' if part.startswith('signer') else 'server'}.key" for part in parts),

@@ -87,7 +87,7 @@ async def test_typed_data_that_has_no_hash_is_not_accepted(net: FakeNetwork) -> 
     path = f"/v1/keys/{await make_key(net)}/signatures"
     body = {"kind": "Eip712TypedData", "externalId": "typed-1", "typedData": ether_mail("message", "contents", value=1)}
     status, shown = await net.post(path, body)
-    assert (status, shown["code"]) == (400, "bad-request")
+    assert (status, shown["code"]) == (422, "unprocessable")
     assert "Mail.contents is not a string" in str(shown["detail"])
     status, shown = await net.post(path, {**body, "typedData": ETHER_MAIL})
     assert (status, shown["status"], shown["kind"]) == (201, "Signed", "Eip712TypedData")
@@ -375,7 +375,6 @@ async def test_after_a_restart_keys_pools_and_results_are_there_and_an_open_requ
         (b"[" * 5000, "body: "),
         (creation(label="../x y"), "label"),
         (creation(extra=1), "extra"),
-        (creation(signers=4), "3 signers"),
         (creation(externalId=""), "externalId"),
     ],
 )
@@ -393,8 +392,15 @@ async def test_a_body_that_is_too_large_is_refused(net: FakeNetwork) -> None:
 async def test_a_missing_jws_is_refused(net: FakeNetwork) -> None:
     headers = {"Content-Type": "application/json"}
     async with net.http.post(net.api + "/v1/keys", data=b"{}", headers=headers) as answer:
-        assert (answer.status, answer.content_type) == (400, "application/problem+json")
+        assert (answer.status, answer.content_type) == (401, "application/problem+json")
+        assert answer.headers["WWW-Authenticate"] == "Keymoot-Signature"
         assert "Keymoot-Signature" in (await answer.json())["detail"]
+
+
+async def test_a_scheme_that_is_not_the_networks_is_unprocessable(net: FakeNetwork) -> None:
+    status, shown = await net.post("/v1/keys", creation(signers=4))
+    assert (status, shown["code"]) == (422, "unprocessable")
+    assert "3 signers" in str(shown["detail"])
 
 
 async def test_an_unknown_path_is_a_problem_document(net: FakeNetwork) -> None:

@@ -14,11 +14,12 @@ import pytest
 
 from appliance import relay
 from appliance.api.client import ApiError, AsyncClient, CertificateRefused, Client
+from appliance.api.credentials import Credential
 from appliance.coordinator.identity import iso_time
 from appliance.tls import client_context
 from enclave import wire
 from policies.roster import Roster
-from tests.fakes.coordinator_side import FakeNetwork, attached, until
+from tests.fakes.coordinator_side import TOKEN, FakeNetwork, attached, until
 
 
 @pytest.fixture
@@ -28,7 +29,8 @@ async def net(tmp_path: pathlib.Path) -> AsyncIterator[FakeNetwork]:
 
 
 def client_of(net: FakeNetwork, roster: Roster | None = None) -> AsyncClient:
-    return AsyncClient(net.api, roster or net.dealer.roster, None, net.files.path("ca.pem"))
+    ca, credential = net.files.path("ca.pem"), Credential(TOKEN)
+    return AsyncClient(net.api, roster or net.dealer.roster, None, ca, credential=credential)
 
 
 def epochs(shown: dict[str, object]) -> list[object]:
@@ -229,7 +231,8 @@ async def test_the_client_shows_no_signers_of_another_roster(net: FakeNetwork) -
 
 async def test_the_synchronous_client_reads_the_same(net: FakeNetwork) -> None:
     def read() -> tuple[int, int, str]:
-        with Client(net.api, net.dealer.roster, None, net.files.path("ca.pem")) as client:
+        ca, credential = net.files.path("ca.pem"), Credential(TOKEN)
+        with Client(net.api, net.dealer.roster, None, ca, credential=credential) as client:
             signers, pools = client.list_signers(), client.list_pools()
             with pytest.raises(ApiError) as refused:
                 client.readiness()

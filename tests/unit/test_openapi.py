@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import openapi_spec_validator
 import pytest
 from aiohttp import web
@@ -17,7 +18,6 @@ from tests.fakes.coordinator_side import FakeNetwork
 from tests.fakes.typed_data import ETHER_MAIL
 
 H = "0x" + "11" * 32
-JWS = "aGVhZGVy..c2lnbmF0dXJl"
 KEY = {
     "scheme": "ECDSA", "curve": "secp256k1", "signers": 3, "tolerate": 1, "label": "treasury", "externalId": "key-1",
 }  # fmt: skip
@@ -61,11 +61,22 @@ class Caller:
         self.net, self.document = net, document
         self.answered: set[tuple[str, str, str]] = set()
 
-    async def call(self, method: str, template: str, path: str = "", body: object = None, jws: str = JWS) -> Any:
+    async def call(self, method: str, template: str, path: str = "", body: object = None, **headers: str | None) -> Any:
+        """`headers`, with _ for -, override what a client sends; None leaves one out."""
         told = self.document["paths"][template][method]["responses"]
-        headers = {"Keymoot-Signature": jws} if method == "post" and jws else {}
-        url = self.net.api + (path or template)
-        async with self.net.http.request(method, url, json=body, headers=headers) as answer:
+        path = path or template
+        data = b"" if body is None else msgspec.json.encode(body)
+        sent: dict[str, str | None] = {}
+        if method == "post":
+            sent = {
+                "Content-Type": "application/json",
+                "Keymoot-Signature": self.net.sign(path.partition("?")[0], data),
+            }
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        shown_headers = {name: value for name, value in sent.items() if value is not None}
+        async with self.net.http.request(
+            method, self.net.api + path, data=data or None, headers=shown_headers
+        ) as answer:
             status = str(answer.status)
             shown = await answer.json(content_type=None)
             response = resolve(self.document, told[status if status in told else "default"])
@@ -131,10 +142,13 @@ async def test_answers_are_as_described(net: FakeNetwork) -> None:
     assert await caller.call("post", keys, body=KEY) == made
     await caller.call("post", keys, body={**KEY, "label": "other"})
     await caller.call("post", keys, body={})
-    await caller.call("post", keys, body=KEY, jws="")
+    await caller.call("post", keys, body=KEY, Keymoot_Signature=None)
+    await caller.call("post", keys, body={**KEY, "signers": 4})
+    await caller.call("post", keys, body=KEY, Content_Type="text/plain")
     await caller.call("post", keys, body={"x": "x" * 300_000})
     await caller.call("get", keys)
     await caller.call("get", keys, "/v1/keys?cursor=x")
+    await caller.call("get", keys, Authorization="Bearer kmt_x")
     await caller.call("get", key, key_path)
     await caller.call("get", key, "/v1/keys/none")
     signed = await caller.call("post", signatures, key_path + "/signatures", HASH)
@@ -144,6 +158,10 @@ async def test_answers_are_as_described(net: FakeNetwork) -> None:
     await caller.call("post", signatures, key_path + "/signatures?wait=0", {**HASH, "externalId": "sig-3"})
     await caller.call("post", signatures, key_path + "/signatures?wait=61", HASH)
     await caller.call("post", signatures, "/v1/keys/none/signatures", HASH)
+    listed = await caller.call("get", signatures, key_path + "/signatures")
+    assert listed["items"][0] == signed
+    await caller.call("get", signatures, key_path + "/signatures?cursor=x")
+    await caller.call("get", signatures, "/v1/keys/none/signatures")
     one = signatures + "/{signature}"
     await caller.call("get", one, f"{key_path}/signatures/{signed['id']}")
     await caller.call("get", one, f"{key_path}/signatures/none")
@@ -156,8 +174,9 @@ async def test_answers_are_as_described(net: FakeNetwork) -> None:
     for path in ("/v1/signers", "/v1/pools", "/readyz", "/healthz", "/v1/healthz", "/openapi.json"):
         await caller.call("get", path)
     assert caller.answered == {
-        *(("post", keys, status) for status in ("200", "201", "400", "409", "413")),
+        *(("post", keys, status) for status in ("200", "201", "400", "401", "409", "413", "415", "422")),
         *(("post", signatures, status) for status in ("200", "201", "202", "400", "404")),
+        *(("get", signatures, status) for status in ("200", "400", "404")), ("get", keys, "401"),
         ("get", keys, "200"), ("get", keys, "400"), ("get", key, "200"), ("get", key, "404"),
         ("post", batches, "201"), ("get", one_batch, "200"), ("get", one_batch, "404"),
         ("get", one, "200"), ("get", one, "404"), ("get", "/v1/signers", "200"), ("get", "/v1/pools", "200"),
@@ -178,9 +197,9 @@ async def test_not_ready_is_as_described(tmp_path: pathlib.Path) -> None:
     ("60", 201), ("60.1", 400), ("1e999", 400), ("-1", 400), ("nan", 400), ("", 400)])  # fmt: skip
 async def test_a_wait_is_any_number_that_the_document_allows(net: FakeNetwork, wait: str, status: int) -> None:
     _, made = await net.post("/v1/keys", KEY)
-    async with net.http.post(
-        f"{net.api}/v1/keys/{made['id']}/signatures?wait={wait}", json=HASH, headers={"Keymoot-Signature": JWS}
-    ) as answer:
+    path, data = f"/v1/keys/{made['id']}/signatures", msgspec.json.encode(HASH)
+    headers = {"Keymoot-Signature": net.sign(path, data), "Content-Type": "application/json"}
+    async with net.http.post(f"{net.api}{path}?wait={wait}", data=data, headers=headers) as answer:
         assert answer.status == status, await answer.text()
 
 

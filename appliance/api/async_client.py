@@ -1,0 +1,289 @@
+"""The Python client: signs its requests, and believes nothing but certificates and signatures it has checked.
+
+No public key, address or signature leaves this module unverified: a key's certificate against the pinned roster, a
+signature under the certified (child) key over the hash that this client computed itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pathlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from appliance.api import batches, models
+from appliance.api.certificates import CertificateRefused, verify_key
+from appliance.api.credentials import Credential
+from appliance.api.jws import SIGNATURE_HEADER, ClientKey, new_jti, sign_request
+from appliance.api.paths import COORDINATOR_PATH, HEALTH_PATHS, POOLS_PATH, READY_PATH, SIGNERS_PATH
+from appliance.api.results import ApiError, CertifiedKey, ListedKey, require
+from appliance.api.signatures import verify_signature, what_is_signed
+from appliance.api.transport import Transport
+from policies.errors import CallerError, Unavailable
+from policies.requests import (
+    KEYS_PATH,
+    HashBatch,
+    KeyCreation,
+    SigningBody,
+    signature_batches_path,
+    signatures_path,
+)
+from policies.roster import Roster
+
+if TYPE_CHECKING:
+    from appliance.profile import Profile
+
+MAX_REMEMBERED_KEYS = 256
+MAX_PAGES = 1000
+LISTED = 1000
+WAIT_TIMEOUT_S = 120.0
+# Below the time-out of a request: what takes longer is asked for again.
+POST_WAIT_S = 20
+POLL_FIRST_S, POLL_MOST_S = 0.02, 1.0
+
+A = TypeVar("A", bound=models.ApiStruct)
+
+
+class AsyncClient:
+    """An asynchronous client of one network. Use it as `async with`. Times are in seconds.
+
+    `ca` is the pinned CA of the coordinator; `key` may be None for a client that only reads. `credential` is what it
+    shows to read; a signed request needs none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        roster: Roster,
+        key: ClientKey | None,
+        ca: pathlib.Path,
+        *,
+        credential: Credential | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Raises `CallerError` for files that cannot be used, and for a URL that is not https."""
+        self._transport = Transport(url, ca, credential or Credential())
+        self._roster = roster
+        self._key = key
+        self._clock = clock
+        self._keys: OrderedDict[str, CertifiedKey] = OrderedDict()
+
+    @classmethod
+    def of(cls, profile: Profile) -> AsyncClient:
+        """The client of a profile."""
+        return cls(profile.api, profile.roster, profile.key, profile.ca, credential=profile.credential)
+
+    async def __aenter__(self) -> AsyncClient:
+        self._transport.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.close()
+
+    # --- keys -------------------------------------------------------------------------------------------
+
+    async def create_key(self, label: str, external_id: str, *, timeout_s: float = WAIT_TIMEOUT_S) -> CertifiedKey:
+        """A new key with the roster's `n` and `t`, once all signers certified it.
+
+        Raises `Rejected`, `Failed`, `ApiError`, `CertificateRefused`, `Unavailable`. The same call again with the
+        same `external_id` gives the same key.
+        """
+        creation = KeyCreation(
+            scheme="ECDSA",
+            curve="secp256k1",
+            signers=self._roster.n,
+            tolerate=self._roster.tolerate,
+            label=label,
+            external_id=external_id,
+        )
+        asked = await self._post(KEYS_PATH, creation, models.Key)
+        answer = await self._until(
+            lambda: self._get(f"{KEYS_PATH}/{asked.request_id}", models.Key),
+            asked,
+            lambda key: key.status is not models.KeyState.PENDING,
+            timeout_s,
+        )
+        key = self._certify(require(answer, models.KeyState.ACTIVE))
+        if key.label != label:
+            raise CertificateRefused(f"asked for a key with label {label}, was shown one with {key.label}")
+        return key
+
+    async def get_key(self, key_id: str) -> CertifiedKey:
+        """The key, verified. Raises `ApiError`, `CertificateRefused`, and `Failed` where it is not active."""
+        answer = await self._get(f"{KEYS_PATH}/{key_id}", models.Key)
+        key = self._certify(require(answer, models.KeyState.ACTIVE))
+        if key.id != key_id:
+            raise CertificateRefused(f"asked for {key_id}, was shown {key.id}")
+        return key
+
+    async def list_keys(self) -> tuple[ListedKey, ...]:
+        """All keys, oldest first, each active one verified. Raises `ApiError`, `CertificateRefused`."""
+        listed: list[ListedKey] = []
+        cursor = ""
+        for _ in range(MAX_PAGES):
+            page = await self._get(KEYS_PATH, models.KeyList, {"cursor": cursor} if cursor else {})
+            for answer in page.items:
+                listed.append(ListedKey(answer, self._certify_if_active(answer)))
+            if page.next_cursor is None:
+                return tuple(listed)
+            cursor = page.next_cursor
+        raise ApiError(200, "endless-list", f"the list of keys has more than {MAX_PAGES} pages")
+
+    # --- signatures -------------------------------------------------------------------------------------
+
+    async def sign(self, key_id: str, body: SigningBody, *, timeout_s: float = WAIT_TIMEOUT_S) -> models.Signature:
+        """The finished signature over `body`, verified under the certified child key.
+
+        Raises `Rejected` (which signer, why), `Failed`, `ApiError`, `CertificateRefused`, `Unavailable`.
+        """
+        path = signatures_path(key_id)
+        key = await self._remembered(key_id)
+        asked = await self._post(path, body, models.Signature)
+        answer = await self._until(
+            lambda: self._get(f"{path}/{asked.id}", models.Signature),
+            asked,
+            lambda signature: signature.status in _TERMINAL,
+            timeout_s,
+        )
+        require(answer, models.SignatureState.SIGNED)
+        verify_signature(answer.signature, key.public_key(body.derivation_path), what_is_signed(body))
+        return answer
+
+    async def get_signature(self, key_id: str, signature_id: str, body: SigningBody | None = None) -> models.Signature:
+        """A signing request as it stands. A signature in it is verified: over `body` under its path where `body`
+        is given, else over the hash and under the path that the answer names. Raises as `sign`."""
+        answer = await self._get(f"{signatures_path(key_id)}/{signature_id}", models.Signature)
+        if answer.signature is None:
+            return answer
+        key = await self._remembered(key_id)
+        path = answer.derivation_path if body is None else body.derivation_path
+        verify_signature(answer.signature, key.public_key(path), None if body is None else what_is_signed(body))
+        return answer
+
+    async def list_signatures(self, key_id: str, *, limit: int = LISTED) -> tuple[models.Signature, ...]:
+        """The key's first `limit` signing requests, oldest first; each signature in them is verified under the path
+        and over the hash that the answer names. Raises as `get_signature`."""
+        path, cursor = signatures_path(key_id), ""
+        key = await self._remembered(key_id)
+        listed: list[models.Signature] = []
+        while len(listed) < limit:
+            page = await self._get(path, models.SignatureList, {"cursor": cursor} if cursor else {})
+            for answer in page.items[: limit - len(listed)]:
+                if answer.signature is not None:
+                    verify_signature(answer.signature, key.public_key(answer.derivation_path), None)
+                listed.append(answer)
+            if page.next_cursor is None or not page.items:
+                break
+            cursor = page.next_cursor
+        return tuple(listed)
+
+    # --- the network ------------------------------------------------------------------------------------
+
+    async def list_signers(self) -> tuple[models.Signer, ...]:
+        """The signers, who they are checked against the pinned roster; their state is the coordinator's word.
+
+        Raises `ApiError`, `CertificateRefused`, `Unavailable`.
+        """
+        shown = (await self._get(SIGNERS_PATH, models.SignerList)).items
+        pinned = [(entry.index, entry.name, entry.operator, entry.fingerprint) for entry in self._roster.signers]
+        if [(entry.index, entry.name, entry.operator, entry.fingerprint) for entry in shown] != pinned:
+            raise CertificateRefused("the signers shown are not those of your roster: compare roster.yaml")
+        return shown
+
+    async def list_pools(self) -> tuple[models.Pool, ...]:
+        """The pools of presignatures, as the coordinator says. Raises `ApiError`, `Unavailable`."""
+        return (await self._get(POOLS_PATH, models.PoolList)).items
+
+    async def pools(self, burst: int | None = None) -> models.PoolList:
+        """As `list_pools`, with what waits for them, and with marks recommended for a `burst` of signatures at once."""
+        return await self._get(POOLS_PATH, models.PoolList, {} if burst is None else {"burst": str(burst)})
+
+    async def coordinator(self) -> models.Coordinator:
+        """What the coordinator says of itself. Raises `ApiError`, `Unavailable`."""
+        return await self._get(COORDINATOR_PATH, models.Coordinator)
+
+    async def readiness(self) -> models.Readiness:
+        """Who can sign now. Raises `ApiError` with code `not-ready`, what is missing and what to do, where nobody can;
+        `Unavailable`."""
+        return await self._transport.exchange("GET", READY_PATH, models.Readiness, retried=False)
+
+    async def health(self) -> models.Health:
+        """What is there and what is missing, as the coordinator says. Raises `ApiError`, `Unavailable`."""
+        return await self._get(HEALTH_PATHS[0], models.Health)
+
+    async def sign_batch(
+        self, key_id: str, body: HashBatch, *, timeout_s: float = WAIT_TIMEOUT_S
+    ) -> batches.SignatureBatch:
+        """The ended batch, every signature in it verified under its certified child key; it says of each hash that has
+        none why (`PartlySigned`). Raises as `sign`."""
+        path = signature_batches_path(key_id)
+        key = await self._remembered(key_id)
+        asked = await self._post(path, body, batches.SignatureBatch)
+        answer = await self._until(
+            lambda: self._get(f"{path}/{asked.id}", batches.SignatureBatch),
+            asked,
+            lambda batch: batch.status not in batches.UNFINISHED,
+            timeout_s,
+        )
+        await asyncio.to_thread(batches.verify_batch, answer, body, key.public_key)
+        return answer
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    def _certify(self, answer: models.Key) -> CertifiedKey:
+        key = CertifiedKey(verify_key(answer, self._roster), answer)
+        self._keys[key.id] = key
+        self._keys.move_to_end(key.id)
+        while len(self._keys) > MAX_REMEMBERED_KEYS:
+            self._keys.popitem(last=False)
+        return key
+
+    def _certify_if_active(self, answer: models.Key) -> CertifiedKey | None:
+        if answer.status is models.KeyState.ACTIVE:
+            return self._certify(answer)
+        if answer.public_key is not None:
+            raise CertificateRefused(f"the answer shows the public key of a key that is {answer.status}")
+        return None
+
+    async def _remembered(self, key_id: str) -> CertifiedKey:
+        return self._keys.get(key_id) or await self.get_key(key_id)
+
+    async def _post(self, path: str, body: msgspec.Struct, kind: type[A]) -> A:
+        if self._key is None:
+            raise CallerError("this client has no key to sign requests with: give it one with a policy's client id")
+        data = msgspec.json.encode(body)
+        jws = sign_request(self._key, self._roster.network, "POST", path, data, now_s=int(self._clock()), jti=new_jti())
+        headers = {SIGNATURE_HEADER: jws, "content-type": "application/json"}
+        params = {"wait": str(POST_WAIT_S)}
+        return await self._transport.exchange("POST", path, kind, data=data, headers=headers, params=params)
+
+    async def _get(self, path: str, kind: type[A], params: dict[str, str] | None = None) -> A:
+        return await self._transport.exchange("GET", path, kind, params=params or {})
+
+    async def _until(
+        self, get: Callable[[], Coroutine[Any, Any, A]], answer: A, done: Callable[[A], bool], timeout_s: float
+    ) -> A:
+        """Ask again, at growing intervals, until `done`. Raises `Unavailable` after `timeout_s`."""
+        loop = asyncio.get_running_loop()
+        deadline_s, pause_s = loop.time() + timeout_s, POLL_FIRST_S
+        while not done(answer):
+            if loop.time() + pause_s > deadline_s:
+                raise Unavailable(f"no result within {timeout_s:g} s", "it goes on: ask with the same externalId")
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, POLL_MOST_S)
+            answer = await get()
+        return answer
+
+
+_TERMINAL = frozenset({models.SignatureState.SIGNED, models.SignatureState.FAILED, models.SignatureState.REJECTED})

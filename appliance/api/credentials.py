@@ -1,0 +1,74 @@
+"""What a client shows to read the API: a token, or a client certificate.
+
+A token is 256 random bits, so its SHA-256 is all that a coordinator needs to keep: from that nobody finds the token.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import pathlib
+import re
+import stat
+from dataclasses import dataclass
+
+from policies.errors import CallerError
+
+TOKEN_PATTERN = re.compile(r"kmt_[A-Za-z0-9_-]{43}")
+TOKEN_BYTES = 32
+MAX_FILE_BYTES = 1024
+
+
+@dataclass(frozen=True, repr=False)
+class Credential:
+    """A token, or the files of a client certificate and its key, or both. Never shows itself."""
+
+    token: str | None = None
+    certificate: pathlib.Path | None = None
+    key: pathlib.Path | None = None
+
+    def __repr__(self) -> str:
+        return "<Credential>"
+
+    def headers(self) -> dict[str, str]:
+        """The header that shows the token, where there is one."""
+        return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+
+
+def new_token() -> str:
+    """A fresh token, from the operating system's generator."""
+    return "kmt_" + base64.urlsafe_b64encode(os.urandom(TOKEN_BYTES)).rstrip(b"=").decode()
+
+
+def token_sha256(token: str) -> str:
+    """What a coordinator's configuration says of a token: hex of SHA-256 over its text."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def save_token(token: str, path: pathlib.Path) -> None:
+    """Write a token to a new file of mode 0600. Raises `CallerError` if it exists."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CallerError(f"cannot create token file {path}: {error.strerror}") from None
+    with os.fdopen(descriptor, "w") as file:
+        file.write(token + "\n")
+
+
+def load_token(path: pathlib.Path) -> str:
+    """Read a token that its owner alone may read.
+
+    Raises `CallerError` where the file is away, open to others (any bit of 077), or holds something else.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read(MAX_FILE_BYTES).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise CallerError(f"cannot read token file {path}: {error.strerror}") from None
+    if mode & 0o077:
+        raise CallerError(f"token file {path} has mode {mode:04o}: run chmod 600 on it")
+    if not TOKEN_PATTERN.fullmatch(text):
+        raise CallerError(f"token file {path} holds no token: make one with `keymoot coordinator token`")
+    return text

@@ -1,0 +1,135 @@
+"""Who is let in to the API, and how much of it each may take: before anything else looks at a request.
+
+A POST is its client's by the signature of the request, whatever else it shows. All else is a reader's, by token or
+client certificate, except what strangers may see too.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from appliance.api.paths import OPEN_PATHS
+from appliance.coordinator.bodies import Bodies
+from appliance.coordinator.config import LimitSettings
+from appliance.coordinator.credentials import ClientKeys, Readers, Unauthorized
+from appliance.coordinator.gateway import common_name
+from appliance.coordinator.limits import JWS_HEADER, JWS_PATTERN
+from appliance.coordinator.rates import Limited, Places, Rates
+from enclave.wire import ClientRequest
+from policies.errors import KeymootError, Refused
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+SIGNED = web.RequestKey("signed", ClientRequest)
+READER = web.RequestKey("reader", str)
+STRANGER_BURST_S = 4.0
+CLIENT_BURST_S = 2.0
+UNVERIFIED_AT_ONCE = 64
+
+
+class Admission:
+    """The API's middleware. `wall_clock`: Unix seconds; `clock`: seconds, monotonic."""
+
+    def __init__(
+        self,
+        clients: ClientKeys,
+        readers: Readers,
+        limits: LimitSettings,
+        wall_clock: Callable[[], float],
+        clock: Callable[[], float],
+    ) -> None:
+        self._clients, self._readers, self._wall_clock = clients, readers, wall_clock
+        self._rates = Rates(limits.requests_per_s, limits.requests_per_s * CLIENT_BURST_S, clock)
+        self._strangers = Rates(limits.strangers_per_s, limits.strangers_per_s * STRANGER_BURST_S, clock)
+        self._places = Places(limits.in_flight)
+        self._unverified = Places(UNVERIFIED_AT_ONCE)
+        self._bodies = Bodies(limits.body_timeout_s)
+
+    def replace(self, clients: ClientKeys, readers: Readers) -> None:
+        """From now on these, and nobody else."""
+        self._clients, self._readers = clients, readers
+
+    def middleware(self) -> Middleware:
+        """As aiohttp takes it. Raises `Unauthorized`, `Limited`, and what `Bodies.read` raises."""
+
+        @web.middleware
+        async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
+            name = await self._name(request)
+            with ExitStack() as places:
+                if name is not None:
+                    self._rates.take(name)
+                    places.enter_context(self._places.take(name))
+                return await handler(request)
+
+        return admit
+
+    async def _name(self, request: web.Request) -> str | None:
+        """Whose request it is; None for a stranger who may see what he asks for. His address is charged for that, and
+        for what is refused here."""
+        address = address_of(request)
+        try:
+            name = await self._client(request, address) if request.method == "POST" else self._reader(request)
+        except Limited:
+            raise
+        except KeymootError:
+            self._strangers.take(address)
+            raise
+        if name is None:
+            self._strangers.take(address)
+        else:
+            structlog.contextvars.bind_contextvars(client=name)
+        return name
+
+    def _reader(self, request: web.Request) -> str | None:
+        authorization = request.headers.get("Authorization")
+        if authorization is not None:
+            name: str | None = self._readers.by_authorization(authorization)
+        else:
+            name = self._readers.by_certificate(common_name(request))
+        if name is not None:
+            request[READER] = name
+            return f"reader/{name}"
+        if request.path in OPEN_PATHS:
+            return None
+        raise Unauthorized("credential-missing", "reading needs a token or a client certificate that is listed")
+
+    async def _client(self, request: web.Request, address: str) -> str:
+        """The client that signed the request. What can be seen without the body is looked at before it is read."""
+        self._strangers.check(address)
+        jws = request.headers.get(JWS_HEADER, "")
+        if not JWS_PATTERN.match(jws):
+            raise Unauthorized("request/jws", f"{JWS_HEADER}: a detached JWS (header..signature) is needed")
+        clients = self._clients
+        try:
+            looked_at = clients.look(jws, request.path, int(self._wall_clock()))
+            with self._unverified.take(address):
+                body = await self._bodies.read(request)
+            client = clients.verify(looked_at, body)
+        except Refused as refused:
+            raise Unauthorized(refused.rule, refused.reason) from None
+        request[SIGNED] = ClientRequest("POST", request.path, body, jws)
+        return f"client/{client}"
+
+
+def address_of(request: web.Request) -> str:
+    """Whom a stranger's requests are charged to."""
+    return network_of(request.remote or "")
+
+
+def network_of(address: str) -> str:
+    """An IPv4 address as it is; of IPv6 the /64, since one host has all of it."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, 64), strict=False))
