@@ -205,7 +205,12 @@ class Courier:
         """Page after page, with a pause in which other work has its turn."""
         while True:
             question = await self._questions[link.name].get()
-            seq, found = self._store.certificates_after(question.after, question.key_id, relay.KEYS_A_PAGE + 1)
+            try:
+                seq, found = self._store.certificates_after(question.after, question.key_id, relay.KEYS_A_PAGE + 1)
+            except Unavailable as error:
+                if self._unreadable.is_new(str(error)):
+                    log.error("certificates-unreadable", reason=str(error)[:512])
+                continue
             keys = tuple(relay.NumberedKey(*each) for each in found[: relay.KEYS_A_PAGE])
             link.send(relay.KeyPage(seq, keys, len(found) > len(keys)), bulk=False)
             await asyncio.sleep(PAUSE_S)
