@@ -10,9 +10,11 @@ from typing import Protocol
 from aiohttp import WSCloseCode
 
 from appliance import relay
+from appliance.coordinator.boots import Boots
 from appliance.coordinator.changes import Changes
 from appliance.coordinator.connection import Connection
 from enclave import wire
+from policies.errors import Refused
 from policies.roster import Roster
 
 
@@ -92,6 +94,7 @@ class Signers:
         self._sessions: dict[int, Session] = {}
         self.connected: Counter[int] = Counter()
         """How often each signer came online."""
+        self._boots = {signer.index: Boots(signer.name) for signer in roster.signers}
         self._absences = {index: Absence(None, "") for index in roster.indices}
 
     # --- coming and going ---
@@ -100,8 +103,10 @@ class Signers:
         """A connection has announced itself: the other half of a session, or the first of a new one.
 
         The newest connection wins: where its half is taken, or the enclave is another one, the old session ends.
+        Raises `Refused` where two enclaves announce themselves by turns: neither is admitted then.
         """
         enclave, index = announced.enclave, announced.enclave.index
+        self._boots[index].check(enclave.boot_nonce)
         session = self._sessions.get(index)
         if session is not None and (bulk in session.connections or session.enclave.boot_nonce != enclave.boot_nonce):
             self.leave(session, "a newer connection of this signer has come")
@@ -110,6 +115,11 @@ class Signers:
             session = self._sessions[index] = Session(announced, self._wall_clock())
         session.connections[bulk] = connection
         if session.online:
+            try:
+                self._boots[index].on_online(enclave.boot_nonce)
+            except Refused as refusal:
+                self.leave(session, refusal.reason)
+                raise
             # The newer half says the newer epoch.
             session.prss_epoch = enclave.prss_epoch
             self.connected[index] += 1

@@ -191,7 +191,9 @@ class _Session:
             elif message.type is aiohttp.WSMsgType.TEXT:
                 raise wire.Malformed(f"coordinator {self._name} sent a text message")
             else:
-                raise LinkDown(f"coordinator {self._name} closed ({message.type.name.lower()})", CHECK_COORDINATOR)
+                said = message.extra if message.type is aiohttp.WSMsgType.CLOSE else ""
+                why = f"{str(said)[:200]!r}" if said else message.type.name.lower()
+                raise LinkDown(f"coordinator {self._name} closed ({why})", CHECK_COORDINATOR)
 
 
 def _http_session(tls: ssl.SSLContext) -> aiohttp.ClientSession:

@@ -145,6 +145,35 @@ async def test_the_newest_connection_of_a_signer_replaces_the_old_one(net: FakeN
         await until(lambda: signers.online() == (2,))
 
 
+async def test_two_enclaves_that_take_turns_as_one_signer_are_both_refused_until_a_new_boot(net: FakeNetwork) -> None:
+    one, other = net.signers[0], net.signers[1]
+    signers = net.coordinator.network.signers
+    boots = [b"1" * 32, b"2" * 32]
+    async with other.connected(net.gateway, net.files):
+        for turn in range(4):
+            async with one.connected(net.gateway, net.files, boot_nonce=boots[turn % 2]):
+                await until(lambda: signers.online() == (1, 2))
+            await until(lambda: signers.online() == (2,))
+        for boot in boots:
+            one.closed.clear()
+            async with one.connected(net.gateway, net.files, boot_nonce=boot):
+                await until(lambda: len(one.closed) == 2)
+            assert {"two enclaves run with the identity" in reason for _, reason in one.closed} == {True}
+            assert signers.online() == (2,)
+        assert "two enclaves run with the identity of this signer" in signers.absence(1).reason
+        async with one.connected(net.gateway, net.files, boot_nonce=b"3" * 32):
+            await until(lambda: signers.online() == (1, 2))
+
+
+async def test_restarts_however_many_are_no_copies(net: FakeNetwork) -> None:
+    one = net.signers[0]
+    signers = net.coordinator.network.signers
+    for boot in range(40):
+        for _ in range(2):  # and each reconnects
+            async with one.connected(net.gateway, net.files, boot_nonce=bytes([boot]) * 32):
+                await until(lambda: signers.online() == (1,))
+
+
 async def test_links_count_only_when_both_ends_report_them(net: FakeNetwork) -> None:
     one, two = net.signers[0], net.signers[1]
     signers = net.coordinator.network.signers
