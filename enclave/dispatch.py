@@ -197,7 +197,7 @@ class Dispatch:
             # SPEC 3: a peer that has rebooted has lost its part of every common batch.
             boot = link.peer.boot_nonce
             around.pool.drop(lambda _, key: key.boots.get(peer, boot) != boot)
-            around.links.tell((coordinator, peer))
+            self._standing.on_link_up((coordinator, peer))
         self._effects.report(coordinator, LinkReport(peer, link is not None, reason[:500]))
 
     def on_failed_attempt(self, coordinator: str, peer: int, reason: str) -> None:

@@ -74,6 +74,14 @@ class Standing:
 
     # --- our own state ---
 
+    def on_link_up(self, key: tuple[str, int]) -> None:
+        """A peer learns at once how far our chain is; every minute it learns that again."""
+        self._run(self._settle_and_tell(key))
+
+    async def _settle_and_tell(self, key: tuple[str, int]) -> None:
+        await self._audit.settle(lambda: self._effects.store(()))
+        self._links.tell(key)
+
     def _minute(self) -> None:
         self._timers.after(PERIOD_S, self._minute)
         self._run(self._sign_and_tell())
