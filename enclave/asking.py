@@ -61,9 +61,17 @@ class Gate:
         """Whole conversations."""
 
     async def ask(
-        self, info: SignerInfo | BatchSignerInfo, request: RequestInfo, deadline_s: int, pending: Callable[[int], None]
+        self,
+        info: SignerInfo | BatchSignerInfo,
+        request: RequestInfo,
+        deadline_s: int,
+        pending: Callable[[int], None],
+        request_id: str = "",
     ) -> GateAllowed:
-        """A verified yes, or `Refused`. `pending(deadline_s)` is called when the gate says that it needs time."""
+        """A verified yes, or `Refused`. `pending(deadline_s)` is called when the gate says that it needs time.
+
+        `request_id`: what logs call the request; the handler gets it too.
+        """
         keys = self._keys()
         if keys is None:
             raise Refused("gate", "this enclave has no gate secrets: run `keymoot gate secret`")
@@ -72,7 +80,7 @@ class Gate:
         self._conversations += 1
         started_ns = time.perf_counter_ns()
         try:
-            allowed = await self._converse(keys, info, request, deadline_s, pending)
+            allowed = await self._converse(keys, info, request, deadline_s, pending, request_id)
         except GateSaidNo:
             self._count("gate|refused")
             raise
@@ -108,6 +116,7 @@ class Gate:
         request: RequestInfo,
         deadline_s: int,
         pending: Callable[[int], None],
+        request_id: str,
     ) -> GateAllowed:
         uid = self._random(16).hex()
         attempt, backoff_s, reason = 0, RETRY_FIRST_S, "no answer"
@@ -122,7 +131,7 @@ class Gate:
                 now_s=int(self._clock()),
                 keys=keys,
             )
-            answer = await self._exchange(call, self._try_timeout_ms(deadline_s))
+            answer = await self._exchange(call, self._try_timeout_ms(deadline_s), request_id)
             if isinstance(answer, GateUnreachable):
                 reason, wait_s = answer.reason, backoff_s
                 self._count("gate_tries|unreachable")
@@ -141,15 +150,14 @@ class Gate:
             await self._timers.sleep(min(wait_s, max(0.0, deadline_s - self._clock())))
         raise _NoDecision("gate", f"no yes from the gate before the deadline ({reason})")
 
-    async def _exchange(self, call: GateCall, timeout_ms: int) -> GateReply | GateUnreachable:
+    async def _exchange(self, call: GateCall, timeout_ms: int, request_id: str) -> GateReply | GateUnreachable:
         uid = call.uid
         promise: Promise[GateReply | GateUnreachable] = Promise()
         self._awaited[uid] = promise
         late = GateUnreachable(uid, "no answer from the signer process in time")
         cancel = self._timers.after(timeout_ms / 1000 + 1.0, lambda: self.on_answer(late))
-        self._emit(
-            CallGate(uid, call.webhook_id, call.webhook_timestamp, call.webhook_signature, call.body, timeout_ms)
-        )
+        signed = (call.webhook_id, call.webhook_timestamp, call.webhook_signature, call.body)
+        self._emit(CallGate(uid, *signed, timeout_ms, request_id))
         try:
             return await promise
         finally:

@@ -27,12 +27,14 @@ from enclave.online import Holdings
 from enclave.orders import CeremonyOrders, Surroundings
 from enclave.pool import PresignaturePool
 from enclave.prss_state import PrssState
+from enclave.request_log import RequestLog
 from enclave.setup_turn import SetupTurn
 from enclave.shares import Vault
 from enclave.standing import Standing
 from enclave.tasks import Promise, Timers
 from enclave.wire import PROTOCOL_VERSION, Attached, Status
 from policies.acceptance import AcceptedState
+from policies.repeats import Repeats
 
 LINK_STATES = ("up", "opening", "down")
 
@@ -64,6 +66,7 @@ class EnclaveCore:
         """`gate_keys()`: None in gate mode `none`, and until the HSM has unsealed them."""
         self._config, self._outside = config, outside
         self.timers = Timers(outside.clock)
+        self._repeats = Repeats(outside.clock)
         self.effects = Effects()
         self.pool = PresignaturePool()
         self._session = _new_session(config.index, outside.random)
@@ -91,7 +94,7 @@ class EnclaveCore:
             config.file.gate.deadline_s,
             int(outside.wall_clock()),
         )
-        book = RequestBook(outside.wall_clock)
+        book, log = RequestBook(outside.wall_clock), RequestLog(outside.log, outside.clock)
         self._authoriser = Authoriser(
             rules,
             Holdings(self._session, around.vault, self.pool, self._prss, self._peer, self._pause),
@@ -101,8 +104,9 @@ class EnclaveCore:
             book,
             outside.wall_clock,
             outside.random,
+            log,
         )
-        self._creation = creation = KeyCreation(rules, book, self.orders, self.effects, outside.wall_clock)
+        self._creation = creation = KeyCreation(rules, book, self.orders, self.effects, outside.wall_clock, log)
         self.dispatch = Dispatch(
             around,
             self.orders,
@@ -164,6 +168,7 @@ class EnclaveCore:
         self.dispatch.on_link(coordinator, peer, link, reason)
         name = self._config.roster.signer(peer).name
         if link is not None:
+            self._repeats.over(f"no link with {name} through {coordinator}")
             self._outside.log.info("link up", peer=name, coordinator=coordinator)
         else:
             self._outside.log.warning("link down", peer=name, coordinator=coordinator, reason=reason)
@@ -171,7 +176,9 @@ class EnclaveCore:
     def _on_failed_attempt(self, coordinator: str, peer: int, reason: str) -> None:
         self.dispatch.on_failed_attempt(coordinator, peer, reason)
         name = self._config.roster.signer(peer).name
-        self._outside.log.warning("no link", peer=name, coordinator=coordinator, reason=reason)
+        retries = self._repeats.due(f"no link with {name} through {coordinator}", reason)
+        if retries is not None:
+            self._outside.log.warning("no link", peer=name, coordinator=coordinator, reason=reason, retries=retries)
 
     def _peer(self, coordinator: str, index: int) -> PeerSession | None:
         link = self._links.get(coordinator, index)

@@ -55,12 +55,14 @@ class Outstanding:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Which coordinator named which committee and presignatures for a request, and what it calls the attempt."""
+    """Which coordinator named which committee and presignatures for a request, what it calls the attempt, and what
+    logs call the request."""
 
     coordinator: str
     ceremony: bytes
     committee: tuple[int, ...]
     presignatures: tuple[PresignatureName, ...]
+    request_id: str = ""
 
 
 @dataclass

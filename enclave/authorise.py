@@ -23,6 +23,7 @@ from enclave.errors import CallerError, Refused, Unavailable
 from enclave.gate import BatchSignerInfo, GateSaidNo, RequestInfo, SignerInfo
 from enclave.meters import rule_label
 from enclave.online import Holdings, OnlineStep
+from enclave.request_log import RequestLog
 from enclave.requests import VerifiedRequest, verify_request
 from enclave.shares import KeyFacts
 from enclave.terms import audit_facts, authorization_digest, make_terms
@@ -80,12 +81,14 @@ class Authoriser:
         book: RequestBook,
         wall_clock: Callable[[], float],
         random: Callable[[int], bytes],
+        log: RequestLog,
     ) -> None:
         self._rules, self._holdings, self.gate, self.book = rules, holdings, gate, book
         self._session, self._vault, self._pool = holdings.session, holdings.vault, holdings.pool
         self._audit, self._effects, self._clock, self._random = audit, effects, wall_clock, random
         self.counters: dict[str, int] = {}
-        self.online = OnlineStep(holdings, book, audit, effects, wall_clock, self._count)
+        self._log = log
+        self.online = OnlineStep(holdings, book, audit, effects, wall_clock, self._count, log)
 
     async def authorise(self, coordinator: str, order: AnyOrder, record: Record | None) -> None:
         """Answer a signing request, or one for a batch: `Authorized`, `RequestRefused`, `UnknownPresignature`, or their
@@ -131,7 +134,8 @@ class Authoriser:
             path, presignatures = signatures_path(order.key_id), (order.presignature,)
         if order.request.path != path:
             raise Refused("request/path", "the signed path is not that of this key's signatures")
-        self.book.begin(state, Attempt(coordinator, order.ceremony, order.committee, presignatures))
+        request_id = order.request.request_id
+        self.book.begin(state, Attempt(coordinator, order.ceremony, order.committee, presignatures, request_id))
 
     def _is_approved(self, state: RequestState, order: AnyOrder) -> bool:
         approval = state.approval
@@ -196,7 +200,7 @@ class Authoriser:
             self._effects.report(coordinator, GatePending(order.ceremony, until_s))
 
         deadline_s = int(self._clock()) + self._rules.gate_deadline_s
-        allowed = await self.gate.ask(info, told, deadline_s, pending)
+        allowed = await self.gate.ask(info, told, deadline_s, pending, order.request.request_id)
         return allowed.expires_at_s
 
     def _authorize(self, state: RequestState) -> None:
@@ -221,6 +225,7 @@ class Authoriser:
             **audit_facts(terms),
         )
         self._count("requests_authorized")
+        self._log.told("request authorized", state.digest, attempt.request_id, client=approval.client_id)
         self._effects.report(attempt.coordinator, self._signed(attempt.ceremony, authorization), (entry,))
 
     def _holds(self, name: PresignatureName, terms: AuthorizationTerms | BatchTerms) -> bool:
@@ -254,6 +259,8 @@ class Authoriser:
         """Answer the newest attempt, or the order itself where no attempt has `begun` with it. Only a request that
         verified goes into the audit chain: others cost nothing to send, and would fill the disk."""
         self._count(f"requests_refused|{rule_label(rule)}")
+        digest = state.digest if state is not None else order.request.digest(self._rules.roster.network)
+        self._log.refused("request refused", digest, order.request.request_id, rule=rule, reason=reason[:300])
         entries: tuple[AuditEntry, ...] = ()
         ceremony = order.ceremony
         if state is not None:

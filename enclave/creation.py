@@ -10,6 +10,7 @@ from enclave.effects import Effects
 from enclave.errors import Refused
 from enclave.meters import rule_label
 from enclave.orders import CeremonyOrders
+from enclave.request_log import RequestLog
 from enclave.requests import parse_key_creation, verify_request
 from enclave.wire import ClientRequest, KeygenOrder, RequestRefused
 from policies.decide import Refuse, decide
@@ -29,9 +30,10 @@ class KeyCreation:
         orders: CeremonyOrders,
         effects: Effects,
         wall_clock: Callable[[], float],
+        log: RequestLog,
     ) -> None:
         self._rules, self._book, self._orders, self._effects = rules, book, orders, effects
-        self._clock = wall_clock
+        self._clock, self._log = wall_clock, log
         self.counters: dict[str, int] = {}
 
     def start(self, coordinator: str, order: KeygenOrder) -> None:
@@ -45,6 +47,10 @@ class KeyCreation:
         except Refused as refusal:
             name = f"requests_refused|{rule_label(refusal.rule)}"
             self.counters[name] = self.counters.get(name, 0) + 1
+            for request in order.requests:
+                digest = request.digest(self._rules.roster.network)
+                facts = {"rule": refusal.rule, "reason": refusal.reason[:300]}
+                self._log.refused("key refused", digest, request.request_id, **facts)
             self._effects.report(coordinator, RequestRefused(order.ceremony, refusal.rule, refusal.reason[:500]))
             return
 
@@ -57,6 +63,8 @@ class KeyCreation:
                 state.asking = False
 
         self._orders.start_keygen(coordinator, order, labels, kept, ended)
+        for state, request in zip(states, order.requests, strict=True):
+            self._log.told("key begun", state.digest, request.request_id, ceremony=order.ceremony.hex())
         for state in states:
             state.asking = not state.closed
 

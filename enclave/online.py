@@ -23,6 +23,7 @@ from enclave.members import OwnSession
 from enclave.pool import PresignaturePool
 from enclave.protocol import sign
 from enclave.prss_state import PrssState
+from enclave.request_log import RequestLog
 from enclave.shares import Vault
 from enclave.terms import audit_facts, authorization_digest
 from enclave.wire import (
@@ -72,8 +73,10 @@ class OnlineStep:
         effects: Effects,
         wall_clock: Callable[[], float],
         count: Callable[[str, int], None],
+        log: RequestLog,
     ) -> None:
         """`count(name, amount)` adds to the enclave's counters."""
+        self._log = log
         self._holdings, self._book = holdings, book
         self._audit, self._effects, self._clock, self._count = audit, effects, wall_clock, count
 
@@ -93,6 +96,10 @@ class OnlineStep:
             shares = await self._shares(order, record, outstanding, presignatures)
         except (Refused, CallerError, Unavailable) as error:
             self._count("online_refused", 1)
+            digest = order.authorizations[0].authorization.terms.request_digest
+            known = self._book.get(digest)
+            request_id = known.attempt.request_id if known is not None and known.attempt is not None else ""
+            self._log.refused("share refused", digest, request_id, reason=str(error)[:300], spent=spent)
             self._effects.report(coordinator, OnlineRefused(order.ceremony, str(error)[:500], spent))
             return
         facts = audit_facts(terms)
@@ -102,6 +109,8 @@ class OnlineStep:
         entry = self._audit.record("share", request=terms.request_digest.hex(), **facts)
         self._count("shares_given", len(shares))
         self._effects.report(coordinator, self._report(order, shares), (entry,))
+        request_id = state.attempt.request_id if state.attempt is not None else ""
+        self._log.told("share given", terms.request_digest, request_id, count=len(shares))
         self._count("online_us_total", (time.perf_counter_ns() - started_ns) // 1000)
         self._count("online_cpu_us_total", (time.process_time_ns() - started_cpu_ns) // 1000)
 

@@ -147,7 +147,10 @@ class CeremonyOrders:
                 new.extend(keys)
                 signed = await self._store_pending(keys)
                 kept()
-                entries = tuple(around.audit.record("key-pending", key_id=key.acknowledgement.key_id) for key in keys)
+                entries = tuple(
+                    around.audit.record("key-pending", key_id=key.acknowledgement.key_id, request=digest.hex())
+                    for key, digest in zip(keys, digests, strict=True)
+                )
                 around.report(coordinator, KeysAcknowledged(order.ceremony, signed), entries)
                 return signed
 

@@ -7,6 +7,7 @@ import selectors
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from enclave.framing import Stream
 from enclave.log import Log
 from enclave.wire import FromEnclave, ToEnclave, decode, encode
 from enclave.worker import FromWorker
+from policies.repeats import Repeats
 
 MAX_QUEUED_TO_SIGNER_BYTES = 64 * 1024 * 1024
 # What all batches under way may have waiting at most: 4 of 16,384 presignatures with 14 peers, 192 bytes each.
@@ -51,6 +53,7 @@ class Server:
         self._selector = Selector()
         self._signer: Stream | None = None
         self._stopping = False
+        self._repeats = Repeats(time.monotonic)
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT. Raises `WorkerGone`."""
@@ -111,19 +114,24 @@ class Server:
         try:
             connection, _ = listener.accept()
         except OSError as error:
-            self._log.warning("connection not accepted", reason=str(error))
+            self._refused(f"connection not accepted: {error}")
             return
         uid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
         if uid != self._signer_uid:
-            self._log.warning("connection refused", reason=f"user id {uid} is not the signer's", uid=uid)
+            self._refused(f"user id {uid} is not the signer's")
             connection.close()
         elif self._signer is not None:
-            self._log.warning("connection refused", reason="a signer is attached already")
+            self._refused("a signer is attached already")
             connection.close()
         else:
             self._signer = Stream(connection, MAX_QUEUED_TO_SIGNER_BYTES)
             self._selector.register(connection, selectors.EVENT_READ, self._serve_signer)
             self._effects.attach(self.emit)
+
+    def _refused(self, reason: str) -> None:
+        before = self._repeats.due("connection", reason)
+        if before is not None:
+            self._log.warning("connection refused", reason=reason, before=before)
 
     def _serve_signer(self, events: int) -> None:
         stream = self._signer

@@ -56,6 +56,9 @@ ShortText = Annotated[str, msgspec.Meta(max_length=512)]
 Committee = Annotated[tuple[Index, ...], msgspec.Meta(min_length=3, max_length=16)]
 DerivationPath = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=10)]
 KeyId = Annotated[str, msgspec.Meta(pattern=r"^key_[0-9a-f]{32}$(?!\n)")]
+# What a client or a coordinator calls a request in logs. Nothing vouches for it: the request's digest names it.
+REQUEST_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._:=-]{7,63}"
+RequestId = Annotated[str, msgspec.Meta(pattern=rf"^({REQUEST_ID})?$(?!\n)")]
 Label = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,95}$(?!\n)")]
 SealedBytes = Annotated[bytes, msgspec.Meta(max_length=64 * 1024)]
 
@@ -86,12 +89,16 @@ class AuditEntry(Wire, frozen=True):
 
 
 class ClientRequest(Wire, frozen=True):
-    """A client's request exactly as it came: method, path, body bytes, and the detached JWS over the body."""
+    """A client's request exactly as it came: method, path, body bytes, and the detached JWS over the body.
+
+    `request_id` is for logs alone, and no part of the digest.
+    """
 
     method: Annotated[str, msgspec.Meta(max_length=8)]
     path: Annotated[str, msgspec.Meta(max_length=256)]
     body: Annotated[bytes, msgspec.Meta(max_length=MAX_BODY_BYTES)]
     jws: Annotated[str, msgspec.Meta(max_length=4096)]
+    request_id: RequestId = ""
 
     def digest(self, network: str) -> bytes:
         """32 bytes naming this request: what authorizations and reports refer to.
@@ -642,7 +649,10 @@ class Store(Wire, frozen=True, tag=4):
 
 
 class CallGate(Wire, frozen=True, tag=5):
-    """One HTTP exchange with the operator's handler, exactly as given; no retry by the signer."""
+    """One HTTP exchange with the operator's handler, exactly as given; no retry by the signer.
+
+    `request_id` goes into a header that nothing is decided by.
+    """
 
     uid: ShortText
     webhook_id: ShortText
@@ -650,6 +660,7 @@ class CallGate(Wire, frozen=True, tag=5):
     webhook_signature: Annotated[str, msgspec.Meta(max_length=2048)]
     body: Annotated[bytes, msgspec.Meta(max_length=MAX_GATE_REQUEST_BYTES)]
     timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=60_000)]
+    request_id: RequestId = ""
 
 
 class Audit(Wire, frozen=True, tag=6):

@@ -228,10 +228,12 @@ class Coordinator(ApiStruct, frozen=True):
 
 
 class Problem(ApiStruct, frozen=True):
-    """An error as RFC 9457 problem document (`application/problem+json`); `code` is stable."""
+    """An error as RFC 9457 problem document (`application/problem+json`); `code` is stable, `requestId` finds the
+    request in logs."""
 
     type: str
     title: str
     status: int
     code: str
     detail: str
+    request_id: str = ""

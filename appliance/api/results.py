@@ -17,10 +17,13 @@ K = TypeVar("K", models.Key, models.Signature)
 
 class ApiError(KeymootError):
     """The API refused the request; `code` is stable, `status` the HTTP status. `retry_after_s`: when it is worth
-    trying again, None where the answer did not say."""
+    trying again, None where the answer did not say. `request_id` finds it in logs."""
 
-    def __init__(self, status: int, code: str, detail: str, retry_after_s: int | None = None) -> None:
-        super().__init__(f"{code}: {detail}")
+    def __init__(
+        self, status: int, code: str, detail: str, retry_after_s: int | None = None, request_id: str = ""
+    ) -> None:
+        super().__init__(f"{code}: {detail}" + (f" (request {request_id})" if request_id else ""))
+        self.request_id = request_id
         self.status, self.code, self.detail, self.retry_after_s = status, code, detail, retry_after_s
 
 
@@ -44,9 +47,9 @@ class TooMany(ApiError):
 _BY_STATUS: dict[int, type[ApiError]] = {401: Unauthorized, 404: NotFound, 409: Conflict, 429: TooMany}
 
 
-def api_error(status: int, code: str, detail: str, retry_after_s: int | None = None) -> ApiError:
+def api_error(status: int, code: str, detail: str, retry_after_s: int | None = None, request_id: str = "") -> ApiError:
     """The error of this status."""
-    return _BY_STATUS.get(status, ApiError)(status, code, detail, retry_after_s)
+    return _BY_STATUS.get(status, ApiError)(status, code, detail, retry_after_s, request_id)
 
 
 class Rejected(KeymootError):

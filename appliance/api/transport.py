@@ -113,4 +113,4 @@ def _problem(status: int, headers: Mapping[str, str], data: bytes) -> ApiError:
         problem = msgspec.json.decode(data, type=models.Problem)
     except (msgspec.DecodeError, RecursionError):
         return api_error(status, f"http-{status}", "the answer is no problem document", retry_after_s)
-    return api_error(status, problem.code, problem.detail, retry_after_s)
+    return api_error(status, problem.code, problem.detail, retry_after_s, problem.request_id)

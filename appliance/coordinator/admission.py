@@ -20,6 +20,7 @@ from appliance.coordinator.config import LimitSettings
 from appliance.coordinator.credentials import ClientKeys, Readers, Unauthorized
 from appliance.coordinator.gateway import common_name
 from appliance.coordinator.limits import JWS_HEADER, JWS_PATTERN
+from appliance.coordinator.problems import REQUEST_ID
 from appliance.coordinator.rates import Limited, Places, Rates
 from enclave.wire import ClientRequest
 from policies.errors import KeymootError, Refused
@@ -113,7 +114,7 @@ class Admission:
             client = clients.verify(looked_at, body)
         except Refused as refused:
             raise Unauthorized(refused.rule, refused.reason) from None
-        request[SIGNED] = ClientRequest("POST", request.path, body, jws)
+        request[SIGNED] = ClientRequest("POST", request.path, body, jws, request[REQUEST_ID])
         return f"client/{client}"
 
 

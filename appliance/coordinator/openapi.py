@@ -23,6 +23,8 @@ from appliance.coordinator.limits import (
     MAX_WAIT_S,
     PAGE,
 )
+from appliance.coordinator.problems import REQUEST_ID_HEADER
+from enclave import wire
 from enclave.wire import MAX_BODY_BYTES
 from policies.requests import KEY_ID_PATTERN, KEYS_PATH, HashBatch, KeyCreation, SigningBody
 
@@ -199,14 +201,14 @@ def _operation(operation: Operation) -> Json:
     parameters += operation.parameters
     parameters += ["cursor"] if operation.paged else []
     parameters += [JWS_HEADER, "wait"] if signed else []
+    parameters += [REQUEST_ID_HEADER]
     described: Json = {
         "operationId": operation.name,
         "summary": operation.summary,
         "security": [] if signed else [*([{}] if operation.open else []), {"token": []}, {"certificate": []}],
         "responses": _responses(operation, signed=signed),
     }
-    if parameters:
-        described["parameters"] = [{"$ref": f"#/components/parameters/{name}"} for name in parameters]
+    described["parameters"] = [{"$ref": f"#/components/parameters/{name}"} for name in parameters]
     if signed:
         described["requestBody"] = {
             "required": True,
@@ -274,6 +276,13 @@ def _parameters() -> Json:
             "query",
             "Seconds to wait for the outcome before the answer is 202.",
             {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S, "default": DEFAULT_WAIT_S},
+        ),
+        REQUEST_ID_HEADER: _parameter(
+            REQUEST_ID_HEADER,
+            "header",
+            "What the logs of coordinator, signers and enclaves call this request, and gates hear. One is made where "
+            "it is left out. It proves nothing, and need not be unique.",
+            {"type": "string", "pattern": f"^{wire.REQUEST_ID}$"},
         ),
         JWS_HEADER: _parameter(
             JWS_HEADER,

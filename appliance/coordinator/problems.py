@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 
@@ -10,14 +11,22 @@ import structlog
 from aiohttp import web
 
 from appliance.api.models import Problem
+from appliance.api.paths import HEALTH_PATHS, READY_PATH
 from appliance.coordinator.bodies import TooLarge, TooSlow, UnsupportedMedia
 from appliance.coordinator.credentials import Unauthorized
 from appliance.coordinator.rates import Limited
 from appliance.store.accepted import ExternalIdTaken
+from enclave import wire
 from policies.errors import CallerError, KeymootError, Unavailable
 from policies.typed_data import TypedDataInvalid
 
 REQUEST_ID_HEADER = "X-Request-Id"
+REQUEST_ID = web.RequestKey("request_id", str)
+BAD_REQUEST_ID = (
+    f"{REQUEST_ID_HEADER}: 8 to 64 letters, digits and . _ : = -, the first a letter or digit; or leave it out"
+)
+# Asked every few seconds; that the network's state changes is told where it does.
+PROBES = frozenset({*HEALTH_PATHS, READY_PATH})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -49,21 +58,43 @@ PROBLEMS: tuple[tuple[type[KeymootError], int, str, str], ...] = (
 )
 
 
+class ProblemResponse(web.Response):
+    """A problem document that does not know yet which request it answers."""
+
+    def __init__(self, document: Problem) -> None:
+        super().__init__(status=document.status, content_type="application/problem+json")
+        self._document = document
+        self.name("")
+
+    def name(self, request_id: str) -> None:
+        """Say in it which request it answers."""
+        self.body = msgspec.json.encode(msgspec.structs.replace(self._document, request_id=request_id))
+
+
 def problem(status: int, code: str, title: str, detail: str) -> web.Response:
-    """An answer that is a problem document."""
-    document = Problem("about:blank", title, status, code, detail)
-    return web.Response(status=status, body=msgspec.json.encode(document), content_type="application/problem+json")
+    """An answer that is a problem document. The middleware names the request in it."""
+    return ProblemResponse(Problem("about:blank", title, status, code, detail))
 
 
 @web.middleware
 async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Name the request, answer errors as problem documents, log one line."""
-    request_id = secrets.token_hex(8)
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
-        response = await _answer(request, handler)
+    """Name the request, answer errors as problem documents, log one line: none for a probe that gets its answer."""
+    asked = request.headers.get(REQUEST_ID_HEADER)
+    named = asked is not None and re.fullmatch(wire.REQUEST_ID, asked) is not None
+    request_id = request[REQUEST_ID] = asked if named and asked is not None else secrets.token_hex(16)
+    # One task serves all requests of a connection: who the last one was of must not stand in this one's lines.
+    with structlog.contextvars.bound_contextvars(request_id=request_id, client=""):
+        if asked is not None and not named:
+            # What was sent is not repeated: neither log nor answer is for strangers to write in.
+            response: web.StreamResponse = problem(400, "bad-request", "Bad request", BAD_REQUEST_ID)
+        else:
+            response = await _answer(request, handler)
+        if isinstance(response, ProblemResponse):
+            response.name(request_id)
         if not response.prepared:
             response.headers[REQUEST_ID_HEADER] = request_id
-        log.info("request", method=request.method, path=request.path[:300], status=response.status)
+        if request.path not in PROBES:
+            log.info("request", method=request.method, path=request.path[:300], status=response.status)
     return response
 
 

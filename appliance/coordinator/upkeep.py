@@ -7,6 +7,7 @@ waits for a change while it has nothing to do and backs off while it fails.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from appliance.coordinator.errors import CeremonyEnded, Rejected
 from appliance.coordinator.keybook import KeyBook
 from appliance.coordinator.setup import setup
 from policies.errors import Unavailable
+from policies.repeats import Repeats
 from policies.roster import Roster
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.5, 30.0
 RESYNC_S = 10.0
+TELL_AT_MOST_EVERY_S = 1.0
 KEYS_TO_ACTIVATE_AT_ONCE = 256
 
 log = structlog.get_logger()
@@ -37,6 +40,7 @@ class Upkeep:
         self._changes, self._keybook = changes, keybook
         self._signers, self._ceremonies, self._pools = network.signers, network.ceremonies, network.pools
         self._to_activate: set[int] = set()
+        self._repeats = Repeats(time.monotonic)
 
     def activate_at(self, index: int) -> None:
         """Signer `index` may have missed the activation of keys."""
@@ -54,6 +58,7 @@ class Upkeep:
             group.create_task(self._repeat("presigning", self._network.refill.step))
             group.create_task(self._repeat("activation", self._activate_if_needed))
             group.create_task(self._resync_forever())
+            group.create_task(self._tell_forever())
 
     async def _repeat(self, what: str, step: Callable[[], Awaitable[bool]]) -> None:
         """Do `step` while it has something to do, wait for a change where it had not, back off where it failed."""
@@ -64,8 +69,11 @@ class Upkeep:
                 if not await step():
                     await change.wait()
                 retry_s = FIRST_RETRY_S
+                self._repeats.over(what)
             except (CeremonyEnded, Rejected, Unavailable) as error:
-                log.warning(f"{what}-failed", reason=str(error)[:512], retry_s=retry_s)
+                retries = self._repeats.due(what, str(error))
+                if retries is not None:
+                    log.warning(f"{what}-failed", reason=str(error)[:512], retries=retries)
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, LONGEST_RETRY_S)
 
@@ -106,6 +114,19 @@ class Upkeep:
                 if error.code in ("signer-away", "timeout"):
                     break
         return True
+
+    async def _tell_forever(self) -> None:
+        """One line whenever signing has become possible, or impossible for another reason than before."""
+        told: str | None = None
+        while True:
+            change = self._changes.next()
+            trouble = self._network.trouble()
+            if trouble != told:
+                told = trouble
+                log.warning("degraded", reason=trouble) if trouble else log.info("ready")
+                await asyncio.sleep(TELL_AT_MOST_EVERY_S)
+            else:
+                await change.wait()
 
     async def _resync_forever(self) -> None:
         """A signer that was asked what it holds and has not answered is asked again."""

@@ -79,6 +79,7 @@ class Work:
         self._check_room()
         accepted = self._accepted("kreq_", client, body.external_id)
         request_id, new = await self._store.keys.accept(accepted, body.label)
+        self._log_accepted(request_id, "Key", client, new=new)
         if new:
             self._start(request_id, "Key", self._run_key(request_id, client, body.label))
         return request_id, new
@@ -96,6 +97,7 @@ class Work:
         accepted = self._accepted("sig_", client, body.external_id)
         key_id, kind = acknowledgement.key_id, type(body).__name__
         signature_id, new = await self._store.accept_signature(accepted, key_id, kind, body.derivation_path)
+        self._log_accepted(signature_id, kind, client, new=new)
         if new:
             run = self._run_signature(signature_id, client, key_id, public_key, body)
             self._start(signature_id, kind, run)
@@ -113,6 +115,7 @@ class Work:
             accepted = self._accepted("batch_", client, body.external_id)
             key_id = key.acknowledgement.key_id
             batch_id, new = await self._store.batches.accept(accepted, key_id, len(items))
+            self._log_accepted(batch_id, "HashBatch", client, new=new)
             if new:
                 self._start(batch_id, "HashBatch", self._run_batch(batch_id, client, key_id, items))
                 begun = True
@@ -126,6 +129,11 @@ class Work:
         task = self._tasks.get(request_id)
         if task is not None:
             await asyncio.wait([task], timeout=timeout_s)
+
+    def _log_accepted(self, name: str, kind: str, client: wire.ClientRequest, *, new: bool) -> None:
+        """`request` is what enclaves and their audit chains call it."""
+        digest = client.digest(self._roster.network).hex()
+        log.info("request-accepted" if new else "request-known", id=name, kind=kind, request=digest)
 
     def _check_room(self) -> None:
         if len(self._tasks) >= MAX_UNDER_WAY:
@@ -233,8 +241,10 @@ class Work:
         if task.cancelled():
             return
         error = task.exception()
-        self.ended[kind, "interrupted" if error is not None else task.result()] += 1
-        self.seconds.observe(kind, time.perf_counter() - started_s)
+        outcome, took_s = "interrupted" if error is not None else task.result(), time.perf_counter() - started_s
+        self.ended[kind, outcome] += 1
+        self.seconds.observe(kind, took_s)
+        log.info("request-ended", id=request_id, kind=kind, outcome=outcome, ms=round(took_s * 1000, 1))
         if isinstance(error, Unavailable):
             # It stays unfinished on disk: the next start takes it up or ends it.
             log.error("request-interrupted", request=request_id, reason=str(error))
@@ -260,7 +270,9 @@ class Work:
             else:
                 client, public_key, body = again
                 run = self._run_signature(row.id, client, row.key_id, public_key, body)
-                self._start(row.id, type(body).__name__, run)
+                with structlog.contextvars.bound_contextvars(request_id=row.id):
+                    self._log_accepted(row.id, type(body).__name__, client, new=False)
+                    self._start(row.id, type(body).__name__, run)
 
     def _again(self, row: SignatureRow) -> tuple[wire.ClientRequest, bytes, SigningBody] | None:
         """What an unfinished request asks for; None where its key is not there. Raises `Damaged`."""
@@ -274,7 +286,8 @@ class Work:
             public_key, _ = derive(facts.public_key, facts.chain_code, body.derivation_path)
         except (msgspec.DecodeError, UnicodeDecodeError, CallerError) as error:
             raise Damaged(row.id, str(error)) from None
-        return wire.ClientRequest("POST", row.path, row.body, row.jws), public_key, body
+        # What its client called it is not on disk.
+        return wire.ClientRequest("POST", row.path, row.body, row.jws, row.id), public_key, body
 
     async def _end_batches(self) -> None:
         """Batches are not taken up: what their presignatures were spent on is not known any more."""

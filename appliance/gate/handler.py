@@ -67,7 +67,9 @@ def make_app(config: GateConfig) -> web.Application:
                 "expiresAt": (now + ANSWER_LIFETIME).strftime("%Y-%m-%dT%H:%M:%SZ"),
             }
         )
-        log.info("gate-answer", uid=request["uid"], allowed=not reason, reason=reason)
+        # Not signed, and only for people: JSON keeps it on its line.
+        request_id = http.headers.get("x-request-id", "")[:64]
+        log.info("gate-answer", uid=request["uid"], request_id=request_id, allowed=not reason, reason=reason)
         headers = {
             "webhook-id": request["uid"],
             "webhook-timestamp": str(int(now.timestamp())),

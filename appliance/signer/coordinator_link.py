@@ -25,6 +25,7 @@ from appliance.signer.flow import Backoff, Outbox, until_first_ends
 from appliance.tls import client_context
 from enclave import wire
 from policies.errors import CallerError
+from policies.repeats import Repeats
 
 CONNECT_TIMEOUT_S = 10.0
 FIRST_RETRY_S = 0.25
@@ -62,6 +63,7 @@ class CoordinatorLink:
         self._session: _Session | None = None
         # Why the link is down, or was last; empty before it ever was.
         self.reason = ""
+        self._repeats = Repeats(time.monotonic)
 
     @property
     def up(self) -> bool:
@@ -83,13 +85,11 @@ class CoordinatorLink:
             try:
                 await self._connected()
             except (LinkDown, LinkOverflow, CallerError) as error:
-                self.reason = str(error)[:512]
-                log.warning(
-                    "coordinator-link-down",
-                    coordinator=self.name,
-                    kind=type(error).__name__,
-                    reason=self.reason,
-                )
+                kind, self.reason = type(error).__name__, str(error)[:512]
+                retries = self._repeats.due("link", f"{kind} {self.reason}")
+                if retries is not None:
+                    facts = {"coordinator": self.name, "kind": kind, "reason": self.reason, "retries": retries}
+                    log.warning("coordinator-link-down", **facts)
             if self._session is not None:
                 self._session = None
                 self._lost()
@@ -110,6 +110,7 @@ class CoordinatorLink:
                 raise LinkDown(f"coordinator {self.name}: {_describe(error)}", CHECK_COORDINATOR) from error
             self._session = _Session(self.name, control, bulk)
             self._connected_again()
+            self._repeats.over("link")
             log.info("coordinator-link-up", coordinator=self.name)
             started_s = time.monotonic()
             try:

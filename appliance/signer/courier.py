@@ -7,6 +7,7 @@ records are. Everything that waits for the disk leaves in the order in which the
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +27,12 @@ from appliance.store.certificates import Certificate
 from appliance.telemetry import Told
 from enclave import wire
 from policies.errors import Unavailable
+from policies.repeats import Allowance, Repeats
 
 MAX_COMMITS_WAITING = 1024
 MAX_GATE_CALLS_WAITING = 256
 GATE_CALLS_AT_ONCE = 16
+ORDERS_TOLD_PER_S, ORDERS_TOLD_AT_ONCE = 500.0, 5000
 OWN_QUOTA = "signer"
 METRICS_QUOTA = "metrics"
 STATUS_TIMEOUT_S = 2.0
@@ -80,6 +83,8 @@ class Courier:
         self._questions: dict[str, asyncio.Queue[relay.KeysAfter]] = {}
         self._departures: deque[_Departure] = deque()
         self._departed = asyncio.Condition()
+        self._repeats = Repeats(time.monotonic)
+        self._orders_told = Allowance(time.monotonic, ORDERS_TOLD_PER_S, ORDERS_TOLD_AT_ONCE)
         self._gate_calls: asyncio.Queue[tuple[wire.CallGate, float]] = asyncio.Queue(MAX_GATE_CALLS_WAITING)
 
     async def run(self, links: Sequence[CoordinatorLink]) -> None:
@@ -121,7 +126,23 @@ class Courier:
             case relay.KeysAfter():
                 self._queue_question(name, message)
             case relay.OrderDown(body):
+                self._log_order(name, body)
                 self._enclave.send(name, wire.Order(name, body, self._key_record(body)))
+
+    def _log_order(self, name: str, body: wire.OrderBody) -> None:
+        """One line for each order that a client's request is behind, as far as a coordinator is not flooding."""
+        match body:
+            case wire.SignOrder(ceremony, _, request) | wire.BatchSignOrder(ceremony, _, request):
+                requests: tuple[wire.ClientRequest, ...] = (request,)
+            case wire.KeygenOrder(ceremony, requests):
+                pass
+            case _:
+                return
+        for request in requests:
+            not_told = self._orders_told.take()
+            if not_told is not None:
+                facts = {"request_id": request.request_id, "order": type(body).__name__, "ceremony": ceremony.hex()}
+                log.info("order", coordinator=name, **facts, **({"not_told": not_told} if not_told else {}))
 
     def lost(self, name: str) -> None:
         """Tell the enclave that the link to coordinator `name` is down."""
@@ -186,7 +207,9 @@ class Courier:
         """Send, or drop where the link is down or not configured: the enclave was told (`Presence`)."""
         link = self._links.get(name)
         if link is None or not link.send(message, bulk=bulk):
-            log.info("message-dropped", coordinator=name, message=type(message).__name__)
+            before = self._repeats.due(f"dropped to {name}", type(message).__name__)
+            if before is not None:
+                log.info("message-dropped", coordinator=name, message=type(message).__name__, before=before)
 
     def _to_all(self, message: relay.Up, instead: Mapping[str, relay.Up] = NOTHING) -> None:
         """Tell every coordinator whose link is up; some of them, by name, something else `instead`."""
@@ -312,6 +335,17 @@ class Courier:
                 answer = await self._gate.call(call, timeout_s)
                 self._metrics.gate_answered(answer, asyncio.get_running_loop().time() - started_s)
             self._metrics.gate_reason = answer.reason if isinstance(answer, wire.GateUnreachable) else ""
-            if isinstance(answer, wire.GateUnreachable):
-                log.warning("gate-unreachable", uid=call.uid, reason=answer.reason)
+            self._log_answer(call, answer)
             self._enclave.send(OWN_QUOTA, answer)
+
+    def _log_answer(self, call: wire.CallGate, answer: wire.GateReply | wire.GateUnreachable) -> None:
+        """Every answer; that there is none once, and again when the reason changes."""
+        if isinstance(answer, wire.GateReply):
+            if self._repeats.over("gate"):
+                log.info("gate-reachable")
+            log.info("gate-answered", request_id=call.request_id, uid=call.uid, status=answer.status)
+            return
+        before = self._repeats.due("gate", answer.reason)
+        if before is not None:
+            facts = {"request_id": call.request_id, "uid": call.uid, "before": before}
+            log.warning("gate-unreachable", reason=answer.reason, **facts)

@@ -20,6 +20,7 @@ from policies.errors import KeymootError
 MAX_RETRY_AFTER_S = 86_400
 MAX_REASON_CHARS = 512
 MAX_CONNECTIONS = 16
+REQUEST_ID_HEADER = "x-request-id"
 HEADER_LIMITS = {"webhook-id": 512, "webhook-timestamp": 512, "webhook-signature": 2048}
 
 
@@ -73,6 +74,8 @@ class GateCaller:
             "webhook-timestamp": call.webhook_timestamp,
             "webhook-signature": call.webhook_signature,
         }
+        if call.request_id:
+            headers[REQUEST_ID_HEADER] = call.request_id
         async with self._session.post(
             self._url, data=call.body, headers=headers, allow_redirects=False, timeout=aiohttp.ClientTimeout()
         ) as response:

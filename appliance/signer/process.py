@@ -7,6 +7,7 @@ import importlib.metadata
 import pathlib
 import random
 import signal
+import time
 from functools import partial
 
 import structlog
@@ -23,9 +24,10 @@ from appliance.signer.metrics import SignerMetrics
 from appliance.signer.status import StatusServer
 from appliance.store.failures import Damaged, StoreFailed
 from appliance.store.signer import SignerStore
-from appliance.telemetry import Told, configure_logging
+from appliance.telemetry import configure_logging
 from enclave import wire
 from policies.errors import CallerError, Unavailable
+from policies.repeats import Repeats
 
 FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 5.0
@@ -47,7 +49,8 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
     server = MetricsServer(metrics, metrics.refresh)
     status = StatusServer(config, metrics, importlib.metadata.version("keymoot"))
     gate = None if config.gate is None else GateCaller.open(config.gate)
-    backoff, told = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source), Told()
+    backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source)
+    repeats = Repeats(time.monotonic)
     log.info("signer-started", network=config.network, coordinators=[c.name for c in config.coordinators])
     try:
         if config.metrics is not None:
@@ -63,9 +66,10 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
                 await store.recovery.until_it_works()
             except (CallerError, Unavailable) as error:
                 # Beside what ends a link: records or audit entries that do not fit what is stored.
-                metrics.enclave_reason = str(error)[:512]
-                if told.is_new(metrics.enclave_reason):
-                    log.warning("enclave-link-down", kind=type(error).__name__, reason=metrics.enclave_reason)
+                kind, metrics.enclave_reason = type(error).__name__, str(error)[:512]
+                retries = repeats.due("enclave", f"{kind} {metrics.enclave_reason}")
+                if retries is not None:
+                    log.warning("enclave-link-down", kind=kind, reason=metrics.enclave_reason, retries=retries)
             await asyncio.sleep(backoff.next_s())
     finally:
         await status.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 import os
 import secrets
@@ -26,13 +25,12 @@ from appliance.api.client import ApiError, CertifiedKey, Client, Failed, Rejecte
 from appliance.api.jws import ClientKey, generate_client_key
 from appliance.cli import demo_inputs as inputs
 from appliance.localnet import LocalNet
-from appliance.localnet.files import free_ports
 from appliance.localnet.process import family
 from appliance.profile import load_profile
 from policies.errors import KeymootError, Unavailable
 from policies.requests import EthereumTransaction, Hash
 from tests.fakes.leaks import KnownSecret, Leak, files, forms, leaks, of_process
-from tests.fakes.metrics import documented
+from tests.fakes.metrics import documented, scrape, serve_metrics
 from tests.fakes.taps import SocketTap
 
 POOL = (50, 100, 50)
@@ -143,28 +141,6 @@ def work(net: LocalNet, stranger: ClientKey, shown: list[tuple[str | Path, bytes
         done = subprocess.run([*command, str(net.profile)], capture_output=True, check=True)
         said.append(("command line", done.stdout + done.stderr))
     return said
-
-
-def serve_metrics(net: LocalNet) -> dict[str, int]:
-    """Have every signer and the coordinator, not started yet, serve metrics; where."""
-    names = ["coordinator", *(f"signer-{index}" for index in net.plan.indices)]
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    for name, port in ports.items():
-        with (net.root / name / f"{name.partition('-')[0]}.yaml").open("a") as file:
-            file.write(f"metrics: 127.0.0.1:{port}\n")
-    return ports
-
-
-def scrape(port: int) -> bytes:
-    """What Prometheus would read."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10.0)
-    try:
-        connection.request("GET", "/metrics")
-        answer = connection.getresponse()
-        assert answer.status == http.client.OK
-        return answer.read()
-    finally:
-        connection.close()
 
 
 def processes(net: LocalNet) -> list[tuple[str | Path, bytes]]:

@@ -174,6 +174,7 @@ async def test_not_ready_says_what_is_missing_and_what_to_do(net: FakeNetwork) -
         assert (answer.status, answer.content_type) == (503, "application/problem+json")
         assert answer.headers["Retry-After"] == "2"
         shown = await answer.json(content_type=None)
+        assert shown.pop("requestId") == answer.headers["X-Request-Id"]
     assert shown == {
         "type": "about:blank",
         "title": "Not ready",

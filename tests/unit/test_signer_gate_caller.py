@@ -16,7 +16,7 @@ from tests.fakes.servers import serving
 from tests.fakes.tls import TlsFiles
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-CALL = wire.CallGate("uid-1", "id-1", "1700000000", "v1,abc v1,def", b'{"exact": "bytes" }', 3000)
+CALL = wire.CallGate("uid-1", "id-1", "1700000000", "v1,abc v1,def", b'{"exact": "bytes" }', 3000, "request-0001")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,7 @@ async def test_request_and_answer_are_verbatim(tls: TlsFiles) -> None:
     (request,) = gate.requests
     assert (request.method, request.path, gate.bodies) == ("POST", "/gate", [CALL.body])
     assert request.headers["webhook-id"] == "id-1"
+    assert request.headers["x-request-id"] == "request-0001"
     assert request.headers["webhook-timestamp"] == "1700000000"
     assert request.headers["webhook-signature"] == "v1,abc v1,def"
 
