@@ -111,8 +111,9 @@ def test_a_signers_numbers_after_a_known_run(net: LocalNet, told: dict[str, dict
         assert found["keymoot_enclave_gate_seconds_count"] == SIGNATURES + 1
         assert found['keymoot_signer_gate_calls_total{outcome="2xx"}'] == SIGNATURES + 1
         assert found["keymoot_signer_gate_seconds_count"] == SIGNATURES + 1
-        # Sealed: the seeds, the key pending and active. Unsealed: the gate's secrets, the key's facts, each share.
-        assert found['keymoot_enclave_hsm_seconds_count{operation="seal"}'] == 3
+        # Sealed: the seeds, the key pending and active, and whenever it changed what was seen of peers.
+        assert found['keymoot_enclave_hsm_seconds_count{operation="seal"}'] > 3
+        # Unsealed: the gate's secrets, the key's facts, the share for each signature.
         assert found['keymoot_enclave_hsm_seconds_count{operation="unseal"}'] == SIGNATURES + 2
         assert found['keymoot_enclave_hsm_openings_total{outcome="opened"}'] == 1
         assert found['keymoot_enclave_hsm_openings_total{outcome="failed"}'] == 0
