@@ -111,4 +111,4 @@ async def test_a_store_of_the_revision_before_is_taken_over(
     assert (row.state, row.count, row.result) == ("Signed", 3, b"[]")
     await store.close()
     with sqlite3.connect(path) as connection:
-        assert connection.execute("select version_num from alembic_version").fetchall() == [("c0002",)]
+        assert connection.execute("select version_num from alembic_version").fetchall() == [("c0003",)]

@@ -50,8 +50,9 @@ async def test_a_clients_name_is_in_the_answer_the_orders_and_every_line(
     net: FakeNetwork, capfd: pytest.CaptureFixture[str]
 ) -> None:
     name = "payout-2026-11-21.0001"
-    headers = SIGNED | {"X-Request-Id": name}
-    async with net.http.post(net.api + "/v1/keys?wait=20", json=KEY, headers=headers) as answer:
+    body = json.dumps(KEY).encode()
+    headers = SIGNED | {"X-Request-Id": name, "Keymoot-Signature": net.sign("/v1/keys", body)}
+    async with net.http.post(net.api + "/v1/keys?wait=20", data=body, headers=headers) as answer:
         assert (answer.status, answer.headers["X-Request-Id"]) == (201, name)
     for signer in net.signers:
         (order,) = signer.received(wire.KeygenOrder)
