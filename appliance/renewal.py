@@ -43,6 +43,21 @@ class Shown(msgspec.Struct, frozen=True):
         """Whether an operator must do something about it now."""
         return self.days_left < WARN_BELOW_DAYS
 
+    @property
+    def when(self) -> str:
+        """When it ends, in words."""
+        return "has expired" if self.days_left < 0 else f"expires in {self.days_left} days"
+
+    def remedy(self, directory: Path) -> str:
+        """What its operator does about it, in a sentence."""
+        if self.renewable:
+            return f"keymoot pki renew {directory}, then restart the process that uses it."
+        if self.role == "leaf":
+            return "Have who issued it issue another."
+        if self.file == "ca.pem":
+            return "Make a new directory with `keymoot init`, send its ca.pem to the others."
+        return "Ask its operator for the new ca.pem."
+
 
 class Renewed(msgspec.Struct, frozen=True):
     """A certificate that was renewed: its file, where the old one is, when the new one expires."""

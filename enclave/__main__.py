@@ -28,7 +28,7 @@ _PR_SET_DUMPABLE = 4
 def main(arguments: list[str]) -> int:
     """Parse, run, and turn our errors into one line and an exit code: 2 the caller's, 3 something is away."""
     parser = argparse.ArgumentParser(prog="python -m enclave", description=__doc__)
-    commands = {"run": _run, "provision": _provision, "seal-gate-secret": _seal_gate_secret}
+    commands = {"run": _run, "provision": _provision, "seal-gate-secret": _seal_gate_secret, "describe": _describe}
     parser.add_argument("command", choices=[*commands, "hsm-check"])
     parser.add_argument("--config", type=Path, help="enclave.yaml")
     parser.add_argument("--hsm", help="hsm-check without a configuration: its hsm section, as JSON")
@@ -62,6 +62,24 @@ def _provision(path: Path) -> None:
         "identity_key": base64.b64encode(made.identity_point).decode(),
         "fingerprint": identity_fingerprint(made.identity_point),
         "profile": made.profile,
+    }
+    sys.stdout.write(msgspec.json.encode(shown).decode() + "\n")
+
+
+def _describe(path: Path) -> None:
+    """Load everything that `run` would load, the HSM aside, and print what it says as one JSON object."""
+    config = load_config(path)
+    shown = {
+        "network": config.file.network,
+        "signer": config.file.signer,
+        "index": config.index,
+        "roster_digest": config.roster.digest().hex(),
+        "policy_digest": config.policy.digest().hex(),
+        "gate_mode": config.file.gate.mode,
+        "gate_secrets": config.gate_secrets.is_file(),
+        "socket": str(config.socket.resolve()),
+        "token": config.hsm.token,
+        "accept_key_export": config.hsm.accept_key_export,
     }
     sys.stdout.write(msgspec.json.encode(shown).decode() + "\n")
 

@@ -14,6 +14,7 @@ import msgspec
 from appliance.api import models
 from appliance.api.credentials import Credential
 from appliance.api.results import ApiError, api_error
+from appliance.http_failures import describe
 from appliance.tls import client_context
 from policies.errors import CallerError, Unavailable
 
@@ -89,7 +90,7 @@ class Transport:
                 return response.status, response.headers, await _read_bounded(response)
         except (aiohttp.ClientError, OSError) as error:
             raise Unavailable(
-                f"API {self._url}: {str(error) or type(error).__name__}",
+                f"API {self._url}: {describe(error)}",
                 "see whether the coordinator runs and the pinned CA is the one of its API",
             ) from error
 

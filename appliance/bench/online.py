@@ -11,8 +11,8 @@ from collections.abc import Callable
 import msgspec
 
 from appliance.api.client import AsyncClient
+from appliance.enclave_status import enclave_status
 from appliance.localnet import LocalNet
-from appliance.localnet.status import enclave_status
 from policies.errors import Unavailable
 from policies.requests import Hash
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from appliance.cli import EXIT_FAILED
 from appliance.cli.output import Json, say_next, show_json
-
-if TYPE_CHECKING:
-    from appliance.renewal import Shown
 
 LEAF_DAYS = 825
 
@@ -37,7 +34,7 @@ def show(directory: Directory = Path(), as_json: Json = False) -> None:
         for one in shown:
             typer.echo(f"{one.file:<24}  {one.days_left:>5} days  {one.expires[:10]}  {one.role:<9}  {one.subject}")
         if due:
-            say_next(*dict.fromkeys(_remedy(one, directory) for one in due))
+            say_next(*dict.fromkeys(f"WARNING: {one.file} {one.when}: {one.remedy(directory)}" for one in due))
     if due:
         raise typer.Exit(EXIT_FAILED)
 
@@ -60,17 +57,6 @@ def renew(
     for one in renewed:
         typer.echo(f"{one.file}: renewed, good for {one.days_left} days; the old one is {one.old}")
     say_next("Restart the process that uses it. Nothing is sent to anybody: the CA is the same.")
-
-
-def _remedy(one: Shown, directory: Path) -> str:
-    when = "has expired" if one.days_left < 0 else f"expires in {one.days_left} days"
-    if one.renewable:
-        return f"WARNING: {one.file} {when}: keymoot pki renew {directory}"
-    if one.role == "leaf":
-        return f"WARNING: {one.file} {when}: have who issued it issue another."
-    if one.file == "ca.pem":
-        return f"WARNING: {one.file} {when}: make a new directory with `keymoot init`, send its ca.pem to the others."
-    return f"WARNING: {one.file} {when}: ask its operator for the new ca.pem."
 
 
 def _now() -> datetime.datetime:

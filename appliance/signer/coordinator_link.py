@@ -19,6 +19,7 @@ import aiohttp
 import structlog
 
 from appliance import relay
+from appliance.http_failures import describe
 from appliance.signer.config import CoordinatorSettings
 from appliance.signer.errors import LinkDown, LinkOverflow
 from appliance.signer.flow import Backoff, Outbox, until_first_ends
@@ -85,10 +86,11 @@ class CoordinatorLink:
             try:
                 await self._connected()
             except (LinkDown, LinkOverflow, CallerError) as error:
-                kind, self.reason = type(error).__name__, str(error)[:512]
-                retries = self._repeats.due("link", f"{kind} {self.reason}")
+                kind, told = type(error).__name__, str(error)[:512]
+                self.reason = error.what if isinstance(error, LinkDown) else told
+                retries = self._repeats.due("link", f"{kind} {told}")
                 if retries is not None:
-                    facts = {"coordinator": self.name, "kind": kind, "reason": self.reason, "retries": retries}
+                    facts = {"coordinator": self.name, "kind": kind, "reason": told, "retries": retries}
                     log.warning("coordinator-link-down", **facts)
             if self._session is not None:
                 self._session = None
@@ -107,7 +109,7 @@ class CoordinatorLink:
                     control = await self._open(http, relay.CONTROL_PATH)
                     bulk = await self._open(http, relay.BULK_PATH)
             except (aiohttp.ClientError, OSError, ValueError) as error:
-                raise LinkDown(f"coordinator {self.name}: {_describe(error)}", CHECK_COORDINATOR) from error
+                raise LinkDown(f"coordinator {self.name}: {describe(error)}", CHECK_COORDINATOR) from error
             self._session = _Session(self.name, control, bulk)
             self._connected_again()
             self._repeats.over("link")
@@ -179,7 +181,7 @@ class _Session:
         try:
             await connection.send_bytes(data)
         except (aiohttp.ClientError, OSError) as error:
-            raise LinkDown(f"coordinator {self._name}: {_describe(error)}", CHECK_COORDINATOR) from error
+            raise LinkDown(f"coordinator {self._name}: {describe(error)}", CHECK_COORDINATOR) from error
 
     async def _read(
         self, connection: aiohttp.ClientWebSocketResponse, deliver: Callable[[relay.Down], None]
@@ -214,7 +216,3 @@ async def _refuse_redirect(
 ) -> None:
     del session, context
     raise LinkDown(f"{params.url.host} answered with a redirect", CHECK_COORDINATOR)
-
-
-def _describe(error: BaseException) -> str:
-    return (str(error) or type(error).__name__)[:300]

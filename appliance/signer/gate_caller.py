@@ -12,6 +12,7 @@ import ssl
 import aiohttp
 from multidict import CIMultiDictProxy
 
+from appliance.http_failures import describe
 from appliance.signer.config import GateSettings
 from appliance.tls import client_context
 from enclave import wire
@@ -60,10 +61,8 @@ class GateCaller:
             return unreachable(call, f"no answer within {call.timeout_ms} ms")
         except NoAnswer as error:
             return unreachable(call, str(error))
-        except aiohttp.ClientConnectorCertificateError as error:
-            return unreachable(call, f"its certificate is not trusted: {error.certificate_error}")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return unreachable(call, f"{type(error).__name__}: {error}")
+            return unreachable(call, describe(error))
 
     async def _exchange(self, call: wire.CallGate) -> wire.GateReply:
         headers = {

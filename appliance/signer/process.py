@@ -66,10 +66,11 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
                 await store.recovery.until_it_works()
             except (CallerError, Unavailable) as error:
                 # Beside what ends a link: records or audit entries that do not fit what is stored.
-                kind, metrics.enclave_reason = type(error).__name__, str(error)[:512]
-                retries = repeats.due("enclave", f"{kind} {metrics.enclave_reason}")
+                kind, told = type(error).__name__, str(error)[:512]
+                metrics.enclave_reason = error.what if isinstance(error, Unavailable) else told
+                retries = repeats.due("enclave", f"{kind} {told}")
                 if retries is not None:
-                    log.warning("enclave-link-down", kind=kind, reason=metrics.enclave_reason, retries=retries)
+                    log.warning("enclave-link-down", kind=kind, reason=told, retries=retries)
             await asyncio.sleep(backoff.next_s())
     finally:
         await status.close()

@@ -1,0 +1,70 @@
+"""A coordinator's and a gate's directory on this host: configuration, certificates, whether somebody listens."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+
+from appliance.checkup.findings import Finding, problem
+from appliance.checkup.host import certificates
+from appliance.checkup.probe import tls_failure
+from appliance.coordinator.config import load_config, load_roster, split_listen
+from appliance.gate.config import load_config as load_gate
+from appliance.gate.config import load_secrets
+from appliance.tls import client_context
+from policies.errors import CallerError
+
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a listener on all is asked
+
+
+def check_coordinator(directory: Path, now: datetime.datetime) -> Iterator[Finding]:
+    """The coordinator whose coordinator.yaml is in `directory`."""
+    name = directory.resolve().name
+    try:
+        config = load_config(directory / "coordinator.yaml")
+        name = config.name
+        load_roster(config)
+        if not config.signers.client_ca.is_file():
+            raise CallerError(f"the signers' CAs are missing: put their ca.pem into {config.signers.client_ca}")
+    except CallerError as error:
+        yield problem(name, str(error), "Correct it; the coordinator does not start with it.")
+    else:
+        for what, listen in (("clients", config.api.listen), ("signers", config.signers.listen)):
+            if why := _listens(listen, directory / "ca.pem"):
+                yield problem(
+                    name,
+                    f"does not answer {what} on {listen}: {why}",
+                    f"keymoot coordinator run -c {directory / 'coordinator.yaml'}; if it ends, its last line says why.",
+                )
+    yield from certificates(name, directory, now)
+
+
+def check_gate(directory: Path, now: datetime.datetime) -> Iterator[Finding]:
+    """The reference gate handler whose gate.yaml is in `directory`."""
+    name = directory.resolve().name
+    try:
+        config = load_gate(directory / "gate.yaml")
+        load_secrets(config.secrets)
+    except CallerError as error:
+        yield problem(name, str(error), "Correct it; the gate does not start with it.")
+    else:
+        if why := _listens(config.listen, directory / "ca.pem"):
+            yield problem(
+                name,
+                f"does not answer on {config.listen}: {why}",
+                f"keymoot gate serve -c {directory / 'gate.yaml'}; if it ends, its last line says why.",
+            )
+    yield from certificates(name, directory, now)
+
+
+def _listens(listen: str, ca: Path) -> str:
+    """Why nobody answers there; empty where somebody does. Names are for clients to check, not for this."""
+    try:
+        host, port = split_listen(listen)
+        context = client_context(ca)
+    except CallerError as error:
+        return str(error)
+    context.check_hostname = False
+    host = ANY_ADDRESS.get(host, host)
+    return tls_failure(f"https://{f'[{host}]' if ':' in host else host}:{port}", context)

@@ -1,0 +1,127 @@
+"""`keymoot status`: one screen that says what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from appliance.cli import EXIT_FAILED, EXIT_UNAVAILABLE
+from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
+from appliance.cli.output import Json, show_json
+from policies.errors import CallerError, Unavailable
+
+if TYPE_CHECKING:
+    from appliance.checkup.findings import Finding
+    from appliance.checkup.host import SignerHost
+    from appliance.checkup.network import NetworkFacts
+    from policies.roster import Roster
+
+FILES = ("signer.yaml", "enclave.yaml", "coordinator.yaml", "gate.yaml")
+
+
+def status(
+    context: typer.Context,
+    directories: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Directories of this host made by `keymoot init`: of a signer, coordinator or gate."),
+    ] = None,
+    profile: ProfileOption = DEFAULT_PROFILE,
+    token: TokenOption = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong with the network (--profile) and with what runs on this host (DIRECTORIES), and what to do.
+
+    Without DIRECTORIES the network is asked, or the present directory looked at where it holds no profile.
+
+    Exit codes: 0 all is well, 1 something needs attention, 2 the caller's mistake, 3 the coordinator cannot be reached.
+    """
+    from appliance.cli import status_screen as screen
+
+    places = list(directories or ())
+    named = str(getattr(context.get_parameter_source("profile"), "name", "DEFAULT")) != "DEFAULT"
+    if not places and not named and not profile.exists() and any(Path(name).exists() for name in FILES):
+        places = [Path()]
+    now = datetime.datetime.now(datetime.UTC)
+    findings: list[Finding] = []
+    facts, roster, unreachable = None, None, None
+    if named or not places:
+        facts, roster, unreachable, findings = _ask(profile, token, now)
+    hosts = []
+    for place in places:
+        host, found = _look_at(place, now)
+        hosts += [host] if host is not None else []
+        findings += found
+    if as_json:
+        show_json(_document(facts, hosts, findings, unreachable))
+    else:
+        screen.show(facts, roster, hosts, findings, unreachable, now)
+    _exit(findings, unreachable)
+
+
+def _ask(
+    profile: Path, token: Path | None, now: datetime.datetime
+) -> tuple[NetworkFacts | None, Roster, str | None, list[Finding]]:
+    """What the API shows and what is wrong with it; why it cannot be reached, where it cannot."""
+    from appliance.api.certificates import CertificateRefused
+    from appliance.checkup.findings import problem
+    from appliance.checkup.network import NetworkFacts, judge
+    from appliance.profile import load_profile
+
+    roster = load_profile(profile, token).roster
+    remedy = "Compare `keymoot roster show` with every operator and with the coordinator: one of the files is another."
+    with open_client(profile, token) as client:
+        try:
+            coordinator, pools = client.coordinator(), client.pools()
+            signers = client.list_signers()
+        except Unavailable as error:
+            return None, roster, error.what, [problem("coordinator", error.what, _sentence(error.remedy))]
+        except CertificateRefused as error:
+            return None, roster, None, [problem("coordinator", str(error), remedy)]
+    facts = NetworkFacts(coordinator, signers, pools)
+    return facts, roster, None, judge(facts, roster, now)
+
+
+def _look_at(place: Path, now: datetime.datetime) -> tuple[SignerHost | None, list[Finding]]:
+    """One directory of this host. Raises `CallerError` for one that `keymoot init` did not make."""
+    from appliance.checkup.host import check_signer
+    from appliance.checkup.others import check_coordinator, check_gate
+
+    if (place / "signer.yaml").exists() or (place / "enclave.yaml").exists():
+        return check_signer(place, now)
+    if (place / "coordinator.yaml").exists():
+        return None, list(check_coordinator(place, now))
+    if (place / "gate.yaml").exists():
+        return None, list(check_gate(place, now))
+    if (place / "client.yaml").exists():
+        raise CallerError(f"{place} is a client's: keymoot status --profile {place / 'client.yaml'}")
+    raise CallerError(f"{place} holds none of {', '.join(FILES)}: name a directory made by `keymoot init`")
+
+
+def _document(
+    facts: NetworkFacts | None, hosts: list[SignerHost], findings: list[Finding], unreachable: str | None
+) -> dict[str, Any]:
+    from appliance.checkup.findings import by_severity, need_attention
+
+    verdict = "unreachable" if unreachable else "attention" if need_attention(findings) else "ok"
+    document: dict[str, Any] = {"status": verdict, "findings": by_severity(findings)}
+    if facts is not None:
+        document |= {"coordinator": facts.coordinator, "signers": facts.signers, "pools": facts.pools.items}
+    if hosts:
+        document["hosts"] = hosts
+    return document
+
+
+def _exit(findings: list[Finding], unreachable: str | None) -> None:
+    from appliance.checkup.findings import need_attention
+
+    if unreachable is not None:
+        raise typer.Exit(EXIT_UNAVAILABLE)
+    if need_attention(findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
