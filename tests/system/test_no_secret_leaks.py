@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import secrets
 import signal
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +29,17 @@ from appliance.cli import demo_inputs as inputs
 from appliance.localnet import LocalNet
 from appliance.localnet.process import family
 from appliance.profile import load_profile
+from enclave.crypto import polynomials
+from enclave.crypto.curve import SECP256K1
 from policies.errors import KeymootError, Unavailable
 from policies.requests import EthereumTransaction, Hash
 from tests.fakes.leaks import KnownSecret, Leak, files, forms, leaks, of_process
 from tests.fakes.metrics import documented, scrape, serve_metrics
+from tests.fakes.sealed import unsealed
 from tests.fakes.taps import SocketTap
 
 POOL = (50, 100, 50)
+API_PATHS = ("/openapi.json", "/readyz", "/healthz", "/v1/signers", "/v1/pools", "/v1/keys", "/v1/keys/none", "/none")
 REFUSING = 2
 BACK_TIMEOUT_S = 60.0
 
@@ -137,10 +143,41 @@ def work(net: LocalNet, stranger: ClientKey, shown: list[tuple[str | Path, bytes
             net.kill(victim, signal.SIGKILL)
             net.restart(victim)
             sign_when_back(client, key, said)
-        command = [sys.executable, "-m", "appliance.cli", "keys", "show", key.id, "--json", "--profile"]
-        done = subprocess.run([*command, str(net.profile)], capture_output=True, check=True)
-        said.append(("command line", done.stdout + done.stderr))
+        for arguments in (("show", key.id), ("list",)):
+            said.append(command(net, os.environ, "keys", *arguments, "--json", "--profile", str(net.profile)))
+    said += [(f"answer of {path}", answer(net, path)) for path in API_PATHS]
     return said
+
+
+def command(net: LocalNet, environment: Mapping[str, str], *arguments: str) -> tuple[str | Path, bytes]:
+    """All that a command prints."""
+    words = [sys.executable, "-m", "appliance.cli", *arguments]
+    done = subprocess.run(words, cwd=net.root, env=dict(environment), capture_output=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    return " ".join(("keymoot", *arguments[:2])), done.stdout + done.stderr
+
+
+def answer(net: LocalNet, path: str) -> bytes:
+    """Status, headers and body of an answer of the API to somebody without a credential, as they came."""
+    profile = load_profile(net.profile)
+    host, _, port = profile.api.removeprefix("https://").partition(":")
+    context = ssl.create_default_context(cafile=profile.ca)
+    with closing(http.client.HTTPSConnection(host, int(port), context=context, timeout=10.0)) as connection:
+        connection.request("GET", path)
+        got = connection.getresponse()
+        return f"{got.status} {got.getheaders()}\n".encode() + got.read()
+
+
+def sealed_secrets(net: LocalNet) -> list[KnownSecret]:
+    """Every key share and PRSS seed, as the HSMs unseal them, and the key itself, which is nowhere."""
+    found: dict[str, bytes] = {}
+    for index in net.plan.indices:
+        directory = net.plan.signer(index)
+        store = directory / "state" / "signer.db"
+        found |= unsealed(directory / "enclave.yaml", store, net.plan.environment(index))
+    shares = {index: int.from_bytes(found[f"share {index}"], "big") for index in net.plan.indices}
+    found["key"] = polynomials.interpolate(shares, SECP256K1.q).to_bytes(32, "big")
+    return [KnownSecret(name, value) for name, value in found.items()]
 
 
 def processes(net: LocalNet) -> list[tuple[str | Path, bytes]]:
@@ -171,6 +208,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         written = files(net.root)
         for process in net.processes.values():
             process.stop()
+        for index in net.plan.indices:
+            environment, config = net.plan.environment(index), str(net.plan.signer(index) / "enclave.yaml")
+            said.append(command(net, environment, "hsm", "check", "--config", config))
+            said.append(command(net, environment, "pki", "show", str(net.plan.signer(index))))
+        known += sealed_secrets(net)
         yield Run(net.root, known, [*written, *files(net.root)], shown, said, taps, scraped)
 
 
@@ -183,8 +225,12 @@ def test_the_run_had_every_kind_of_secret_and_each_is_found_where_it_belongs(run
         "client/client.key",
         *(f"{part}/ca.key" for part in parts),
         *(f"{part}/{'signer' if part.startswith('signer') else 'server'}.key" for part in parts),
-        *(f"{kind} {index}" for kind in ("PIN", "request_hmac", "answer_hmac") for index in (1, 2, 3)),
+        *(f"{kind} {index}" for kind in ("PIN", "request_hmac", "answer_hmac", "share") for index in (1, 2, 3)),
+        # Of 3 subsets of two, 3 pairs for presigning and 3 for the online step, each signer has two.
+        *(f"seed {number} of {index}" for number in range(1, 7) for index in (1, 2, 3)),
+        "key",
     }
+    assert len({secret.value for secret in run.secrets if secret.name.startswith("seed")}) == 9
     for secret in run.secrets:
         if secret.home is not None:
             at_home = leaks([KnownSecret(secret.name, secret.value)], [(secret.home, secret.home.read_bytes())])
@@ -260,10 +306,25 @@ def test_a_planted_secret_is_found_in_each_encoding(encoding: str, lead: int) ->
     assert leaks([KnownSecret("planted", os.urandom(32))], [("log", data)]) == []
 
 
-def test_a_secret_planted_in_the_runs_log_is_found(run: Run) -> None:
-    pin = next(secret for secret in run.secrets if secret.name == "PIN 2")
-    log = run.root / "logs" / "enclave-2.log"
-    line = b'{"event": "hsm away", "reason": "' + forms(pin.value)["base64"][0] + b'"}\n'
-    found = leaks(run.secrets, [(log, log.read_bytes() + line)])
-    assert Leak("PIN 2", "base64", str(log)) in found
-    assert {leak.secret for leak in found} == {"PIN 2"}
+@pytest.mark.parametrize("planted", ["PIN 2", "share 1", "seed 3 of 2", "key", "request_hmac 3", "token"])
+def test_a_secret_planted_in_each_kind_of_output_is_found(run: Run, planted: str) -> None:
+    secret = next(secret for secret in run.secrets if secret.name == planted)
+    kinds = {
+        "log": (run.root / "logs" / "enclave-2.log", b'{"event":"hsm away","reason":"%s"}\n'),
+        "metrics": ("metrics of signer-1", b'keymoot_enclave_requests_refused_total{rule="%s"} 1.0\n'),
+        "problem": ("answer of /none", b'{"title":"Not found","detail":"%s"}'),
+        "temporary file": (run.root / "tmp" / "core.17", b"\x7fELF\x00%s\x00"),
+    }
+    material = dict(run.everything)
+    for kind, (place, line) in kinds.items():
+        assert kind == "temporary file" or place in material, place
+        for encoding in ("hex", "base64", "base64url", "decimal"):
+            data = material.get(place, b"") + line % forms(secret.value)[encoding][0]
+            found = leaks(run.secrets, [(place, data)])
+            assert Leak(planted, encoding, str(place)) in found
+            assert {leak.secret for leak in found} <= names_of(run, secret.value)
+
+
+def names_of(run: Run, value: bytes) -> set[str]:
+    """Two signers have one seed."""
+    return {secret.name for secret in run.secrets if secret.value == value}
