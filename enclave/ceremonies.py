@@ -1,24 +1,33 @@
 """Ceremonies under way in this enclave: started by an order, fed by frames, ended by a report.
 
 A ceremony belongs to one coordinator and dies with any of its links. Setup and key generation run here; presigning
-runs in the worker, and this end only carries its frames.
+runs in the worker, and this end only carries its frames. One that succeeded stays for a while: a member whose last
+check failed may call it back to find out who broke it (SPEC 0.9).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from enclave.bodies import BodyLog
 from enclave.channels.frames import CeremonyChannel, PeerKeys, frame_context
 from enclave.errors import KeymootError, LinkFault, Refused
-from enclave.protocol.session import RoundMessage, Session
+from enclave.protocol.blame import Blame, Outcome, accountable
+from enclave.protocol.blame_messages import BLAME_ROUNDS
+from enclave.protocol.charges import Facts, Rules
+from enclave.protocol.session import Session
 from enclave.tasks import Task, Timers
 from enclave.wire import CeremonyFailed
-from enclave.worker import describe_failure
+from enclave.worker import Failed, describe_failure, describe_outcome
 
 MAX_CEREMONIES = 64
 DEADLINE_S = 60.0
+MAX_LINGERING = 64
+LINGER_S = 20.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class Ceremonies:
     def __init__(self, timers: Timers, report: Callable[[str, CeremonyFailed], None]) -> None:
         self._timers, self._report = timers, report
         self._runs: dict[bytes, tuple[CeremonyRun, Callable[[], None]]] = {}
+        self._lingering: dict[bytes, tuple[CeremonyRun, Callable[[], None]]] = {}
         self.counters: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -70,15 +80,15 @@ class Ceremonies:
     def add(self, run: CeremonyRun) -> None:
         """Enter a run. No context comes twice in a boot: it holds a nonce of ours that is spent (SPEC 0.4)."""
         ticket = run.ticket
-        if ticket.context in self._runs:
+        if ticket.context in self._runs or ticket.context in self._lingering:
             raise Refused("replay", "a ceremony with this context is under way")
         cancel = self._timers.after(DEADLINE_S, lambda: run.stop(KeymootError(f"no end within {DEADLINE_S:.0f} s")))
         self._runs[ticket.context] = (run, cancel)
         self._count(f"ceremonies_started|{ticket.kind}")
 
     def get(self, context: bytes) -> CeremonyRun | None:
-        """The run with this context, if it is under way."""
-        entry = self._runs.get(context)
+        """The run with this context, if it is under way or still answered for."""
+        entry = self._runs.get(context) or self._lingering.get(context)
         return entry[0] if entry else None
 
     def on_frame(self, coordinator: str, sender: int, frame: bytes) -> None:
@@ -91,9 +101,10 @@ class Ceremonies:
 
     def on_link_lost(self, coordinator: str, peer: int, reason: str) -> None:
         """A link went down: its ceremonies fail cleanly."""
-        for run, _ in list(self._runs.values()):
+        fault = LinkFault(peer, reason or "the link went down")
+        for run, _ in [*self._runs.values(), *self._lingering.values()]:
             if run.ticket.coordinator == coordinator and peer in run.ticket.members:
-                run.stop(LinkFault(peer, reason or "the link went down"))
+                run.stop(fault)
 
     def abandon(self, coordinator: str, ceremony: bytes) -> None:
         """The coordinator gives a ceremony up."""
@@ -101,17 +112,40 @@ class Ceremonies:
             if (run.ticket.coordinator, run.ticket.ceremony) == (coordinator, ceremony):
                 run.stop(KeymootError("given up by the coordinator"))
 
-    def end(self, ticket: Ticket, outcome: str, last_round: int) -> None:
-        """Take a finished run out of the table. `outcome`: `done`, or the kind of failure."""
-        entry = self._runs.pop(ticket.context, None)
-        if entry is not None:
-            entry[1]()
-            self._count(f"ceremonies_ended|{ticket.kind}|{last_round}|{outcome}")
+    def done(self, ticket: Ticket, last_round: int) -> None:
+        """A run has succeeded: it stays for `LINGER_S`, the oldest of too many no longer."""
+        run = self._take_out(ticket, "done", last_round)
+        if run is None:
+            return
+        if len(self._lingering) >= MAX_LINGERING:
+            self._release(next(iter(self._lingering)))
+        cancel = self._timers.after(LINGER_S, lambda: self._release(ticket.context))
+        self._lingering[ticket.context] = (run, cancel)
 
     def fail(self, ticket: Ticket, failure: CeremonyFailed) -> None:
-        """Take a failed run out and tell its coordinator."""
-        self.end(ticket, failure.kind, failure.round)
-        self._report(ticket.coordinator, failure)
+        """Take a failed run out and tell its coordinator; also one that had succeeded and was called back."""
+        if self._take_out(ticket, failure.kind, failure.round) is not None or self.forget(ticket.context):
+            self._report(ticket.coordinator, failure)
+
+    def _take_out(self, ticket: Ticket, outcome: str, last_round: int) -> CeremonyRun | None:
+        """Take a run out of those under way. `outcome`: `done`, or the kind of failure."""
+        run, cancel = self._runs.pop(ticket.context, (None, None))
+        if run is not None and cancel is not None:
+            cancel()
+            self._count(f"ceremonies_ended|{ticket.kind}|{last_round}|{outcome}")
+        return run
+
+    def _release(self, context: bytes) -> None:
+        entry = self._lingering.get(context)
+        if entry is not None:
+            entry[0].stop(KeymootError("answered for long enough"))
+
+    def forget(self, context: bytes) -> bool:
+        """A run that had succeeded is not answered for any more. Whether it was."""
+        entry = self._lingering.pop(context, None)
+        if entry is not None:
+            entry[1]()
+        return entry is not None
 
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1
@@ -127,19 +161,32 @@ class LocalRun(CeremonyRun):
         me: int,
         frame_secret: bytes,
         peers: list[PeerKeys],
-        rounds: tuple[type[RoundMessage], ...],
+        t: int,
+        rules: Rules,
         send: Callable[[int, bytes], None],
     ) -> None:
         super().__init__(ticket)
         self._ceremonies, self._send = ceremonies, send
-        private = frozenset(number for number, kind in enumerate(rounds, 1) if kind.private)
-        self._channel = CeremonyChannel(ticket.context, me, frame_secret, peers, private)
-        self.session = Session(ticket.context, me, ticket.members, rounds, self._transmit)
-        self._task: Task[None] | None = None
+        private = frozenset(number for number, kind in enumerate(rules.rounds, 1) if kind.private)
+        log = BodyLog(len(rules.rounds) + len(BLAME_ROUNDS) + 1)
+        self._channel = CeremonyChannel(ticket.context, me, frame_secret, peers, private, log)
+        self.session = Session(ticket.context, me, ticket.members, rules.rounds, self._transmit)
+        # The second half of a libsodium key is the public one.
+        frame_keys = {keys.peer: keys.frame_key for keys in peers} | {me: frame_secret[32:]}
+        facts = Facts(ticket.context, ticket.members, t, frame_keys, rules)
+        self._blame = Blame(facts, self.session, log, self._transmit, None)
+        self._delivered = False
+        self._task: Task[Outcome] | None = None
 
-    def start(self, routine: Coroutine[Any, None, None]) -> None:
-        """Run the protocol; `routine` reports its own success."""
-        self._task = Task(routine, self._ended)
+    def start(self, routine: Coroutine[Any, None, T], deliver: Callable[[T], None]) -> None:
+        """Run the protocol; its result goes to `deliver`, and then the run stays for those who call it back."""
+
+        def delivered(result: T) -> None:
+            deliver(result)
+            self._delivered = True
+            self._ceremonies.done(self.ticket, self.session.round)
+
+        self._task = Task(accountable(routine, self._blame, delivered), self._ended)
         self._task.start()
 
     def receive(self, sender: int, frame: bytes) -> None:
@@ -147,6 +194,9 @@ class LocalRun(CeremonyRun):
             round_number, content = self._channel.open(sender, frame)
         except LinkFault as fault:
             self.stop(fault)
+            return
+        if round_number in BLAME_ROUNDS:
+            self._blame.receive(sender, round_number)
         else:
             self.session.receive(sender, round_number, content)
 
@@ -158,16 +208,23 @@ class LocalRun(CeremonyRun):
         for receiver, frame in self._channel.seal(round_number, receivers, private, content):
             self._send(receiver, frame)
 
-    def _ended(self, task: Task[None]) -> None:
-        if isinstance(task.outcome, KeymootError):
+    def _ended(self, task: Task[Outcome]) -> None:
+        if isinstance(task.outcome, Outcome):
+            failed = describe_outcome(self.ticket.context, task.outcome, self.session.round)
+            self._ceremonies.fail(self.ticket, report_failed(self.ticket, failed))
+        elif self._delivered:
+            self._ceremonies.forget(self.ticket.context)
+        elif isinstance(task.outcome, KeymootError):
             missing, last_round = self.session.missing(), self.session.round
             self._ceremonies.fail(self.ticket, failed_report(self.ticket, task.outcome, missing, last_round))
-        else:
-            self._ceremonies.end(self.ticket, "done", self.session.round)
 
 
 def failed_report(ticket: Ticket, error: KeymootError, missing: tuple[int, ...], last_round: int = 0) -> CeremonyFailed:
     """The report of a ceremony that ended with `error` in `last_round`."""
-    failure = describe_failure(ticket.context, error, missing)
-    told = (failure.kind, failure.step, failure.reason[:500], failure.culprits, failure.suspects, last_round)
+    return report_failed(ticket, describe_failure(ticket.context, error, missing, last_round))
+
+
+def report_failed(ticket: Ticket, failed: Failed) -> CeremonyFailed:
+    """The report of a ceremony that failed, in its coordinator's words."""
+    told = (failed.kind, failed.step, failed.reason, failed.culprits, failed.suspects, failed.round, failed.group)
     return CeremonyFailed(ticket.ceremony, *told)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from enclave.audit import AuditLog
-from enclave.ceremonies import Ceremonies, CeremonyRun, LocalRun, Ticket, failed_report
+from enclave.ceremonies import Ceremonies, CeremonyRun, LocalRun, Ticket, failed_report, report_failed
 from enclave.channels.frames import PeerKeys, ceremony_keys
 from enclave.channels.handshake import Link, verify_identity
 from enclave.channels.links import Links
@@ -17,7 +17,10 @@ from enclave.errors import KeymootError, LinkFault, Refused, Unavailable
 from enclave.members import NonceBook, OwnSession, ceremony_context, verify_nonces
 from enclave.pool import BYTES_PER_PRESIGNATURE, BatchKey, PresignaturePool
 from enclave.protocol import keygen, presign, setup
-from enclave.protocol.session import RoundMessage
+from enclave.protocol.blame_messages import BLAME_ROUNDS
+from enclave.protocol.charges import Rules
+from enclave.protocol.keygen_rules import KeygenRules
+from enclave.protocol.setup_rules import SetupRules
 from enclave.prss_state import PrssState
 from enclave.setup_turn import SetupTurn
 from enclave.shares import KeyRecord, Vault
@@ -25,7 +28,6 @@ from enclave.tasks import Promise
 from enclave.wire import (
     Acknowledgement,
     AuditEntry,
-    CeremonyFailed,
     KeygenOrder,
     KeysAcknowledged,
     KeysActivated,
@@ -44,7 +46,8 @@ from policies.roster import Roster
 FIRST_KEY_EPOCH = 1
 MAX_BATCHES_UNDER_WAY = 4
 MAX_EPOCH_STEP = 1024
-FRAME_ALLOWANCE_BYTES = 64 * 1024
+# Beside its scalars and points a frame holds commitments, references or sub-seeds; a proof holds a whole body.
+FRAME_ALLOWANCE_BYTES = 192 * 1024
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class CeremonyOrders:
     def __init__(self, around: Surroundings) -> None:
         self._around = around
         self._batches: dict[bytes, WorkerRun] = {}
+        self._finished: dict[bytes, WorkerRun] = {}
 
     # --- SPEC 1 ---
 
@@ -84,21 +88,21 @@ class CeremonyOrders:
         around.setup_turn.check(coordinator)
         self._check_epoch(coordinator, order.epoch)
         parameters = [order.epoch.to_bytes(8, "big")]
-        run = self._local_run(coordinator, order.ceremony, "setup", parameters, order.nonces, setup.ROUNDS)
+        run = self._local_run(coordinator, order.ceremony, "setup", parameters, order.nonces, SetupRules())
 
         async def install(seeds: setup.Seeds) -> None:
             await self._install_seeds(seeds)
             entry = around.audit.record("setup", prss_epoch=order.epoch)
             around.report(coordinator, SetupDone(order.ceremony, order.epoch), (entry,))
 
-        async def routine() -> None:
+        async def routine() -> setup.Seeds:
             t, roster_digest = around.roster.tolerate, around.roster.digest()
             try:
-                await setup.setup(run.session, t, order.epoch, roster_digest, around.random, install)
+                return await setup.setup(run.session, t, order.epoch, roster_digest, around.random, install)
             finally:
                 around.setup_turn.release(coordinator)
 
-        run.start(routine())
+        run.start(routine(), lambda _: None)
 
     def _check_epoch(self, coordinator: str, epoch: int) -> None:
         """A later epoch than ours, but not so late that a hostile coordinator could use all of them up."""
@@ -134,13 +138,16 @@ class CeremonyOrders:
         """One key for each label; the requests behind them are verified. `kept` is called once shares are stored,
         `ended` when the ceremony is over, however."""
         around = self._around
-        digests = [request.digest(around.roster.network) for request in order.requests]
-        parameters = [FIRST_KEY_EPOCH.to_bytes(8, "big"), *digests]
-        run = self._local_run(coordinator, order.ceremony, "keygen", parameters, order.nonces, keygen.ROUNDS)
         roster = around.roster
+        digests = [request.digest(roster.network) for request in order.requests]
+        # Each request with the label that it asks for, so that evidence shows both.
+        wanted = [digest + label.encode() for digest, label in zip(digests, labels, strict=True)]
+        parameters = [FIRST_KEY_EPOCH.to_bytes(8, "big"), *wanted]
         plan = keygen.KeyPlan(roster.network, roster.digest(), roster.tolerate, FIRST_KEY_EPOCH, tuple(labels))
+        rules = KeygenRules(plan, self._acknowledgement_verifies)
+        run = self._local_run(coordinator, order.ceremony, "keygen", parameters, order.nonces, rules)
 
-        async def routine() -> None:
+        async def routine() -> tuple[keygen.Certificate, ...]:
             new: list[keygen.NewKey] = []
 
             async def store_pending(keys: Sequence[keygen.NewKey]) -> tuple[SignedAcknowledgement, ...]:
@@ -161,9 +168,9 @@ class CeremonyOrders:
                 await around.vault.keep_keys([_record(key, active=True) for key in new])
             finally:
                 ended()
-            self._report_activated(coordinator, order.ceremony, certificates)
+            return certificates
 
-        run.start(routine())
+        run.start(routine(), lambda done: self._report_activated(coordinator, order.ceremony, done))
 
     async def _store_pending(self, keys: Sequence[keygen.NewKey]) -> tuple[SignedAcknowledgement, ...]:
         # SPEC 2.6: stored first, acknowledged second.
@@ -258,17 +265,18 @@ class CeremonyOrders:
 
     def on_worker(self, message: FromWorker) -> None:
         """A message of the presign worker."""
-        run = self._batches.get(message.sid)
+        run = self._batches.get(message.sid) or self._finished.get(message.sid)
         if run is None:
             return
         if isinstance(message, Outgoing):
             self._around.send(run.ticket.coordinator, message.receiver, True, message.frame)
-            return
-        del self._batches[message.sid]
-        if isinstance(message, Finished):
+        elif isinstance(message, Finished):
+            del self._batches[message.sid]
             self._insert(run, message)
-        else:
-            self._around.ceremonies.fail(run.ticket, _worker_report(run.ticket, message))
+        elif isinstance(message, Failed):
+            self._batches.pop(message.sid, None)
+            self._finished.pop(message.sid, None)
+            self._around.ceremonies.fail(run.ticket, report_failed(run.ticket, message))
 
     def _insert(self, run: WorkerRun, finished: Finished) -> None:
         # SPEC 3.9: a batch of another epoch, or with a member that has rebooted since, is worthless.
@@ -279,20 +287,27 @@ class CeremonyOrders:
             around.pool.insert(finished.sid, key, finished.inverse_shares, finished.points)
         except Refused as refusal:
             around.ceremonies.fail(ticket, failed_report(ticket, refusal, ()))
+            self._end_in_worker(ticket.context, str(refusal))
             return
-        around.ceremonies.end(ticket, "done", len(presign.ROUNDS))
+        self._finished[ticket.context] = run
+        around.ceremonies.done(ticket, len(presign.ROUNDS))
         count = len(finished.inverse_shares) // 32
         entry = around.audit.record("presign", sid=finished.sid.hex(), count=count)
         around.report(ticket.coordinator, PresignDone(ticket.ceremony, finished.sid, key.committee, count), (entry,))
 
     def give_up_batch(self, run: WorkerRun, error: KeymootError) -> None:
         """Stop a batch in the worker. After a time-out its answer says whom it was waiting for."""
-        if run.ticket.context not in self._batches:
-            return
-        self._around.to_worker(encode(End(run.ticket.context, str(error)[:500])))
-        if isinstance(error, LinkFault):
-            del self._batches[run.ticket.context]
-            self._around.ceremonies.fail(run.ticket, failed_report(run.ticket, error, ()))
+        if self._finished.pop(run.ticket.context, None) is not None:
+            self._around.ceremonies.forget(run.ticket.context)
+            self._end_in_worker(run.ticket.context, str(error))
+        elif run.ticket.context in self._batches:
+            self._end_in_worker(run.ticket.context, str(error))
+            if isinstance(error, LinkFault):
+                del self._batches[run.ticket.context]
+                self._around.ceremonies.fail(run.ticket, failed_report(run.ticket, error, ()))
+
+    def _end_in_worker(self, sid: bytes, reason: str) -> None:
+        self._around.to_worker(encode(End(sid, reason[:500])))
 
     def forward(self, sid: bytes, sender: int, frame: bytes) -> None:
         """Hand a frame of a batch to the worker."""
@@ -307,7 +322,7 @@ class CeremonyOrders:
         kind: str,
         parameters: Sequence[bytes],
         nonces: Sequence[SignedNonce],
-        rounds: tuple[type[RoundMessage], ...],
+        rules: Rules,
     ) -> LocalRun:
         around = self._around
         members = around.roster.indices
@@ -318,7 +333,8 @@ class CeremonyOrders:
             around.session.index,
             around.session.frame_secret,
             keys,
-            rounds,
+            around.roster.tolerate,
+            rules,
             lambda receiver, frame: around.send(coordinator, receiver, False, frame),
         )
         around.ceremonies.add(run)
@@ -363,18 +379,13 @@ class WorkerRun(CeremonyRun):
     def receive(self, sender: int, frame: bytes) -> None:
         # Unverified, and the worker may be busy: what can wait for it is bounded here.
         self._frames[sender] += 1
-        if self._frames[sender] > len(presign.ROUNDS) or len(frame) > self._max_frame_bytes:
+        if self._frames[sender] > len(presign.ROUNDS) + len(BLAME_ROUNDS) or len(frame) > self._max_frame_bytes:
             self.stop(LinkFault(sender, "more or larger frames than the protocol has"))
         else:
             self._orders.forward(self.ticket.context, sender, frame)
 
     def stop(self, error: KeymootError) -> None:
         self._orders.give_up_batch(self, error)
-
-
-def _worker_report(ticket: Ticket, failed: Failed) -> CeremonyFailed:
-    told = (failed.kind, failed.step, failed.reason, failed.culprits, failed.suspects, failed.round)
-    return CeremonyFailed(ticket.ceremony, *told)
 
 
 def _record(key: keygen.NewKey, active: bool) -> KeyRecord:

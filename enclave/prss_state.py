@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from enclave.crypto.prss import pairs, subsets
 from enclave.errors import Unavailable
-from enclave.protocol.presign import derive_sub_seed
+from enclave.protocol.presign_material import derive_sub_seed
 from enclave.protocol.setup import Seeds
 
 

@@ -413,9 +413,10 @@ class PresignDone(Wire, frozen=True, tag=6):
 
 
 class CeremonyFailed(Wire, frozen=True, tag=7):
-    """A ceremony ended here without a result. `kind` is `link`, `peer`, `caller`, `unavailable`, `refused` or
-    `timeout`; `culprits` only where SPEC names them; `suspects` is a link's peer or a silent member; `round` is the one
-    whose messages were awaited last, 0 for none."""
+    """A ceremony ended here without a result, or one that had one was called back (SPEC 0.9). `kind` is `link`,
+    `peer`, `caller`, `unavailable`, `refused` or `timeout`; `culprits` are convicted; `suspects` is a link's peer or a
+    silent member; `round` is the one whose messages were awaited last, 0 for none; `group`: where seeds differ, the
+    group in which somebody cheated."""
 
     ceremony: Bytes16
     kind: Annotated[str, msgspec.Meta(pattern=r"^(link|peer|caller|unavailable|refused|timeout)$(?!\n)")]
@@ -424,6 +425,7 @@ class CeremonyFailed(Wire, frozen=True, tag=7):
     culprits: tuple[Index, ...]
     suspects: tuple[Index, ...]
     round: RoundNumber = 0
+    group: tuple[Index, ...] = ()
 
 
 class Authorized(Wire, frozen=True, tag=8):

@@ -1,7 +1,8 @@
 """The presign worker: a process of its own inside the enclave's boundary, so that a batch never delays a signature.
 
 Forked before the PKCS#11 module is loaded, fed over a socketpair. It gets sub-seeds and ceremony keys, never seeds,
-key shares or the HSM. It runs SPEC 3.2 to 3.9 for several batches at once and returns whole batches.
+key shares or the HSM. It runs SPEC 3.2 to 3.12 for several batches at once and returns whole batches, or verdicts. A
+finished batch stays, without its contents, until the enclave ends it: another member may call it back (SPEC 0.9).
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ from typing import Annotated
 
 import msgspec
 
+from enclave.bodies import BodyLog
 from enclave.channels.frames import CeremonyChannel, PeerKeys
 from enclave.crypto.curve import AFFINE_POINT_BYTES, SCALAR_BYTES, SECP256K1, Secp256k1
 from enclave.errors import CallerError, KeymootError, LinkFault, PeerFault, Refused, Unavailable
 from enclave.framing import Stream
 from enclave.protocol import presign
+from enclave.protocol.blame import Blame, Outcome, accountable
+from enclave.protocol.blame_messages import BLAME_ROUNDS
+from enclave.protocol.charges import Charge, Facts
+from enclave.protocol.opening import Opener
+from enclave.protocol.presign_material import SubSeeds
+from enclave.protocol.presign_rules import PresignRules
 from enclave.protocol.session import Session
 from enclave.tasks import Task
 from enclave.wire import (
@@ -40,6 +48,9 @@ from policies.roster import Index
 
 MAX_WORKER_MESSAGE_BYTES = MAX_BATCH * (SCALAR_BYTES + AFFINE_POINT_BYTES) + MAX_PEER_FRAME_BYTES
 MAX_QUEUED_BYTES = 128 * 1024 * 1024
+# Largest: the bodies of four rounds of 13 members and 16,384 presignatures.
+MAX_CHARGE_BYTES = 48 * 1024 * 1024
+CHARGE_PART_BYTES = 1024 * 1024
 _PR_SET_PDEATHSIG = 1
 
 SubSeed = tuple[tuple[int, ...], Bytes32]
@@ -97,8 +108,19 @@ class Finished(Wire, frozen=True, tag=2):
         return "Finished(…)"
 
 
+class Charged(Wire, frozen=True, tag=4):
+    """Worker → main: a part of an encoded charge of batch `sid`; `last` ends the charge. Before `Failed`."""
+
+    sid: Bytes32
+    data: Annotated[bytes, msgspec.Meta(max_length=CHARGE_PART_BYTES)]
+    last: bool
+
+    def __repr__(self) -> str:
+        return "Charged(…)"
+
+
 class Failed(Wire, frozen=True, tag=3):
-    """Worker → main: no batch. `kind`: as in `CeremonyFailed`; `suspects`: members awaited; `round`: the last one."""
+    """Worker → main: no batch, or one that is done was called back. Fields as in `CeremonyFailed`."""
 
     sid: Bytes32
     kind: ShortText
@@ -107,30 +129,40 @@ class Failed(Wire, frozen=True, tag=3):
     culprits: tuple[Index, ...]
     suspects: tuple[Index, ...]
     round: RoundNumber = 0
+    group: tuple[Index, ...] = ()
 
 
 ToWorker = Begin | Incoming | End
-FromWorker = Outgoing | Finished | Failed
+FromWorker = Outgoing | Finished | Failed | Charged
 
 
 class _Run:
-    """One batch under way."""
+    """One batch under way, or done and still answered for."""
 
     def __init__(self, begin: Begin, curve: Secp256k1, emit: Callable[[bytes], None]) -> None:
         self._sid, self._emit = begin.sid, emit
-        self._channel = CeremonyChannel(
-            begin.sid, begin.me, begin.frame_secret, begin.peers, private_rounds=frozenset()
-        )
+        log = BodyLog(len(presign.ROUNDS) + len(BLAME_ROUNDS) + 1)
+        self._channel = CeremonyChannel(begin.sid, begin.me, begin.frame_secret, begin.peers, frozenset(), log)
         self._session = Session(begin.sid, begin.me, begin.committee, presign.ROUNDS, self._transmit)
-        sub_seeds = presign.SubSeeds(dict(begin.subset_seeds), dict(begin.pair_seeds))
+        sub_seeds = SubSeeds(dict(begin.subset_seeds), dict(begin.pair_seeds))
+        rules = PresignRules(begin.count)
+        # The second half of a libsodium key is the public one.
+        frame_keys = {keys.peer: keys.frame_key for keys in begin.peers} | {begin.me: begin.frame_secret[32:]}
+        facts = Facts(begin.sid, begin.committee, begin.tolerate, frame_keys, rules)
+        opener = Opener(facts, rules, sub_seeds)
+        self._blame = Blame(facts, self._session, log, self._transmit, opener)
         routine = presign.presign(self._session, curve, begin.tolerate, begin.count, sub_seeds)
-        self.task: Task[presign.Batch] = Task(routine, self._ended)
+        self._delivered = False
+        self.task: Task[Outcome] = Task(accountable(routine, self._blame, self._deliver), self._ended)
 
     def receive(self, message: Incoming) -> None:
         try:
             round_number, content = self._channel.open(message.sender, message.frame)
         except LinkFault as fault:
             self.task.cancel(fault)
+            return
+        if round_number in BLAME_ROUNDS:
+            self._blame.receive(message.sender, round_number)
         else:
             self._session.receive(message.sender, round_number, content)
 
@@ -141,30 +173,46 @@ class _Run:
         for receiver, frame in self._channel.seal(round_number, receivers, private, content):
             self._emit(encode(Outgoing(self._sid, receiver, frame)))
 
-    def _ended(self, task: Task[presign.Batch]) -> None:
+    def _deliver(self, batch: presign.Batch) -> None:
+        self._delivered = True
+        cpu_us = time.process_time_ns() // 1000
+        self._emit(encode(Finished(self._sid, batch.inverse_shares, batch.points, cpu_us)))
+
+    def _ended(self, task: Task[Outcome]) -> None:
         outcome = task.outcome
-        if isinstance(outcome, presign.Batch):
-            cpu_us = time.process_time_ns() // 1000
-            done = Finished(self._sid, outcome.inverse_shares, outcome.points, cpu_us)
-            self._emit(encode(done))
-        elif isinstance(outcome, KeymootError):
-            failed = describe_failure(self._sid, outcome, self.missing())
-            self._emit(encode(msgspec.structs.replace(failed, round=self._session.round)))
+        if isinstance(outcome, Outcome):
+            for charge in outcome.charges:
+                self._emit_charge(charge)
+            self._emit(encode(describe_outcome(self._sid, outcome, self._session.round)))
+        elif isinstance(outcome, KeymootError) and not self._delivered:
+            self._emit(encode(describe_failure(self._sid, outcome, self.missing(), self._session.round)))
+
+    def _emit_charge(self, charge: Charge) -> None:
+        data = encode(charge)
+        if len(data) > MAX_CHARGE_BYTES:
+            return
+        for start in range(0, len(data), CHARGE_PART_BYTES):
+            part, last = data[start : start + CHARGE_PART_BYTES], start + CHARGE_PART_BYTES >= len(data)
+            self._emit(encode(Charged(self._sid, part, last)))
 
 
-def describe_failure(sid: bytes, error: KeymootError, missing: tuple[int, ...]) -> Failed:
+def describe_outcome(sid: bytes, outcome: Outcome, last_round: int) -> Failed:
+    """How a verdict is told, or that there is none."""
+    told = (outcome.step, outcome.reason[:500], outcome.culprits, outcome.silent, last_round, outcome.subset)
+    return Failed(sid, "peer", *told)
+
+
+def describe_failure(sid: bytes, error: KeymootError, missing: tuple[int, ...], last_round: int) -> Failed:
     """How a ceremony's error is told: its kind, whom it convicts and whom it merely waits for."""
+    reason = str(error)[:500]
     if isinstance(error, PeerFault):
-        return Failed(sid, "peer", error.step, error.reason[:500], error.culprits, error.subset)
+        return Failed(sid, "peer", error.step, error.reason[:500], error.culprits, (), last_round, error.subset)
     if isinstance(error, LinkFault):
-        return Failed(sid, "link", "", error.reason[:500], (), (error.peer,) if error.peer else ())
-    if isinstance(error, CallerError):
-        return Failed(sid, "caller", "", str(error)[:500], (), ())
-    if isinstance(error, Refused):
-        return Failed(sid, "refused", "", str(error)[:500], (), ())
-    if isinstance(error, Unavailable):
-        return Failed(sid, "unavailable", "", str(error)[:500], (), ())
-    return Failed(sid, "timeout", "", str(error)[:500], (), missing)
+        return Failed(sid, "link", "", error.reason[:500], (), (error.peer,) if error.peer else (), last_round)
+    for kind, root in (("caller", CallerError), ("refused", Refused), ("unavailable", Unavailable)):
+        if isinstance(error, root):
+            return Failed(sid, kind, "", reason, (), (), last_round)
+    return Failed(sid, "timeout", "", reason, (), missing, last_round)
 
 
 def fork_worker() -> socket.socket:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+import msgspec
 import nacl.bindings
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -20,12 +21,13 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from nacl.exceptions import BadSignatureError
 
+from enclave.bodies import BODY_VERSION, BROADCAST, BodyLog, BodyRef, body_digest
 from enclave.errors import LinkFault
 from enclave.wire import Bytes32, Wire
 from policies.roster import Index
 from policies.transcript import Tag, digest, encode_parts
 
-VERSION = 1
+VERSION = BODY_VERSION
 HANDSHAKE_FRAME, CEREMONY_FRAME = b"\x01", b"\x02"
 _HEADER = struct.Struct(">cB32sBBBQ")
 HEADER_BYTES = _HEADER.size
@@ -76,21 +78,16 @@ def verify_digest(frame_key: bytes, message_digest: bytes, signature: bytes) -> 
     return True
 
 
-def body_digest(context: bytes, round_number: int, sender: int, receiver: int | None, content: bytes) -> bytes:
-    """SPEC 0.3: what a sender signs of a body; `receiver` is None for a broadcast."""
-    return digest(
-        Tag.SIGNED_BODY,
-        bytes([VERSION]),
-        context,
-        bytes([round_number]),
-        bytes([sender]),
-        b"" if receiver is None else bytes([receiver]),
-        digest(Tag.CONTENT, content),
-    )
+def verify_ref(frame_key: bytes, context: bytes, ref: BodyRef) -> bool:
+    """Whether the body behind `ref` was signed for this context under `frame_key`."""
+    return verify_digest(frame_key, body_digest(context, ref), ref.signature)
 
 
 class CeremonyChannel:
-    """One member's frames of one ceremony. `private_rounds`: numbers of the rounds whose bodies name a receiver."""
+    """One member's frames of one ceremony. `private_rounds`: numbers of the rounds whose bodies name a receiver.
+
+    `log` gets every body that verified and every broadcast body of our own (SPEC 3.10).
+    """
 
     def __init__(
         self,
@@ -99,8 +96,9 @@ class CeremonyChannel:
         frame_secret: bytes,
         peers: Sequence[PeerKeys],
         private_rounds: frozenset[int],
+        log: BodyLog,
     ) -> None:
-        self.context, self.me = context, me
+        self.context, self.me, self._log = context, me, log
         self._frame_secret = frame_secret
         self._private_rounds = private_rounds
         self._peers = {keys.peer: keys for keys in peers}
@@ -113,8 +111,11 @@ class CeremonyChannel:
         self, round_number: int, receivers: tuple[int, ...], private: bool, content: bytes
     ) -> list[tuple[int, bytes]]:
         """Frames of one body, one for each receiver, signed once."""
-        receiver = receivers[0] if private else None
-        signature = sign_digest(self._frame_secret, body_digest(self.context, round_number, self.me, receiver, content))
+        receiver = receivers[0] if private else BROADCAST
+        unsigned = BodyRef(round_number, self.me, receiver, digest(Tag.CONTENT, content), b"")
+        signature = sign_digest(self._frame_secret, body_digest(self.context, unsigned))
+        if not private:
+            self._log.add(msgspec.structs.replace(unsigned, signature=signature), content)
         plaintext = signature + content
         return [(j, self._seal_one(round_number, j, plaintext)) for j in receivers]
 
@@ -140,11 +141,12 @@ class CeremonyChannel:
         except InvalidTag:
             raise LinkFault(sender, "a frame does not decrypt") from None
         signature, content = plaintext[:SIGNATURE_BYTES], plaintext[SIGNATURE_BYTES:]
-        named = self.me if round_number in self._private_rounds else None
-        signed = body_digest(self.context, round_number, sender, named, content)
-        if not verify_digest(self._peers[sender].frame_key, signed, signature):
+        named = self.me if round_number in self._private_rounds else BROADCAST
+        ref = BodyRef(round_number, sender, named, digest(Tag.CONTENT, content), signature)
+        if not verify_ref(self._peers[sender].frame_key, self.context, ref):
             raise LinkFault(sender, "a body's signature does not verify")
         self._received[sender] += 1
+        self._log.add(ref, content)
         return round_number, content
 
     def _seal_one(self, round_number: int, receiver: int, plaintext: bytes) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -131,12 +131,7 @@ async def keygen(
         verify_shares(curve, session.me, j, shares[j], openings[j])
 
     # SPEC 2.4
-    agreement = digest(
-        Tag.KEYGEN_AGREEMENT,
-        session.context,
-        *(commitments[j].commitment for j in session.members),
-        *(encode(openings[j]) for j in session.members),
-    )
+    agreement = compute_agreement(session.context, commitments, openings)
     session.broadcast(Agreement(agreement))
     if any(theirs.digest != agreement for theirs in (await session.gather(Agreement)).values()):
         raise PeerFault("2.4", "members saw different commitments or openings")
@@ -154,12 +149,17 @@ def verify_opening(
     """SPEC 2.3 for the public part. Raises `PeerFault` naming the sender."""
     if not hmac.compare_digest(_commitment(context, sender, opening), commitment):
         raise PeerFault("2.3", "the opening does not match its commitment", (sender,))
-    if len(opening.keys) != len(plan.labels):
+    verify_opening_alone(context, curve, plan.t, len(plan.labels), sender, opening)
+
+
+def verify_opening_alone(context: bytes, curve: Curve, t: int, count: int, sender: int, opening: Opening) -> None:
+    """SPEC 2.3 for what an opening shows by itself. Raises `PeerFault` naming the sender."""
+    if len(opening.keys) != count:
         raise PeerFault("2.3", "an opening for each key, no more and no less", (sender,))
     for number, key in enumerate(opening.keys):
         # A longer vector would raise the threshold of the key.
-        if len(key.commitments) != plan.t + 1:
-            raise PeerFault("2.3", f"{len(key.commitments)} commitments where t + 1 = {plan.t + 1}", (sender,))
+        if len(key.commitments) != t + 1:
+            raise PeerFault("2.3", f"{len(key.commitments)} commitments where t + 1 = {t + 1}", (sender,))
         try:
             for point in key.commitments:
                 curve.check_point(point)
@@ -194,30 +194,53 @@ def compute_key(
     shares: dict[int, Shares],
 ) -> NewKey:
     """SPEC 2.5: share, public shares, public key, chain code and id of key `number`."""
-    keys = [openings[j].keys[number] for j in session.members]
+    acknowledgement = compute_acknowledgement(
+        session.context, session.members, session.me, curve, plan, number, openings
+    )
+    share = sum(int.from_bytes(shares[j].shares[number], "big") for j in session.members) % curve.q
+    if curve.generate(share) != acknowledgement.public_shares[session.members.index(session.me)]:
+        raise Bug("own share does not match the verified commitments")
+    return NewKey(share, acknowledgement)
+
+
+def compute_agreement(context: bytes, commitments: Mapping[int, Commitment], openings: Mapping[int, Opening]) -> bytes:
+    """SPEC 2.4: the digest of all commitments and openings, by index."""
+    return digest(
+        Tag.KEYGEN_AGREEMENT,
+        context,
+        *(commitments[j].commitment for j in sorted(commitments)),
+        *(encode(openings[j]) for j in sorted(openings)),
+    )
+
+
+def compute_acknowledgement(
+    context: bytes,
+    members: tuple[int, ...],
+    index: int,
+    curve: Curve,
+    plan: KeyPlan,
+    number: int,
+    openings: Mapping[int, Opening],
+) -> Acknowledgement:
+    """SPEC 2.5: what member `index` acknowledges of key `number`. A function of public values alone."""
+    keys = [openings[j].keys[number] for j in members]
     try:
         totals = [curve.add([key.commitments[k] for key in keys]) for k in range(plan.t + 1)]
-        public_shares = tuple(evaluate_in_exponent(curve, totals, j) for j in session.members)
+        public_shares = tuple(evaluate_in_exponent(curve, totals, j) for j in members)
     except InvalidPoint:
         raise PeerFault("2.5", "the public key or a public share is the identity") from None
-    share = sum(int.from_bytes(shares[j].shares[number], "big") for j in session.members) % curve.q
-    if curve.generate(share) != public_shares[session.members.index(session.me)]:
-        raise Bug("own share does not match the verified commitments")
-    return NewKey(
-        share,
-        Acknowledgement(
-            network=plan.network,
-            roster_digest=plan.roster_digest,
-            key_id="key_" + digest(Tag.KEY_ID, session.context, number.to_bytes(4, "big")).hex()[:32],
-            label=plan.labels[number],
-            curve=curve.name,
-            public_key=totals[0],
-            public_shares=public_shares,
-            chain_code=digest(Tag.KEYGEN_CHAIN_CODE, session.context, *(key.chain_code_part for key in keys)),
-            tolerate=plan.t,
-            key_epoch=plan.key_epoch,
-            index=session.me,
-        ),
+    return Acknowledgement(
+        network=plan.network,
+        roster_digest=plan.roster_digest,
+        key_id="key_" + digest(Tag.KEY_ID, context, number.to_bytes(4, "big")).hex()[:32],
+        label=plan.labels[number],
+        curve=curve.name,
+        public_key=totals[0],
+        public_shares=public_shares,
+        chain_code=digest(Tag.KEYGEN_CHAIN_CODE, context, *(key.chain_code_part for key in keys)),
+        tolerate=plan.t,
+        key_epoch=plan.key_epoch,
+        index=index,
     )
 
 

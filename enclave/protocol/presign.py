@@ -1,7 +1,8 @@
 """SPEC 3: a batch of `m` KU25 presignatures for one committee. Rounds as in the specification.
 
 Columns (one value for each presignature) are plain lists of integers; every step is one pass over columns, and
-values are reduced once, at its end. A failure convicts nobody beyond its own check: blame (SPEC 3.10) is not built.
+values are reduced once, at its end. What a member sends is computed by `compute_…` from its own material and the bodies
+before, so that blame can compute it again (SPEC 3.12); what it checks is in `verify_…`, of public values alone.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ import msgspec
 from enclave.crypto import bulk, polynomials, prss
 from enclave.crypto.curve import AFFINE_POINT_BYTES, SCALAR_BYTES, InvalidPoint, Secp256k1
 from enclave.errors import PeerFault
+from enclave.protocol.presign_material import Column, Material, SubSeeds, commitments, expand, groups_in
 from enclave.protocol.session import RoundMessage, Session
 from enclave.wire import MAX_BATCH, Bytes32
 from policies.transcript import Tag, digest
-
-Column = list[int]
 
 Scalars = Annotated[bytes, msgspec.Meta(max_length=MAX_BATCH * SCALAR_BYTES)]
 Points = Annotated[bytes, msgspec.Meta(max_length=MAX_BATCH * AFFINE_POINT_BYTES)]
@@ -64,14 +64,6 @@ ROUNDS = (Products, CheckProducts, Challenges, Openings, Confirmation)
 
 
 @dataclass(frozen=True, repr=False)
-class SubSeeds:
-    """SPEC 3.2: this member's sub-seeds of one `sid`, keyed by group members. Secret."""
-
-    subsets: dict[tuple[int, ...], bytes]
-    pairs: dict[tuple[int, ...], bytes]
-
-
-@dataclass(frozen=True, repr=False)
 class Batch:
     """The result: `m` shares of inverse nonces (32 bytes each) and `m` nonce points (64 bytes each). Secret."""
 
@@ -80,60 +72,27 @@ class Batch:
     points: bytes
 
 
-def derive_sub_seed(seed: bytes, sid: bytes) -> bytes:
-    """SPEC 3.2: 32 bytes that serve this batch alone."""
-    return digest(Tag.SUB_SEED, seed, sid)
-
-
-def groups_in(committee: tuple[int, ...], t: int, member: int) -> tuple[tuple[int, ...], ...]:
-    """The groups of `member` within the committee: its subsets, then its pairs, in the order of commitments."""
-    every = prss.subsets(committee, t) + prss.pairs(committee)
-    return tuple(group for group in every if member in group)
-
-
-@dataclass(frozen=True, repr=False)
-class _Material:
-    """SPEC 1.4, 1.5 for one batch: columns of shares of random values and of zero."""
-
-    a: Column
-    k: Column
-    masks: tuple[Column, Column, Column]
-    zeros: tuple[Column, Column, Column]
-    rho: int
-    beta: int
-
-
 async def presign(session: Session, curve: Secp256k1, t: int, m: int, sub_seeds: SubSeeds) -> Batch:
     """Run SPEC 3.2 to 3.9 for committee `session.members`; the session's context is `sid`."""
-    q, C, me = curve.q, session.members, session.me
-    own = expand(C, t, me, m, sub_seeds)
+    q, C = curve.q, session.members
+    own = expand(C, t, session.me, m, sub_seeds)
 
     # SPEC 3.3
-    a, k = _reduce(own.a, q), _reduce(own.k, q)
-    e_w = [(x * y + mask + zero) % q for x, y, mask, zero in zip(k, a, own.masks[0], own.zeros[0], strict=True)]
-    e_mu = [(own.rho * y + mask + zero) % q for y, mask, zero in zip(a, own.masks[1], own.zeros[1], strict=True)]
-    session.broadcast(Products(_commitments(sub_seeds), _pack(e_w), _pack(e_mu)))
+    session.broadcast(compute_products(own, sub_seeds, q))
     products = await session.gather(Products)
     verify_commitments(C, t, products)
-    w = _product_shares(C, {j: _unpack(j, products[j].e_w, m, q, "3.3") for j in C}, own.masks[0], q)
-    mu = _product_shares(C, {j: _unpack(j, products[j].e_mu, m, q, "3.3") for j in C}, own.masks[1], q)
+    w, mu = compute_first_shares(C, m, own, products, q)
 
     # SPEC 3.4
-    e_tau = [(x * y + mask + zero) % q for x, y, mask, zero in zip(mu, k, own.masks[2], own.zeros[2], strict=True)]
-    session.broadcast(CheckProducts(_pack(e_tau)))
-    checks = await session.gather(CheckProducts)
-    tau = _product_shares(C, {j: _unpack(j, checks[j].e_tau, m, q, "3.4") for j in C}, own.masks[2], q)
+    session.broadcast(compute_check_products(own, mu, q))
+    tau = compute_check_shares(C, m, own, await session.gather(CheckProducts), q)
 
     # SPEC 3.5: opened only now, when everybody's errors are fixed.
-    session.broadcast(Challenges(own.rho.to_bytes(SCALAR_BYTES, "big"), own.beta.to_bytes(SCALAR_BYTES, "big")))
-    challenges = await session.gather(Challenges)
-    rho = _open({j: _scalar(j, c.rho, q, "3.5") for j, c in challenges.items()}, t, q, "3.5", "ρ")
-    beta = _open({j: _scalar(j, c.beta, q, "3.5") for j, c in challenges.items()}, t, q, "3.5", "β")
+    session.broadcast(compute_challenges(own))
+    rho, beta = verify_challenges(t, await session.gather(Challenges), q)
 
     # SPEC 3.6
-    T = compute_check(tau, w, rho, beta, q)
-    R = bulk.generate_many(curve, _pack(k))
-    session.broadcast(Openings(T.to_bytes(SCALAR_BYTES, "big"), _pack(w), R))
+    session.broadcast(compute_openings(curve, own, tau, w, rho, beta))
     openings = await session.gather(Openings)
 
     # SPEC 3.7, 3.8
@@ -141,63 +100,85 @@ async def presign(session: Session, curve: Secp256k1, t: int, m: int, sub_seeds:
     points = verify_points(curve, C, t, m, openings)
     D = polynomials.lagrange(C[: t + 1]).denominator
     inverses = _invert_all([D * value for value in w_open], q)
-    inverse_shares = _pack([inverse * value % q for inverse, value in zip(inverses, a, strict=True)])
+    inverse_shares = _pack([inverse * value % q for inverse, value in zip(inverses, own.a, strict=True)])
 
     # SPEC 3.9
-    agreement = digest(
-        Tag.PRESIGN_AGREEMENT,
-        session.context,
-        m.to_bytes(4, "big"),
-        rho.to_bytes(SCALAR_BYTES, "big"),
-        beta.to_bytes(SCALAR_BYTES, "big"),
-        _pack(w_open),
-        points,
-    )
+    agreement = compute_agreement(session.context, m, rho, beta, w_open, points)
     session.broadcast(Confirmation(agreement))
     if any(theirs.digest != agreement for theirs in (await session.gather(Confirmation)).values()):
         raise PeerFault("3.9", "members computed different batches")
     return Batch(session.context, inverse_shares, points)
 
 
-def expand(C: tuple[int, ...], t: int, me: int, m: int, sub_seeds: SubSeeds) -> _Material:
-    """SPEC 3.2: the columns of every random value and zero of the batch, from one stream a sub-seed.
+def compute_products(own: Material, sub_seeds: SubSeeds, q: int) -> Products:
+    """SPEC 3.3: the member's body of the first round."""
+    k, a, masks, zeros = own.k, own.a, own.masks, own.zeros
+    e_w = [(x * y + mask + zero) % q for x, y, mask, zero in zip(k, a, masks[0], zeros[0], strict=True)]
+    e_mu = [(own.rho * y + mask + zero) % q for y, mask, zero in zip(a, masks[1], zeros[1], strict=True)]
+    return Products(commitments(sub_seeds), _pack(e_w), _pack(e_mu))
 
-    Subset stream: `a ‖ k ‖ mask_w ‖ mask_μ ‖ mask_τ ‖ ρ ‖ β`; pair stream: `zero_w ‖ zero_μ ‖ zero_τ`.
-    """
-    rand, zero = prss.rand_weights(C, t, me), prss.zero_weights(C, me)
-    subset_streams = [
-        prss.elements(prss.keystream(_stream_key(seed), 5 * m + 2)) for seed in sub_seeds.subsets.values()
-    ]
-    pair_streams = [prss.elements(prss.keystream(_stream_key(seed), 3 * m)) for seed in sub_seeds.pairs.values()]
 
-    def rand_column(number: int) -> Column:
-        return prss.weighted_sums(rand, [stream[number * m : (number + 1) * m] for stream in subset_streams])
+def compute_first_shares(
+    C: tuple[int, ...], m: int, own: Material, products: Mapping[int, Products], q: int
+) -> tuple[Column, Column]:
+    """SPEC 3.3: the member's shares of all `w_l` and `μ_l`."""
+    w = _product_shares(C, {j: unpack(j, products[j].e_w, m, q, "3.3") for j in C}, own.masks[0], q)
+    mu = _product_shares(C, {j: unpack(j, products[j].e_mu, m, q, "3.3") for j in C}, own.masks[1], q)
+    return w, mu
 
-    def zero_column(number: int) -> Column:
-        return prss.weighted_sums(zero, [stream[number * m : (number + 1) * m] for stream in pair_streams])
 
-    q = Secp256k1.q
-    rho, beta = prss.weighted_sums(rand, [stream[5 * m :] for stream in subset_streams])
-    return _Material(
-        a=rand_column(0),
-        k=rand_column(1),
-        masks=(rand_column(2), rand_column(3), rand_column(4)),
-        zeros=(zero_column(0), zero_column(1), zero_column(2)),
-        rho=rho % q,
-        beta=beta % q,
+def compute_check_products(own: Material, mu: Column, q: int) -> CheckProducts:
+    """SPEC 3.4: the member's body of the second round."""
+    columns = zip(mu, own.k, own.masks[2], own.zeros[2], strict=True)
+    return CheckProducts(_pack([(x * y + mask + zero) % q for x, y, mask, zero in columns]))
+
+
+def compute_check_shares(
+    C: tuple[int, ...], m: int, own: Material, checks: Mapping[int, CheckProducts], q: int
+) -> Column:
+    """SPEC 3.4: the member's shares of all `τ_l`."""
+    return _product_shares(C, {j: unpack(j, checks[j].e_tau, m, q, "3.4") for j in C}, own.masks[2], q)
+
+
+def compute_challenges(own: Material) -> Challenges:
+    """SPEC 3.5: the member's body of the third round."""
+    return Challenges(own.rho.to_bytes(SCALAR_BYTES, "big"), own.beta.to_bytes(SCALAR_BYTES, "big"))
+
+
+def compute_openings(curve: Secp256k1, own: Material, tau: Column, w: Column, rho: int, beta: int) -> Openings:
+    """SPEC 3.6: the member's body of the fourth round."""
+    T = compute_check(tau, w, rho, beta, curve.q)
+    return Openings(T.to_bytes(SCALAR_BYTES, "big"), _pack(w), bulk.generate_many(curve, _pack(own.k)))
+
+
+def compute_agreement(sid: bytes, m: int, rho: int, beta: int, w_open: Column, points: bytes) -> bytes:
+    """SPEC 3.9: the digest that every member confirms. A function of public values alone."""
+    return digest(
+        Tag.PRESIGN_AGREEMENT,
+        sid,
+        m.to_bytes(4, "big"),
+        rho.to_bytes(SCALAR_BYTES, "big"),
+        beta.to_bytes(SCALAR_BYTES, "big"),
+        _pack(w_open),
+        points,
     )
 
 
-def verify_commitments(C: tuple[int, ...], t: int, products: dict[int, Products]) -> None:
+def verify_challenges(t: int, challenges: Mapping[int, Challenges], q: int) -> tuple[int, int]:
+    """SPEC 3.5: `ρ` and `β`, on degree t."""
+    rho = _open({j: scalar(j, c.rho, q, "3.5") for j, c in challenges.items()}, t, q, "3.5", "ρ")
+    beta = _open({j: scalar(j, c.beta, q, "3.5") for j, c in challenges.items()}, t, q, "3.5", "β")
+    return rho, beta
+
+
+def verify_commitments(C: tuple[int, ...], t: int, products: Mapping[int, Products]) -> None:
     """SPEC 3.3: members of one group committed to the same sub-seed. Raises `PeerFault` naming sender or group."""
     seen: dict[tuple[str, tuple[int, ...]], bytes] = {}
     for j, message in products.items():
         groups = groups_in(C, t, j)
         if len(message.commitments) != len(groups):
             raise PeerFault("3.3", "a commitment for each group, no more and no less", (j,))
-        kinds = ["subset"] * sum(j in A for A in prss.subsets(C, t))
-        kinds += ["pair"] * (len(groups) - len(kinds))
-        for kind, group, value in zip(kinds, groups, message.commitments, strict=True):
+        for (kind, group), value in zip(groups, message.commitments, strict=True):
             if seen.setdefault((kind, group), value) != value:
                 raise PeerFault("3.3", f"members of {kind} {group} hold different sub-seeds", subset=group)
 
@@ -210,10 +191,10 @@ def compute_check(tau: Column, w: Column, rho: int, beta: int, q: int) -> int:
     return total
 
 
-def verify_products(C: tuple[int, ...], t: int, m: int, openings: dict[int, Openings], q: int) -> Column:
+def verify_products(C: tuple[int, ...], t: int, m: int, openings: Mapping[int, Openings], q: int) -> Column:
     """SPEC 3.7 for `T` and `w_l`: the opened `w_l`, none of them zero."""
-    T = {j: _scalar(j, message.T, q, "3.6") for j, message in openings.items()}
-    columns = {j: _unpack(j, message.w, m, q, "3.6") for j, message in openings.items()}
+    T = {j: scalar(j, message.T, q, "3.6") for j, message in openings.items()}
+    columns = {j: unpack(j, message.w, m, q, "3.6") for j, message in openings.items()}
     if _open(T, t, q, "3.7", "T") != 0:
         raise PeerFault("3.7", "T is not zero: a product was manipulated")
     for relation in polynomials.degree_relations(C, t):
@@ -228,7 +209,7 @@ def verify_products(C: tuple[int, ...], t: int, m: int, openings: dict[int, Open
     return w
 
 
-def verify_points(curve: Secp256k1, C: tuple[int, ...], t: int, m: int, openings: dict[int, Openings]) -> bytes:
+def verify_points(curve: Secp256k1, C: tuple[int, ...], t: int, m: int, openings: Mapping[int, Openings]) -> bytes:
     """SPEC 3.7, 3.8 for `R_l`: every point on degree t, none the identity; returns `m` points of 64 bytes."""
     rows = {}
     for j, message in openings.items():
@@ -245,15 +226,6 @@ def verify_points(curve: Secp256k1, C: tuple[int, ...], t: int, m: int, openings
         return bulk.combine_rows(curve, {j: rows[j] for j in C[: t + 1]}, polynomials.lagrange(C[: t + 1]).numerators)
     except InvalidPoint as error:
         raise PeerFault("3.7", str(error)) from None
-
-
-def _commitments(sub_seeds: SubSeeds) -> tuple[bytes, ...]:
-    seeds = [*sub_seeds.subsets.values(), *sub_seeds.pairs.values()]
-    return tuple(digest(Tag.SUB_SEED_COMMITMENT, seed) for seed in seeds)
-
-
-def _stream_key(sub_seed: bytes) -> bytes:
-    return digest(Tag.STREAM, sub_seed)
 
 
 def _product_shares(C: tuple[int, ...], e: dict[int, Column], mask: Column, q: int) -> Column:
@@ -291,15 +263,11 @@ def _invert_all(values: Sequence[int], q: int) -> Column:
     return out
 
 
-def _reduce(column: Column, q: int) -> Column:
-    return [value % q for value in column]
-
-
 def _pack(column: Column) -> bytes:
     return b"".join([value.to_bytes(SCALAR_BYTES, "big") for value in column])
 
 
-def _unpack(sender: int, data: bytes, m: int, q: int, step: str) -> Column:
+def unpack(sender: int, data: bytes, m: int, q: int, step: str) -> Column:
     if len(data) != m * SCALAR_BYTES:
         raise PeerFault(step, f"{m} scalars expected", (sender,))
     column = prss.elements(data)
@@ -308,7 +276,7 @@ def _unpack(sender: int, data: bytes, m: int, q: int, step: str) -> Column:
     return column
 
 
-def _scalar(sender: int, data: bytes, q: int, step: str) -> int:
+def scalar(sender: int, data: bytes, q: int, step: str) -> int:
     value = int.from_bytes(data, "big")
     if value >= q:
         raise PeerFault(step, "a scalar is not below q", (sender,))

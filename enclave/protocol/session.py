@@ -102,7 +102,20 @@ class Session:
         number = self._waiting[0]
         return tuple(j for j in self.peers if (number, j) not in self._inbox)
 
+    @property
+    def view(self) -> bytes:
+        """The view of all broadcast bodies gathered so far (SPEC 0.5)."""
+        return self._view
+
     # --- what the channel uses ---
+
+    def fail(self, fault: PeerFault) -> None:
+        """End the ceremony where it waits next. The first fault stays."""
+        if self._fault is None:
+            self._fault = fault
+            if self._waiting is not None:
+                promise, self._waiting = self._waiting[1], None
+                promise.reject(fault)
 
     def receive(self, sender: int, round_number: int, content: bytes) -> None:
         """Take a body that verified as `sender`'s. A bad one fails the ceremony and names the sender (SPEC 0.6)."""
@@ -111,9 +124,9 @@ class Session:
         try:
             self._accept(sender, round_number, content)
         except Malformed as error:
-            self._fail(PeerFault("0.6", str(error), (sender,)))
+            self.fail(PeerFault("0.6", str(error), (sender,)))
         except PeerFault as fault:
-            self._fail(fault)
+            self.fail(fault)
 
     def _accept(self, sender: int, round_number: int, content: bytes) -> None:
         # SPEC 0.6: once for each sender, in the order of rounds, canonically the round's one type.
@@ -133,12 +146,6 @@ class Session:
         if self._waiting is not None and self._complete(self._waiting[0]):
             promise, self._waiting = self._waiting[1], None
             promise.resolve(None)
-
-    def _fail(self, fault: PeerFault) -> None:
-        self._fault = fault
-        if self._waiting is not None:
-            promise, self._waiting = self._waiting[1], None
-            promise.reject(fault)
 
     # --- rounds and views ---
 

@@ -14,6 +14,7 @@ from enclave.crypto import prss
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import PeerFault
 from enclave.protocol import keygen, presign, setup
+from enclave.protocol.presign_material import SubSeeds, derive_sub_seed
 from enclave.protocol.session import RoundMessage, Session
 from enclave.wire import SignedAcknowledgement
 from policies.transcript import DIGEST_BYTES
@@ -164,11 +165,11 @@ def honest_seeds(n: int, t: int) -> dict[int, setup.Seeds]:
     return results(setup_ceremony(n, t).run())
 
 
-def sub_seeds(seeds: setup.Seeds, C: tuple[int, ...], t: int, me: int, sid: bytes) -> presign.SubSeeds:
+def sub_seeds(seeds: setup.Seeds, C: tuple[int, ...], t: int, me: int, sid: bytes) -> SubSeeds:
     """SPEC 3.2 for one member."""
-    return presign.SubSeeds(
-        {A: presign.derive_sub_seed(seeds.of("subset", A), sid) for A in prss.subsets(C, t) if me in A},
-        {p: presign.derive_sub_seed(seeds.of("presign-pair", p), sid) for p in prss.pairs(C) if me in p},
+    return SubSeeds(
+        {A: derive_sub_seed(seeds.of("subset", A), sid) for A in prss.subsets(C, t) if me in A},
+        {p: derive_sub_seed(seeds.of("presign-pair", p), sid) for p in prss.pairs(C) if me in p},
     )
 
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from enclave.crypto import bip32, polynomials, prss
 from enclave.crypto.curve import SECP256K1, compress
 from enclave.protocol import keygen, presign, setup, sign
+from enclave.protocol.presign_material import SubSeeds, derive_sub_seed
 from enclave.wire import (
     Authorization,
     AuthorizationTerms,
@@ -54,10 +55,10 @@ def run_keygen(n: int, t: int, labels: tuple[str, ...]) -> tuple[dict[int, Seque
     return kept, network.transcript.hexdigest()
 
 
-def sub_seeds(seeds: setup.Seeds, C: tuple[int, ...], t: int, me: int, sid: bytes) -> presign.SubSeeds:
-    return presign.SubSeeds(
-        {A: presign.derive_sub_seed(seeds.of("subset", A), sid) for A in prss.subsets(C, t) if me in A},
-        {p: presign.derive_sub_seed(seeds.of("presign-pair", p), sid) for p in prss.pairs(C) if me in p},
+def sub_seeds(seeds: setup.Seeds, C: tuple[int, ...], t: int, me: int, sid: bytes) -> SubSeeds:
+    return SubSeeds(
+        {A: derive_sub_seed(seeds.of("subset", A), sid) for A in prss.subsets(C, t) if me in A},
+        {p: derive_sub_seed(seeds.of("presign-pair", p), sid) for p in prss.pairs(C) if me in p},
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from enclave.bodies import BROADCAST, BodyLog, SignedBody, body_digest
 from enclave.channels import frames as f
 from enclave.errors import LinkFault
 from tests.fakes.identities import frame_keys
@@ -19,7 +20,12 @@ LINK_KEYS = {frozenset(pair): bytes([10 * pair[0] + pair[1]]) * 32 for pair in (
 def channel(me: int, context: bytes = CONTEXT, boot: int = 0, links: dict | None = None) -> f.CeremonyChannel:
     keys = links or LINK_KEYS
     peers = [f.ceremony_keys(keys[frozenset((me, j))], context, me, j, frame_keys(j)[0]) for j in (1, 2, 3) if j != me]
-    return f.CeremonyChannel(context, me, frame_keys(me, boot)[1], peers, PRIVATE)
+    return f.CeremonyChannel(context, me, frame_keys(me, boot)[1], peers, PRIVATE, BodyLog(8))
+
+
+def what_is_signed(context: bytes, number: int, sender: int, receiver: int | None, content: bytes) -> bytes:
+    """What a sender signs of a body."""
+    return body_digest(context, SignedBody(number, sender, receiver or BROADCAST, content, b"").ref)
 
 
 def one_frame(sender: f.CeremonyChannel, to: int = 2, number: int = 1, content: bytes = b"content") -> bytes:
@@ -66,8 +72,8 @@ def test_a_broadcast_is_signed_once_for_all_receivers() -> None:
         for j, frame in sealed.items()
     }
     assert plain[2] == plain[3]
-    signed = f.body_digest(CONTEXT, 1, 1, None, b"content")
-    assert f.verify_digest(frame_keys(1)[0], signed, plain[2][:64])
+    what = what_is_signed(CONTEXT, 1, 1, BROADCAST, b"content")
+    assert f.verify_digest(frame_keys(1)[0], what, plain[2][:64])
     assert sealed[2][f.HEADER_BYTES :] != sealed[3][f.HEADER_BYTES :]
 
 
@@ -166,14 +172,14 @@ def resealed(plaintext: bytes, number: int = 1, sender: int = 1, receiver: int =
 
 
 def signed(content: bytes, number: int = 1, sender: int = 1, to: int | None = None, context: bytes = CONTEXT) -> bytes:
-    return f.sign_digest(frame_keys(sender)[1], f.body_digest(context, number, sender, to, content)) + content
+    return f.sign_digest(frame_keys(sender)[1], what_is_signed(context, number, sender, to, content)) + content
 
 
 WRONG_BODIES: dict[str, Callable[[], bytes]] = {
     "a frame key of another boot": lambda: one_frame(channel(1, boot=1)),
     "a signature by the receiver": lambda: resealed(signed(b"content", sender=2)),
     "of another sender": lambda: resealed(
-        f.sign_digest(frame_keys(1)[1], f.body_digest(CONTEXT, 1, 3, None, b"content")) + b"content"
+        f.sign_digest(frame_keys(1)[1], what_is_signed(CONTEXT, 1, 3, BROADCAST, b"content")) + b"content"
     ),
     "another content": lambda: resealed(signed(b"content")[:64] + b"contend"),
     "another round": lambda: resealed(signed(b"content", number=3)),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from enclave.bodies import BROADCAST, BodyLog, SignedBody, body_digest
 from enclave.channels import frames
 from enclave.channels.handshake import SUITE, Hello, session_digest, signing_digest
 from enclave.crypto import bip32, polynomials
@@ -142,7 +143,7 @@ def encodings() -> dict[str, str]:
     session.broadcast(presign.CheckProducts(b"t" * 64))
     public, secret = frame_keys(1)
     keys = frames.ceremony_keys(b"k" * 32, context, 1, 2, frame_keys(2)[0])
-    channel = frames.CeremonyChannel(context, 1, secret, [keys], frozenset({2}))
+    channel = frames.CeremonyChannel(context, 1, secret, [keys], frozenset({2}), BodyLog(8))
     ((_, broadcast),) = channel.seal(1, (2,), False, b"broadcast")
     ((_, private),) = channel.seal(2, (2,), True, b"private")
     own = OwnSession(1, b"b" * 32, public, secret)
@@ -157,8 +158,8 @@ def encodings() -> dict[str, str]:
         "private_frame": private.hex(),
         "send_key": keys.send_key.hex(),
         "receive_key": keys.receive_key.hex(),
-        "broadcast_digest": frames.body_digest(context, 1, 1, None, b"broadcast").hex(),
-        "private_digest": frames.body_digest(context, 2, 1, 2, b"private").hex(),
+        "broadcast_digest": body_digest(context, SignedBody(1, 1, BROADCAST, b"broadcast", b"").ref).hex(),
+        "private_digest": body_digest(context, SignedBody(2, 1, 2, b"private", b"").ref).hex(),
         "signed_nonce": encode(nonces[0]).hex(),
         "session_digest": session_digest(1, b"b" * 32, public).hex(),
         "ceremony_context": ceremony_context("presign", b"r" * 32, [b"p", b""], nonces, {1: own.digest()}).hex(),
