@@ -45,6 +45,8 @@ class Bodies:
                 return await self._read(request)
         except TimeoutError:
             raise TooSlow(f"the body did not come within {self._timeout_s:g} s") from None
+        except ConnectionError:
+            raise CallerError("the sender went away before the body's end") from None
         except web.RequestPayloadError as error:
             raise CallerError(f"body: {str(error)[:200]}") from None
 

@@ -36,8 +36,8 @@ OUT_OF_FILES_PAUSE_S = 0.1
 REPORT_EVERY_S = 10.0
 # Files that are no connection of clients: store, signers, logs.
 RESERVED_FILES = 512
-# A new address may fill its share of the connections in this time.
-CONNECTION_RATE_S = 10.0
+# How long an address takes to fill its share of connections once more; never slower than so many a second.
+REFILL_S, LEAST_PER_S = 10.0, 10.0
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -55,7 +55,7 @@ class Listener:
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_address: Counter[str] = Counter()
         per_address = limits.connections_per_address
-        self._rates = Rates(per_address / CONNECTION_RATE_S, per_address, time.monotonic)
+        self._rates = Rates(max(per_address / REFILL_S, LEAST_PER_S), per_address, time.monotonic)
         self._most = usable_connections(limits.connections)
         self._refused, self._reported_s = 0, -REPORT_EVERY_S
         self.open = 0

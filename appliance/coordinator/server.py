@@ -76,6 +76,7 @@ class Coordinator:
         self._stack = AsyncExitStack()
         self._failed: asyncio.Future[None] | None = None
         self.ports: dict[str, int] = {}
+        self.listeners: dict[str, Listener] = {}
         self.network: Network
 
     async def __aenter__(self) -> Coordinator:
@@ -154,7 +155,7 @@ class Coordinator:
     async def _listen(
         self, what: str, app: web.Application, listen: str, tls: ssl.SSLContext, limits: LimitSettings
     ) -> None:
-        listener = Listener(what, app, tls, limits)
+        listener = self.listeners[what] = Listener(what, app, tls, limits)
         self._stack.push_async_callback(listener.close, SHUTDOWN_S)
         self.ports[what] = await listener.start(*split_listen(listen))
 
