@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable
 
 import structlog
 
 from policies.lines import STANDARD_ERROR, LineSink
-
-AGAIN_S = 3600.0
 
 
 class LineLogger:
@@ -25,27 +21,6 @@ class LineLogger:
         self._sink.write(line)
 
     log = debug = info = warn = warning = error = err = critical = failure = fatal = exception = msg
-
-
-class Told:
-    """Whether something has been said already: what repeats is logged when it changes, and again every hour."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._text: str | None = None
-        self._again_s = 0.0
-
-    def is_new(self, text: str) -> bool:
-        """Whether `text` should be logged now; it counts as said then."""
-        now_s = self._clock()
-        if text == self._text and now_s < self._again_s:
-            return False
-        self._text, self._again_s = text, now_s + AGAIN_S
-        return True
-
-    def forget(self) -> None:
-        """The trouble is over: the next one is new."""
-        self._text = None
 
 
 def configure_logging(process: str) -> None:

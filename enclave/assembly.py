@@ -19,6 +19,7 @@ from enclave.config import EnclaveConfig
 from enclave.creation import KeyCreation
 from enclave.dispatch import Dispatch
 from enclave.effects import Effects
+from enclave.errors import KeymootError
 from enclave.gate import GateKeys
 from enclave.hsm import Hsm
 from enclave.log import Log
@@ -44,7 +45,8 @@ class Outside:
     """What the world gives an enclave: clocks, randomness, the HSM, the worker, the log.
 
     `told_of_hsm()`: counters and durations of the HSM, and `queues()`: what waits, both for `Status`. `accepted()`: the
-    states of peers that its operator has accepted.
+    states of peers that its operator has accepted. `requests_after_s`: Unix time before which no request is taken, in
+    case the clock was set back.
     """
 
     wall_clock: Callable[[], float]
@@ -57,6 +59,7 @@ class Outside:
     log: Log
     told_of_hsm: Callable[[], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = lambda: ({}, {})
     queues: Callable[[], dict[str, int]] = dict
+    requests_after_s: int = 0
 
 
 class EnclaveCore:
@@ -92,7 +95,7 @@ class EnclaveCore:
             config.policy,
             config.file.gate.mode,
             config.file.gate.deadline_s,
-            int(outside.wall_clock()),
+            max(int(outside.wall_clock()), outside.requests_after_s),
         )
         book, log = RequestBook(outside.wall_clock), RequestLog(outside.log, outside.clock)
         self._authoriser = Authoriser(
@@ -118,6 +121,11 @@ class EnclaveCore:
             self._describe,
             self._status,
         )
+
+    def drop(self, doubt: KeymootError) -> int:
+        """Destroy what must be used once, here and in the worker; how many presignatures that cost."""
+        self.orders.give_up(doubt)
+        return self.pool.drop(lambda *_: True)
 
     def _make_links(self) -> Links:
         identity = Identity(

@@ -309,6 +309,11 @@ class CeremonyOrders:
     def _end_in_worker(self, sid: bytes, reason: str) -> None:
         self._around.to_worker(encode(End(sid, reason[:500])))
 
+    def give_up(self, error: KeymootError) -> None:
+        """Stop every batch in the worker: nobody awaits them any more."""
+        for run in list(self._batches.values()):
+            run.stop(error)
+
     def forward(self, sid: bytes, sender: int, frame: bytes) -> None:
         """Hand a frame of a batch to the worker."""
         self._around.to_worker(encode(Incoming(sid, sender, frame)))

@@ -43,7 +43,9 @@ def verify_request(request: ClientRequest, *, policy: Policy, network: str, now_
         raise Refused("request/client", "the policy knows no client with this kid")
     jws.check(client, network=network, method=request.method, path=request.path, now_s=now_s)
     if jws.header.iat < boot_s:
-        raise Refused("request/boot", "signed before this enclave's start: sign it again")
+        raise Refused(
+            "request/boot", "signed before this enclave's start, or before its clock was set back: sign it again"
+        )
     if not _verifies(client, jws.signing_input(request.body), jws.signature):
         raise Refused("request/signature", "the JWS does not verify over this body")
     return VerifiedRequest(client.id, jws.header.jti, jws.header.exp, request.body, request.digest(network))

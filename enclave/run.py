@@ -6,9 +6,11 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from enclave.assembly import EnclaveCore, Outside
+from enclave.clock_watch import MAX_WALL_STEP_S, Clocks, ClockWatch, MemoryInDoubt
 from enclave.config import EnclaveConfig
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import CallerError, KeymootError, Unavailable
@@ -132,17 +134,36 @@ def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmW
         queues=lambda: {"to-signer": server.waiting, "to-worker": worker.waiting, "hsm": thread.waiting},
     )
     SECP256K1.randomize(os.urandom(32))
-    core = EnclaveCore(config, opener.gate_keys, outside)
-    uid = config.file.signer_uid
-    server = Server(
-        config.socket,
-        os.getuid() if uid is None else uid,
-        core,
-        worker,
-        (thread.fileno(), watch.drain),
-        log,
-    )
-    server.run(lambda: log.info("ready", socket=str(config.socket), pid=os.getpid()))
+    uid, clocks = config.file.signer_uid, ClockWatch(Clocks())
+    while True:
+        core = EnclaveCore(config, opener.gate_keys, outside)
+        server = Server(
+            config.socket,
+            os.getuid() if uid is None else uid,
+            core,
+            worker,
+            (thread.fileno(), watch.drain),
+            clocks,
+            log,
+        )
+        try:
+            return server.run(lambda: log.info("ready", socket=str(config.socket), pid=os.getpid()))
+        except MemoryInDoubt as doubt:
+            # As after a restart: nothing that this boot made, was told or remembers is used again.
+            lost = core.drop(doubt)
+            _tell_dropped(doubt, lost, log)
+            outside = replace(outside, requests_after_s=int(doubt.forgotten_until_s))
+
+
+def _tell_dropped(doubt: MemoryInDoubt, lost: int, log: Log) -> None:
+    behind_s = doubt.forgotten_until_s - time.time()
+    remedy = "nothing to do: pools are filled again"
+    if behind_s > MAX_WALL_STEP_S:
+        remedy = (
+            f"requests are refused for {behind_s:.0f} s, until the clock is where it was; if it is right now and was "
+            "wrong before, restart this enclave"
+        )
+    log.error("memory dropped", reason=str(doubt), presignatures=lost, remedy=remedy)
 
 
 def _accepted(path: Path, log: Log) -> Sequence[AcceptedState]:

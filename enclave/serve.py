@@ -8,11 +8,12 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from enclave.assembly import EnclaveCore
+from enclave.clock_watch import ClockWatch
 from enclave.errors import CallerError, Malformed
 from enclave.framing import Stream
 from enclave.log import Log
@@ -43,6 +44,7 @@ class Server:
         core: EnclaveCore,
         worker: Stream,
         hsm: tuple[int, Callable[[], None]],
+        clocks: ClockWatch,
         log: Log,
     ) -> None:
         """`hsm`: a descriptor that is readable when the HSM thread has results, and what takes them in."""
@@ -50,24 +52,28 @@ class Server:
         self._dispatch, self._orders, self._effects = core.dispatch, core.orders, core.effects
         self._worker, self._timers, self._log = worker, core.timers, log
         self._hsm_fd, self._drain_hsm = hsm
+        self._clocks = clocks
         self._selector = Selector()
         self._signer: Stream | None = None
         self._stopping = False
         self._repeats = Repeats(time.monotonic)
 
     def run(self, ready: Callable[[], None]) -> None:
-        """Serve until SIGTERM or SIGINT. Raises `WorkerGone`."""
-        with _listening(self._path) as listener, _wakeup(self._stop) as wakeup_fd:
+        """Serve until SIGTERM or SIGINT. Raises `WorkerGone`, and `MemoryInDoubt` before anything else is done."""
+        handlers = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGUSR1: self._clocks.signal}
+        with self._selector, _listening(self._path) as listener, _wakeup(handlers) as wakeup_fd:
             register = self._selector.register
             register(listener, selectors.EVENT_READ, lambda _: self._accept(listener))
             register(wakeup_fd, selectors.EVENT_READ, lambda _: os.read(wakeup_fd, 4096))
             register(self._worker.socket, selectors.EVENT_READ, self._serve_worker)
             register(self._hsm_fd, selectors.EVENT_READ, lambda _: self._drain_hsm())
             ready()
-            while not self._stopping:
-                self._turn()
-            if self._signer is not None:
-                self._disconnect("stopping")
+            try:
+                while not self._stopping:
+                    self._turn()
+            finally:
+                if self._signer is not None:
+                    self._disconnect("stopping")
 
     @property
     def waiting(self) -> int:
@@ -95,7 +101,9 @@ class Server:
         self._watch_writes()
         due_s = self._timers.next_in_s()
         timeout_s = LONGEST_WAIT_S if due_s is None else min(due_s, LONGEST_WAIT_S)
-        for key, events in self._selector.select(timeout_s):
+        ready = self._selector.select(timeout_s)
+        self._clocks.check()
+        for key, events in ready:
             key.data(events)
         self._timers.fire()
 
@@ -196,12 +204,12 @@ def _listening(path: Path) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _wakeup(stop: Callable[[], None]) -> Iterator[int]:
-    """A descriptor that becomes readable when SIGTERM or SIGINT arrives; `stop` is called then."""
+def _wakeup(handlers: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[int]:
+    """A descriptor that becomes readable when one of these signals arrives; its handler is called then."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     previous_fd = signal.set_wakeup_fd(writer)
-    previous = {number: signal.signal(number, lambda *_: stop()) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, _without_arguments(handler)) for number, handler in handlers.items()}
     try:
         yield reader
     finally:
@@ -210,3 +218,7 @@ def _wakeup(stop: Callable[[], None]) -> Iterator[int]:
             signal.signal(number, handler)
         os.close(reader)
         os.close(writer)
+
+
+def _without_arguments(handler: Callable[[], None]) -> Callable[[int, object], None]:
+    return lambda _number, _frame: handler()

@@ -271,5 +271,6 @@ def _die_with(parent: int) -> None:
     """End with the enclave, however it ends, and leave its signals to it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     if os.getppid() != parent:
         os._exit(1)

@@ -100,9 +100,9 @@ def _check_times(header: ProtectedHeader, now_s: int) -> None:
     if not 0 < header.exp - header.iat <= MAX_LIFETIME_S:
         raise Refused("request/lifetime", f"exp must be after iat by at most {MAX_LIFETIME_S} s")
     if header.iat > now_s + CLOCK_SKEW_S:
-        raise Refused("request/time", "signed in the future: check the client's clock")
+        raise Refused("request/time", "signed in the future: check both clocks")
     if header.exp <= now_s:
-        raise Refused("request/expired", "the request has expired: sign it again")
+        raise Refused("request/expired", "the request has expired: sign it again, and check both clocks")
 
 
 def _decode(text: str) -> bytes:

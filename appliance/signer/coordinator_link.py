@@ -180,7 +180,7 @@ class _Session:
     async def _write(self, connection: aiohttp.ClientWebSocketResponse, data: bytes) -> None:
         try:
             await connection.send_bytes(data)
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:  # RuntimeError: uvloop's word for closed
             raise LinkDown(f"coordinator {self._name}: {describe(error)}", CHECK_COORDINATOR) from error
 
     async def _read(

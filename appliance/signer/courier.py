@@ -24,7 +24,6 @@ from appliance.signer.gate_caller import GateCaller, unreachable
 from appliance.signer.metrics import SignerMetrics
 from appliance.signer.status import condition_of
 from appliance.store.certificates import Certificate
-from appliance.telemetry import Told
 from enclave import wire
 from policies.errors import Unavailable
 from policies.repeats import Allowance, Repeats
@@ -77,7 +76,6 @@ class Courier:
         self._store = store
         self._gate = gate
         self._metrics = metrics
-        self._unreadable = Told()
         self._status_asked: asyncio.Future[wire.Status] | None = None
         self._links: dict[str, CoordinatorLink] = {}
         self._questions: dict[str, asyncio.Queue[relay.KeysAfter]] = {}
@@ -162,8 +160,9 @@ class Courier:
         try:
             return self._store.record("key", key_id)
         except Unavailable as error:
-            if self._unreadable.is_new(str(error)):
-                log.error("record-unreadable", key=key_id, reason=str(error)[:512])
+            before = self._repeats.due(f"record {key_id}", str(error))
+            if before is not None:
+                log.error("record-unreadable", key=key_id, reason=str(error)[:512], before=before)
             return None
 
     # --- enclave → everybody ----------------------------------------------------------------------------
@@ -231,8 +230,9 @@ class Courier:
             try:
                 seq, found = self._store.certificates_after(question.after, question.key_id, relay.KEYS_A_PAGE + 1)
             except Unavailable as error:
-                if self._unreadable.is_new(str(error)):
-                    log.error("certificates-unreadable", reason=str(error)[:512])
+                before = self._repeats.due("certificates", str(error))
+                if before is not None:
+                    log.error("certificates-unreadable", reason=str(error)[:512], before=before)
                 continue
             keys = tuple(relay.NumberedKey(*each) for each in found[: relay.KEYS_A_PAGE])
             link.send(relay.KeyPage(seq, keys, len(found) > len(keys)), bulk=False)

@@ -19,6 +19,10 @@ AT_ONCE_BYTES = 256 * 1024
 START_ENCLAVE = "start keymoot enclave, or see its log"
 
 
+# uvloop raises RuntimeError where a connection was closed under a writer.
+CLOSED = (OSError, RuntimeError)
+
+
 class EnclaveLink:
     """An attached connection. `send` queues, `write` empties the queue, `receive` reads one message."""
 
@@ -49,7 +53,7 @@ class EnclaveLink:
         except TimeoutError:
             writer.close()
             raise LinkDown("enclave does not answer", START_ENCLAVE) from None
-        except OSError as error:
+        except CLOSED as error:
             writer.close()
             raise LinkDown(f"enclave closed: {error}", START_ENCLAVE) from error
         except BaseException:
@@ -82,14 +86,14 @@ class EnclaveLink:
         self._writer.close()
         try:
             await self._writer.wait_closed()
-        except OSError:
+        except CLOSED:
             return  # it was broken already, which is why it is being closed
 
     async def _write(self, data: bytes) -> None:
         try:
             self._writer.write(data)
             await self._writer.drain()
-        except OSError as error:
+        except CLOSED as error:
             raise LinkDown(f"enclave closed: {error}", START_ENCLAVE) from error
 
 
