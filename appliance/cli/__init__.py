@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from policies.errors import CallerError, KeymootError, Refused, Unavailable
@@ -22,7 +23,10 @@ def main() -> None:
     Exit codes: 0 done, 1 failed, 2 the caller's mistake, 3 something needed is away, 4 refused.
     """
     from appliance.cli.app import app
+    from appliance.cli.completion import VARIABLE, register
 
+    if VARIABLE in os.environ:
+        register()
     try:
         app()
     except KeymootError as error:

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from appliance.cli import bench, gate, hsm, init, keys, pki, processes, roster, scheme, sign, status
+from appliance.cli import bench, completion, gate, hsm, init, keys, pki, pool, processes, roster, scheme, sign, status
 
 EPILOG = (
     "Exit codes: 0 done. 1 failed, or what was checked is not good. 2 the caller's mistake. 3 something is away: "
     "try again. 4 refused by policy, gate or enclave. 130 interrupted. The reason is on standard error."
     "\n\n"
-    "With --json, one line of JSON on standard output and nothing else there: scheme, status, roster show, "
+    "With --json, one line of JSON on standard output and nothing else there: scheme, status, pool, roster show, "
     "hsm check, pki, keys, sign, bench, coordinator token."
 )
 
@@ -38,6 +38,7 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 app.command("scheme")(scheme.show)
 app.command("status")(status.status)
+app.command("pool")(pool.pool)
 app.add_typer(init.app, name="init")
 app.add_typer(roster.app, name="roster")
 app.add_typer(processes.enclave, name="enclave")
@@ -59,3 +60,4 @@ def demo() -> None:
 
 
 app.add_typer(bench.app, name="bench")
+app.command("completion")(completion.completion)
