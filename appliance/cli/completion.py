@@ -32,6 +32,6 @@ def completion(
 
 def register() -> None:
     """Make typer's completions known, which its commands need before they can answer a shell."""
-    from typer.completion import completion_init
+    from typer.completion import completion_init  # type: ignore[attr-defined]
 
     completion_init()
