@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+import msgspec
 import structlog
 
 from policies.lines import STANDARD_ERROR, LineSink
@@ -23,6 +24,14 @@ class LineLogger:
     log = debug = info = warn = warning = error = err = critical = failure = fatal = exception = msg
 
 
+def _json(line: object, **_: object) -> str:
+    """One line of JSON. What is no JSON of itself is shown by its repr."""
+    try:
+        return msgspec.json.encode(line, order="sorted", enc_hook=repr).decode()
+    except (UnicodeEncodeError, TypeError):  # a lone surrogate, as in the name of a file; a key that is no text
+        return json.dumps(line, sort_keys=True, default=repr)
+
+
 def configure_logging(process: str) -> None:
     """Set up structlog for this process; `process` stands in every line. Call it once, at the start."""
 
@@ -38,7 +47,7 @@ def configure_logging(process: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(sort_keys=True),
+            structlog.processors.JSONRenderer(_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=lambda *_: logger,
