@@ -56,7 +56,7 @@ def renew(
         return
     for one in renewed:
         typer.echo(f"{one.file}: renewed, good for {one.days_left} days; the old one is {one.old}")
-    say_next("Restart the process that uses it. Nothing is sent to anybody: the CA is the same.")
+    say_next("The processes that use it take it up by themselves. Nothing is sent to anybody: the CA is the same.")
 
 
 def _now() -> datetime.datetime:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
-from pathlib import Path
-
-from cryptography import x509
 
 from appliance.api.models import CertificateExpiry, Coordinator
 from appliance.coordinator.config import CoordinatorConfig
 from appliance.coordinator.network import Network
+from appliance.expiry import first_end_s, iso
 from policies.roster import Roster
 
 
@@ -20,7 +17,7 @@ class Identity:
     def __init__(self, config: CoordinatorConfig, roster: Roster, now_s: float) -> None:
         self._config, self._roster = config, roster
         self._version = importlib.metadata.version("keymoot")
-        self._started_at = iso_time(now_s)
+        self._started_at = iso(now_s)
 
     def show(self, network: Network, now_s: float) -> Coordinator:
         """As it stands at `now_s`, certificates included: they may have been renewed."""
@@ -30,7 +27,7 @@ class Identity:
             network=self._config.network,
             version=self._version,
             roster_digest="0x" + self._roster.digest().hex(),
-            time=iso_time(now_s),
+            time=iso(now_s),
             started_at=self._started_at,
             trouble=shortage.missing if shortage else "",
             remedy=shortage.remedy if shortage else "",
@@ -43,19 +40,6 @@ class Identity:
         shown = []
         files = {self._config.signers.certificate, self._config.api.certificate, self._config.signers.client_ca}
         for path in sorted(files):
-            if (expires := _first_end(path)) is not None:
-                shown.append(CertificateExpiry(path.name, expires))
+            if (end_s := first_end_s(path)) is not None:
+                shown.append(CertificateExpiry(path.name, iso(end_s)))
         return shown
-
-
-def iso_time(unix_s: float) -> str:
-    """ISO 8601 in UTC, to the second."""
-    return datetime.datetime.fromtimestamp(int(unix_s), datetime.UTC).isoformat().replace("+00:00", "Z")
-
-
-def _first_end(path: Path) -> str | None:
-    try:
-        found = x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return iso_time(min(one.not_valid_after_utc for one in found).timestamp())

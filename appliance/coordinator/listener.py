@@ -25,6 +25,7 @@ from appliance.coordinator.config import LimitSettings
 from appliance.coordinator.problems import of_http, problem
 from appliance.coordinator.rates import Limited, Rates
 from policies.errors import Unavailable
+from policies.repeats import Repeats
 
 HANDSHAKE_TIMEOUT_S = 10.0
 TLS_SHUTDOWN_TIMEOUT_S = 5.0
@@ -58,6 +59,7 @@ class Listener:
         self._rates = Rates(max(per_address / REFILL_S, LEAST_PER_S), per_address, time.monotonic)
         self._most = usable_connections(limits.connections)
         self._refused, self._reported_s = 0, -REPORT_EVERY_S
+        self._repeats = Repeats(time.monotonic)
         self.open = 0
 
     async def start(self, host: str, port: int) -> int:
@@ -144,6 +146,13 @@ class Listener:
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
                 ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT_S,
             )
+        except ssl.SSLCertVerificationError as error:
+            # A certificate that is not valid, or not of an authority that counts: its operator looks here, too.
+            before = self._repeats.due(address, error.verify_message)
+            if before is not None:
+                facts = {"listener": self._what, "address": address, "before": before}
+                log.warning("certificate-refused", reason=error.verify_message, **facts)
+            release()
         except (OSError, EOFError) as error:
             # Its peer did not speak TLS, has no business here, or has gone: nothing that an operator can mend.
             log.debug("no-handshake", listener=self._what, address=address, reason=str(error)[:200])

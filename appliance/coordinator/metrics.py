@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -56,7 +56,17 @@ def _operation(request: web.Request) -> str:
 class CoordinatorMetrics:
     """Reads everything at each scrape."""
 
-    def __init__(self, roster: Roster, network: Network, work: Work, store: CoordinatorStore, api: ApiMetrics) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        network: Network,
+        work: Work,
+        store: CoordinatorStore,
+        api: ApiMetrics,
+        certificate_ends_s: Callable[[], Mapping[str, float]],
+    ) -> None:
+        """`certificate_ends_s()`: when the certificates of each file end, as Unix time."""
+        self._certificate_ends_s = certificate_ends_s
         self._roster, self._network, self._work, self._store, self._api = roster, network, work, store, api
 
     def collect(self) -> Iterable[Metric]:
@@ -66,6 +76,12 @@ class CoordinatorMetrics:
         yield from self._collect_signers()
         yield histogram(
             "keymoot_coordinator_commit_seconds", "Duration of the store's transactions.", self._store.commit_seconds
+        )
+        yield gauge(
+            "keymoot_coordinator_certificate_expires_timestamp_seconds",
+            "When the first certificate of a file ends.",
+            "file",
+            self._certificate_ends_s(),
         )
         sessions = {signer.name: self._network.signers.session(signer.index) for signer in self._roster.signers}
         yield gauge(

@@ -6,9 +6,9 @@ from appliance import relay
 from appliance.api.models import Announced, Condition, Health, Pool, PoolList, Readiness, Signer, SignerList
 from appliance.coordinator.config import MAX_MARK
 from appliance.coordinator.consumption import recommended
-from appliance.coordinator.identity import iso_time
 from appliance.coordinator.network import Network
 from appliance.coordinator.sessions import Session, Signers
+from appliance.expiry import iso
 from policies.errors import Unavailable
 from policies.roster import Roster, RosterSigner
 
@@ -99,7 +99,7 @@ def _condition(told: relay.Condition | None) -> Condition | None:
 
 
 def _iso(unix_s: float | None) -> str | None:
-    return None if unix_s is None else iso_time(unix_s)
+    return None if unix_s is None else iso(unix_s)
 
 
 def _announced(session: Session) -> Announced:

@@ -9,6 +9,7 @@ import signal
 import ssl
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import structlog
@@ -29,6 +30,7 @@ from appliance.coordinator.metrics import ApiMetrics, CoordinatorMetrics
 from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing
 from appliance.coordinator.work import Work
+from appliance.expiry import CertificateWatch, TlsFiles
 from appliance.metrics import MetricsServer
 from appliance.store import CoordinatorStore
 from appliance.telemetry import configure_logging
@@ -72,6 +74,26 @@ class Coordinator:
         signers, api = config.signers, config.api
         self._signers_tls = server_context(signers.certificate, signers.key, signers.client_ca)
         self._api_tls = server_context(api.certificate, api.key, api.client_ca, optional=True)
+        self.certificates = CertificateWatch(
+            [path for path in (signers.certificate, signers.client_ca, api.certificate, api.client_ca) if path],
+            [
+                TlsFiles(
+                    self._signers_tls,
+                    partial(server_context, signers.certificate, signers.key, signers.client_ca),
+                    signers.certificate,
+                    signers.key,
+                    signers.client_ca,
+                ),
+                TlsFiles(
+                    self._api_tls,
+                    partial(server_context, api.certificate, api.key, api.client_ca, optional=True),
+                    api.certificate,
+                    api.key,
+                    api.client_ca,
+                ),
+            ],
+            on_look=lambda now_s: self.network.signers.end_expired(now_s),
+        )
         self._admission = Admission(*_credentials(config), api.limits, time.time, time.monotonic)
         self._stack = AsyncExitStack()
         self._failed: asyncio.Future[None] | None = None
@@ -128,7 +150,7 @@ class Coordinator:
         work = Work(store, roster, network, signing, batches, keybook, secrets.token_bytes, time.time, self._fail)
         stack.push_async_callback(work.close)
         await work.resume()
-        self._loops = asyncio.create_task(network.run())
+        self._loops = asyncio.create_task(_loops(network, self.certificates))
         stack.push_async_callback(_cancel, self._loops)
         gateway = web.Application()
         gateway.add_routes(Gateway(roster, network.signers).routes())
@@ -144,7 +166,9 @@ class Coordinator:
             return
         answers = ApiMetrics()
         answers.watch(api)
-        server = MetricsServer(CoordinatorMetrics(self._roster, self.network, work, store, answers))
+        server = MetricsServer(
+            CoordinatorMetrics(self._roster, self.network, work, store, answers, self.certificates.ends_s)
+        )
         self._stack.push_async_callback(server.close)
         self.ports["metrics"] = await server.start(self._config.metrics)
 
@@ -164,6 +188,12 @@ def _credentials(config: CoordinatorConfig) -> tuple[ClientKeys, Readers]:
     """Who may ask and who may read. Raises `CallerError`."""
     clients = load_policy(config.api.clients).clients
     return ClientKeys(clients, config.network), Readers(config.api.readers)
+
+
+async def _loops(network: Network, certificates: CertificateWatch) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(network.run())
+        group.create_task(certificates.run())
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -150,6 +150,12 @@ class Signers:
                 since_s = self._absences[signer.index].since_s
                 self._absences[signer.index] = Absence(since_s, f"refused: {reason[:300]}")
 
+    def end_expired(self, now_s: float) -> None:
+        """Nobody stays on a certificate that has ended: a renewed one is shown by a new connection."""
+        for session in list(self._sessions.values()):
+            if session.certificate_expires_s is not None and session.certificate_expires_s <= now_s:
+                self.leave(session, "your certificate has expired: renew it", "its certificate has expired")
+
     def end_all(self, reason: str) -> None:
         """The coordinator stops."""
         for session in list(self._sessions.values()):

@@ -6,8 +6,11 @@ enclave verifies. An answer echoes what it answers, so that it serves for nothin
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import structlog
@@ -15,6 +18,7 @@ from aiohttp import web
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from appliance.eventloop import new_event_loop
+from appliance.expiry import CertificateWatch, TlsFiles
 from appliance.gate.config import GateConfig, GateRules, load_secrets
 from appliance.telemetry import configure_logging
 from appliance.tls import server_context
@@ -82,15 +86,28 @@ def make_app(config: GateConfig) -> web.Application:
     return app
 
 
+async def _watching(watch: CertificateWatch, _: web.Application) -> AsyncIterator[None]:
+    """Renewed certificates are taken up while the handler runs."""
+    task = asyncio.create_task(watch.run())
+    yield
+    task.cancel()
+
+
 def run(config: GateConfig) -> None:
     """Serve over TLS until SIGTERM or SIGINT. Raises `CallerError` for unusable files."""
     configure_logging("gate")
     host, _, port = config.listen.rpartition(":")
+    app, make = make_app(config), partial(server_context, config.certificate, config.key, config.client_ca)
+    tls = make()
+    watch = CertificateWatch(
+        [config.certificate], [TlsFiles(tls, make, config.certificate, config.key, config.client_ca)]
+    )
+    app.cleanup_ctx.append(partial(_watching, watch))
     web.run_app(
-        make_app(config),
+        app,
         host=host,
         port=int(port),
-        ssl_context=server_context(config.certificate, config.key, config.client_ca),
+        ssl_context=tls,
         access_log=None,
         print=lambda *_: None,
         loop=new_event_loop(),

@@ -19,6 +19,7 @@ import aiohttp
 import structlog
 
 from appliance import relay
+from appliance.expiry import why_unusable
 from appliance.http_failures import describe
 from appliance.signer.config import CoordinatorSettings
 from appliance.signer.errors import LinkDown, LinkOverflow
@@ -109,7 +110,9 @@ class CoordinatorLink:
                     control = await self._open(http, relay.CONTROL_PATH)
                     bulk = await self._open(http, relay.BULK_PATH)
             except (aiohttp.ClientError, OSError, ValueError) as error:
-                raise LinkDown(f"coordinator {self.name}: {describe(error)}", CHECK_COORDINATOR) from error
+                # The coordinator's TLS says no more than that it refuses.
+                why = why_unusable(self._settings.certificate, time.time()) or describe(error)
+                raise LinkDown(f"coordinator {self.name}: {why}", CHECK_COORDINATOR) from error
             self._session = _Session(self.name, control, bulk)
             self._connected_again()
             self._repeats.over("link")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from functools import partial
 
 import aiohttp
 from multidict import CIMultiDictProxy
 
+from appliance.expiry import TlsFiles
 from appliance.http_failures import describe
 from appliance.signer.config import GateSettings
 from appliance.tls import client_context
@@ -32,21 +34,24 @@ class NoAnswer(KeymootError):
 class GateCaller:
     """A connection pool to one handler. Use `open` inside the event loop and `close` at the end."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+    def __init__(self, url: str, session: aiohttp.ClientSession, files: TlsFiles) -> None:
+        """`files`: what its TLS was made of."""
         self._url = url
         self._session = session
+        self.files = files
 
     @classmethod
     def open(cls, settings: GateSettings) -> GateCaller:
         """A caller for the handler in `settings`. Raises `CallerError` for unusable TLS files."""
-        tls = client_context(settings.ca, settings.certificate, settings.key, ssl.TLSVersion.TLSv1_2)
+        make = partial(client_context, settings.ca, settings.certificate, settings.key, ssl.TLSVersion.TLSv1_2)
+        tls = make()
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=tls, limit=MAX_CONNECTIONS),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
         )
-        return cls(settings.url, session)
+        return cls(settings.url, session, TlsFiles(tls, make, settings.certificate, settings.key, settings.ca))
 
     async def close(self) -> None:
         """Close the connections."""

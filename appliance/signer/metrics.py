@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from prometheus_client.core import Metric
@@ -26,8 +26,9 @@ class Observed(Protocol):
 class SignerMetrics:
     """Counts of one process; those of the enclave are the enclave's, of its present boot."""
 
-    def __init__(self, commit_seconds: Durations) -> None:
-        """`commit_seconds`: the store's."""
+    def __init__(self, commit_seconds: Durations, certificate_ends_s: Callable[[], Mapping[str, float]] = dict) -> None:
+        """`commit_seconds`: the store's. `certificate_ends_s()`: when the certificates of each file end."""
+        self._certificate_ends_s = certificate_ends_s
         self.commit_seconds = commit_seconds
         self.gate_seconds = Durations(GATE_BOUNDS_S)
         self.gate_outcomes: Counter[str] = Counter()
@@ -74,5 +75,11 @@ class SignerMetrics:
             {name: float(up) for name, up in self.coordinators_up.items()},
         )
         yield histogram("keymoot_signer_commit_seconds", "Duration of the store's transactions.", self.commit_seconds)
+        yield gauge(
+            "keymoot_signer_certificate_expires_timestamp_seconds",
+            "When the first certificate of a file ends.",
+            "file",
+            self._certificate_ends_s(),
+        )
         yield gauge("keymoot_signer_queue_length", "What waits in the signer's queues.", "queue", self.queues)
         yield from enclave_metrics.collect(self.enclave)

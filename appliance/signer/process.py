@@ -13,6 +13,7 @@ from functools import partial
 import structlog
 
 from appliance import eventloop, relay
+from appliance.expiry import CertificateWatch
 from appliance.metrics import MetricsServer
 from appliance.signer.config import SignerConfig, load_config
 from appliance.signer.coordinator_link import CoordinatorLink
@@ -45,13 +46,15 @@ def run(config_path: pathlib.Path) -> None:
 async def serve(config: SignerConfig, source: random.Random) -> None:
     """Serve one enclave, reconnecting, until cancelled. `source` gives the jitter of reconnects."""
     store = SignerStore.open(config.state)
-    metrics = SignerMetrics(store.commit_seconds)
+    gate = None if config.gate is None else GateCaller.open(config.gate)
+    certificates = CertificateWatch(_certificates(config), [] if gate is None else [gate.files])
+    metrics = SignerMetrics(store.commit_seconds, certificates.ends_s)
     server = MetricsServer(metrics, metrics.refresh)
     status = StatusServer(config, metrics, importlib.metadata.version("keymoot"))
-    gate = None if config.gate is None else GateCaller.open(config.gate)
     backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source)
     repeats = Repeats(time.monotonic)
     log.info("signer-started", network=config.network, coordinators=[c.name for c in config.coordinators])
+    watching = asyncio.create_task(certificates.run())
     try:
         if config.metrics is not None:
             await server.start(config.metrics)
@@ -73,12 +76,21 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
                     log.warning("enclave-link-down", kind=kind, reason=told, retries=retries)
             await asyncio.sleep(backoff.next_s())
     finally:
+        watching.cancel()
         await status.close()
         await server.close()
         if gate is not None:
             await gate.close()
         await store.close()
         log.info("signer-stopped")
+
+
+def _certificates(config: SignerConfig) -> list[pathlib.Path]:
+    """Every file with certificates that this process uses. Those of coordinators are read at each connection."""
+    found = [path for one in config.coordinators for path in (one.ca, one.certificate)]
+    if config.gate is not None:
+        found += [path for path in (config.gate.ca, config.gate.certificate) if path is not None]
+    return found
 
 
 async def serve_enclave(

@@ -72,17 +72,17 @@ def coordinator() -> tuple[CoordinatorMetrics, Network]:
 
     made, idle = roster(), Idle()
     network = Network(made, PoolSettings(), Changes(), NoKeys(), secrets.token_bytes)  # type: ignore[arg-type]
-    return CoordinatorMetrics(made, network, idle, idle, ApiMetrics()), network  # type: ignore[arg-type]
+    return CoordinatorMetrics(made, network, idle, idle, ApiMetrics(), lambda: {"server.pem": 1.8e9}), network  # type: ignore[arg-type]
 
 
 def signer() -> SignerMetrics:
-    return SignerMetrics(Durations())
+    return SignerMetrics(Durations(), lambda: {"signer.pem": 1.8e9})
 
 
 def test_the_page_names_exactly_what_is_exported() -> None:
     found = exported(signer()) | exported(coordinator()[0])
     assert found == documented()
-    assert len(found) == 47
+    assert len(found) == 49
 
 
 def test_durations_are_counted_in_cumulative_buckets() -> None:
