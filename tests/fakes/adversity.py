@@ -216,7 +216,7 @@ class Adversity:
                 self._online_order(j, chosen)
 
     def held(self, committee: tuple[int, ...]) -> tuple[wire.PresignatureName, ...]:
-        """Two names that everybody in the committee holds, not always the first; where there are none, of a new batch."""
+        """Two names that everybody in the committee holds, not always the first, of a new batch if need be."""
         for _ in range(2):
             pools = [self.net.members[j].core.pool for j in committee]
             newest = [name for members, name in self.names[-KEPT:] if members == committee]
