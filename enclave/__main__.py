@@ -12,13 +12,15 @@ from pathlib import Path
 import msgspec
 
 from enclave.config import load_config, load_enclave_file
-from enclave.errors import CallerError, KeymootError, Unavailable
+from enclave.errors import CallerError, KeymootError, Malformed, Refused, Unavailable
+from enclave.evidence import MAX_EVIDENCE_BYTES, verify_evidence
 from enclave.gate_secrets import seal_gate_secrets
 from enclave.hsm import HsmConfig, open_hsm, provision
 from enclave.hsm.check import check_module
 from enclave.run import run_enclave
 from enclave.serve import WorkerGone
-from policies.roster import identity_fingerprint
+from policies.load import load_yaml
+from policies.roster import Roster, identity_fingerprint
 
 EXIT_OK, EXIT_FAILED, EXIT_CALLER, EXIT_UNAVAILABLE = 0, 1, 2, 3
 MAX_SECRETS_BYTES = 16 * 1024
@@ -29,14 +31,18 @@ def main(arguments: list[str]) -> int:
     """Parse, run, and turn our errors into one line and an exit code: 2 the caller's, 3 something is away."""
     parser = argparse.ArgumentParser(prog="python -m enclave", description=__doc__)
     commands = {"run": _run, "provision": _provision, "seal-gate-secret": _seal_gate_secret, "describe": _describe}
-    parser.add_argument("command", choices=[*commands, "hsm-check"])
+    parser.add_argument("command", choices=[*commands, "hsm-check", "verify-evidence"])
     parser.add_argument("--config", type=Path, help="enclave.yaml")
     parser.add_argument("--hsm", help="hsm-check without a configuration: its hsm section, as JSON")
+    parser.add_argument("--evidence", type=Path, help="verify-evidence: the file")
+    parser.add_argument("--roster", type=Path, help="verify-evidence: roster.yaml")
     options = parser.parse_args(arguments)
     _keep_memory_private()
     try:
         if options.command == "hsm-check":
             _hsm_check(options.config, options.hsm)
+        elif options.command == "verify-evidence":
+            _verify_evidence(options.evidence, options.roster)
         elif options.config is None:
             parser.error("--config is missing")
         else:
@@ -109,6 +115,32 @@ def _hsm_check(path: Path | None, section: str | None) -> None:
         except msgspec.DecodeError as error:
             raise CallerError(f"the HSM is not named rightly: {error}") from None
     sys.stdout.write(msgspec.json.encode(check_module(hsm)).decode() + "\n")
+
+
+def _verify_evidence(path: Path | None, roster_path: Path | None) -> None:
+    """Judge a file of evidence and print the verdict as one JSON object. It is no error if it proves nothing."""
+    if path is None or roster_path is None:
+        raise CallerError("name the file by --evidence and the roster by --roster")
+    roster = load_yaml(roster_path, Roster)
+    with path.open("rb") as file:
+        data = file.read(MAX_EVIDENCE_BYTES + 1)
+    shown: dict[str, object] = {"proves": False, "network": roster.network, "ceremony": "", "context": "", "step": ""}
+    try:
+        found = verify_evidence(data, roster)
+    except (Malformed, Refused) as refusal:
+        shown |= {"reason": str(refusal), "convicted": [], "group": []}
+    else:
+        verdict = found.verdict
+        shown |= {"proves": True, "ceremony": found.kind, "context": found.context.hex()}
+        shown |= {"step": verdict.step, "reason": verdict.reason}
+        shown |= {"convicted": [_shown_signer(roster, j) for j in verdict.culprits]}
+        shown |= {"group": [_shown_signer(roster, j) for j in verdict.subset]}
+    sys.stdout.write(msgspec.json.encode(shown).decode() + "\n")
+
+
+def _shown_signer(roster: Roster, index: int) -> dict[str, object]:
+    signer = roster.signer(index)
+    return {"index": index, "name": signer.name, "operator": signer.operator, "fingerprint": signer.fingerprint}
 
 
 def _keep_memory_private() -> None:

@@ -33,6 +33,7 @@ from enclave.setup_turn import SetupTurn
 from enclave.shares import Vault
 from enclave.standing import Standing
 from enclave.tasks import Promise, Timers
+from enclave.verdicts import Verdicts
 from enclave.wire import PROTOCOL_VERSION, Attached, Status
 from policies.acceptance import AcceptedState
 from policies.repeats import Repeats
@@ -75,7 +76,8 @@ class EnclaveCore:
         self._session = _new_session(config.index, outside.random)
         self._prss = PrssState(config.index, config.roster.tolerate)
         self._audit = AuditLog(config.roster.network, config.index, outside.wall_clock)
-        self._ceremonies = Ceremonies(self.timers, self.effects.report)
+        self._verdicts = Verdicts(self._audit, self.effects.report, self.effects.emit)
+        self._ceremonies = Ceremonies(self.timers, self.effects.report, self._verdicts)
         self._standing = Standing(
             config.roster,
             self._audit,
@@ -221,6 +223,7 @@ class EnclaveCore:
         counters, durations = self._outside.told_of_hsm()
         for part in (
             self._ceremonies,
+            self._verdicts,
             self.dispatch,
             self._authoriser,
             self._gate,

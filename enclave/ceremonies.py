@@ -7,18 +7,20 @@ check failed may call it back to find out who broke it (SPEC 0.9).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from enclave.bodies import BodyLog
 from enclave.channels.frames import CeremonyChannel, PeerKeys, frame_context
 from enclave.errors import KeymootError, LinkFault, Refused
+from enclave.evidence import CeremonyRecord
 from enclave.protocol.blame import Blame, Outcome, accountable
 from enclave.protocol.blame_messages import BLAME_ROUNDS
-from enclave.protocol.charges import Facts, Rules
+from enclave.protocol.charges import Charge, Facts, Rules
 from enclave.protocol.session import Session
 from enclave.tasks import Task, Timers
+from enclave.verdicts import Verdicts
 from enclave.wire import CeremonyFailed
 from enclave.worker import Failed, describe_failure, describe_outcome
 
@@ -39,6 +41,7 @@ class Ticket:
     kind: str
     context: bytes
     members: tuple[int, ...]
+    record: CeremonyRecord = field(repr=False)
 
 
 class CeremonyRun:
@@ -59,8 +62,8 @@ class CeremonyRun:
 class Ceremonies:
     """The table of running ceremonies, bounded; for each coordinator, at most one for each context."""
 
-    def __init__(self, timers: Timers, report: Callable[[str, CeremonyFailed], None]) -> None:
-        self._timers, self._report = timers, report
+    def __init__(self, timers: Timers, report: Callable[[str, CeremonyFailed], None], verdicts: Verdicts) -> None:
+        self._timers, self._report, self._verdicts = timers, report, verdicts
         self._runs: dict[bytes, tuple[CeremonyRun, Callable[[], None]]] = {}
         self._lingering: dict[bytes, tuple[CeremonyRun, Callable[[], None]]] = {}
         self.counters: dict[str, int] = {}
@@ -122,9 +125,10 @@ class Ceremonies:
         cancel = self._timers.after(LINGER_S, lambda: self._release(ticket.context))
         self._lingering[ticket.context] = (run, cancel)
 
-    def fail(self, ticket: Ticket, failure: CeremonyFailed) -> None:
+    def fail(self, ticket: Ticket, failure: CeremonyFailed, charges: Sequence[Charge] = ()) -> None:
         """Take a failed run out and tell its coordinator; also one that had succeeded and was called back."""
         if self._take_out(ticket, failure.kind, failure.round) is not None or self.forget(ticket.context):
+            self._verdicts.tell(ticket.coordinator, ticket.context, ticket.record, failure, charges)
             self._report(ticket.coordinator, failure)
 
     def _take_out(self, ticket: Ticket, outcome: str, last_round: int) -> CeremonyRun | None:
@@ -211,7 +215,7 @@ class LocalRun(CeremonyRun):
     def _ended(self, task: Task[Outcome]) -> None:
         if isinstance(task.outcome, Outcome):
             failed = describe_outcome(self.ticket.context, task.outcome, self.session.round)
-            self._ceremonies.fail(self.ticket, report_failed(self.ticket, failed))
+            self._ceremonies.fail(self.ticket, report_failed(self.ticket, failed), task.outcome.charges)
         elif self._delivered:
             self._ceremonies.forget(self.ticket.context)
         elif isinstance(task.outcome, KeymootError):

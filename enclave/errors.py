@@ -46,6 +46,13 @@ class Cloned(Refused):
         super().__init__("cloned", reason)
 
 
+class Unproven(Refused):
+    """A charge or a file of evidence does not prove what it says (SPEC 0.11): nobody is convicted by it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("evidence", reason)
+
+
 class LinkFault(KeymootError):
     """Decryption, signature, counter or handshake failed on the link with `peer`: convicts nobody."""
 

@@ -14,11 +14,12 @@ from enclave.channels.handshake import Link, verify_identity
 from enclave.channels.links import Links
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import KeymootError, LinkFault, Refused, Unavailable
+from enclave.evidence import CeremonyRecord
 from enclave.members import NonceBook, OwnSession, ceremony_context, verify_nonces
 from enclave.pool import BYTES_PER_PRESIGNATURE, BatchKey, PresignaturePool
 from enclave.protocol import keygen, presign, setup
 from enclave.protocol.blame_messages import BLAME_ROUNDS
-from enclave.protocol.charges import Rules
+from enclave.protocol.charges import Charge, Rules
 from enclave.protocol.keygen_rules import KeygenRules
 from enclave.protocol.setup_rules import SetupRules
 from enclave.prss_state import PrssState
@@ -38,9 +39,10 @@ from enclave.wire import (
     SetupOrder,
     SignedAcknowledgement,
     SignedNonce,
+    decode,
     encode,
 )
-from enclave.worker import Begin, End, Failed, Finished, FromWorker, Incoming, Outgoing
+from enclave.worker import Begin, Charged, End, Finished, FromWorker, Incoming, Outgoing
 from policies.roster import Roster
 
 FIRST_KEY_EPOCH = 1
@@ -273,10 +275,12 @@ class CeremonyOrders:
         elif isinstance(message, Finished):
             del self._batches[message.sid]
             self._insert(run, message)
-        elif isinstance(message, Failed):
+        elif isinstance(message, Charged):
+            run.take_charge(message)
+        else:
             self._batches.pop(message.sid, None)
             self._finished.pop(message.sid, None)
-            self._around.ceremonies.fail(run.ticket, report_failed(run.ticket, message))
+            self._around.ceremonies.fail(run.ticket, report_failed(run.ticket, message), run.charges)
 
     def _insert(self, run: WorkerRun, finished: Finished) -> None:
         # SPEC 3.9: a batch of another epoch, or with a member that has rebooted since, is worthless.
@@ -369,7 +373,12 @@ class CeremonyOrders:
         sessions = {j: link.peer.digest() for j, link in links.items()} | {me.index: me.digest()}
         context = ceremony_context(kind, around.roster.digest(), parameters, nonces, sessions)
         keys = [ceremony_keys(link.key, context, me.index, j, link.peer.frame_key) for j, link in links.items()]
-        return Ticket(coordinator, ceremony, kind, context, members), keys, links
+        proofs = {j: link.proofs[0] for j, link in links.items()}
+        # Our own of any of these handshakes: all show the frame key of this boot.
+        proofs[me.index] = next(iter(links.values())).proofs[-1]
+        shown = tuple(proofs[j] for j in members)
+        record = CeremonyRecord(kind, around.roster.digest(), tuple(parameters), tuple(nonces), shown)
+        return Ticket(coordinator, ceremony, kind, context, members, record), keys, links
 
 
 class WorkerRun(CeremonyRun):
@@ -380,6 +389,8 @@ class WorkerRun(CeremonyRun):
         self._orders, self.batch_key = orders, batch_key
         self._max_frame_bytes = count * BYTES_PER_PRESIGNATURE + FRAME_ALLOWANCE_BYTES
         self._frames = dict.fromkeys(batch_key.committee, 0)
+        self._parts: list[bytes] = []
+        self.charges: list[Charge] = []
 
     def receive(self, sender: int, frame: bytes) -> None:
         # Unverified, and the worker may be busy: what can wait for it is bounded here.
@@ -388,6 +399,13 @@ class WorkerRun(CeremonyRun):
             self.stop(LinkFault(sender, "more or larger frames than the protocol has"))
         else:
             self._orders.forward(self.ticket.context, sender, frame)
+
+    def take_charge(self, message: Charged) -> None:
+        """A part of what proves who broke the batch; the worker bounds the whole."""
+        self._parts.append(message.data)
+        if message.last:
+            self.charges.append(decode(b"".join(self._parts), Charge))
+            self._parts.clear()
 
     def stop(self, error: KeymootError) -> None:
         self._orders.give_up_batch(self, error)

@@ -8,7 +8,7 @@ Who says what:
 
 - signer → enclave: `Attach` first, then `Presence`, `PeerFrame`, `Order`, `GateReply`, `GateUnreachable`,
   `Stored`, `StatusQuery`;
-- enclave → signer: `Attached` first, then `ToPeer`, `Report`, `Store`, `CallGate`, `Audit`, `Status`.
+- enclave → signer: `Attached` first, then `ToPeer`, `Report`, `Store`, `CallGate`, `Audit`, `Status`, `EvidencePart`.
 
 `Order`s come from a coordinator, `Report`s go back to it, `PeerFrame`/`ToPeer` carry opaque frames between
 enclaves. The signer reads of an order only `key_id` (to attach the sealed record) and alters nothing.
@@ -33,6 +33,8 @@ LENGTH_BYTES: Final = 4
 MAX_BODY_BYTES: Final = 128 * 1024
 MAX_GATE_BODY_BYTES: Final = 64 * 1024
 MAX_GATE_REQUEST_BYTES: Final = 512 * 1024
+EVIDENCE_PART_BYTES: Final = 1024 * 1024
+MAX_EVIDENCE_PARTS: Final = 49
 MAX_BATCH: Final = 16_384
 # What one enclave holds at most, of all committees and coordinators.
 MAX_PRESIGNATURES: Final = 200_000
@@ -511,6 +513,20 @@ class BatchShareReport(Wire, frozen=True, tag=18):
     s: Annotated[tuple[Bytes32, ...], msgspec.Meta(min_length=1, max_length=MAX_HASHES)]
 
 
+class Convicted(Wire, frozen=True, tag=19):
+    """This enclave has convicted `culprits` in a ceremony, or named a `group` in which somebody cheated (SPEC 0.11).
+    `evidence`: the digest by which the signer's file is named. It proves nothing to the coordinator by itself."""
+
+    ceremony: Bytes16
+    kind: Annotated[str, msgspec.Meta(pattern=r"^(setup|keygen|presign)$(?!\n)")]
+    context: Bytes32
+    step: ShortText
+    reason: ShortText
+    culprits: tuple[Index, ...]
+    group: tuple[Index, ...]
+    evidence: Bytes32
+
+
 ReportBody = (
     NonceReport
     | LinkReport
@@ -530,6 +546,7 @@ ReportBody = (
     | BatchAuthorized
     | UnknownPresignatures
     | BatchShareReport
+    | Convicted
 )
 
 
@@ -685,7 +702,18 @@ class Status(Wire, frozen=True, tag=7):
     durations: Annotated[dict[str, Buckets], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
 
 
-FromEnclave = Attached | ToPeer | Report | Store | CallGate | Audit | Status
+class EvidencePart(Wire, frozen=True, tag=8):
+    """Keep this as a file (SPEC 0.12): part `number` of `count`, in order and without another file's between them.
+    `evidence` is the digest of the whole, which names the file; the report that announces it comes after."""
+
+    evidence: Bytes32
+    kind: Annotated[str, msgspec.Meta(pattern=r"^(setup|keygen|presign)$(?!\n)")]
+    number: Annotated[int, msgspec.Meta(ge=1, le=MAX_EVIDENCE_PARTS)]
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_EVIDENCE_PARTS)]
+    data: Annotated[bytes, msgspec.Meta(max_length=EVIDENCE_PART_BYTES)]
+
+
+FromEnclave = Attached | ToPeer | Report | Store | CallGate | Audit | Status | EvidencePart
 
 
 # --- Codec ---

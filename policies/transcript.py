@@ -62,6 +62,7 @@ class Tag(StrEnum):
     ONLINE_DELTA = "keymoot/v1/sign/delta"
     ONLINE_ZERO = "keymoot/v1/sign/zero"
     # sealing and audit
+    EVIDENCE = "keymoot/v1/evidence"
     SEAL_WRAP = "keymoot/v1/seal/wrapping-key"
     SEAL_RECORD = "keymoot/v1/seal/record"
     AUDIT = "keymoot/v1/audit/entry"

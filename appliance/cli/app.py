@@ -6,14 +6,29 @@ from typing import Annotated
 
 import typer
 
-from appliance.cli import bench, completion, gate, hsm, init, keys, pki, pool, processes, roster, scheme, sign, status
+from appliance.cli import (
+    bench,
+    completion,
+    evidence,
+    gate,
+    hsm,
+    init,
+    keys,
+    pki,
+    pool,
+    processes,
+    roster,
+    scheme,
+    sign,
+    status,
+)
 
 EPILOG = (
     "Exit codes: 0 done. 1 failed, or what was checked is not good. 2 the caller's mistake. 3 something is away: "
     "try again. 4 refused by policy, gate or enclave. 130 interrupted. The reason is on standard error."
     "\n\n"
     "With --json, one line of JSON on standard output and nothing else there: scheme, status, pool, roster show, "
-    "hsm check, pki, keys, sign, bench, coordinator token."
+    "hsm check, evidence verify, pki, keys, sign, bench, coordinator token."
 )
 
 app = typer.Typer(
@@ -46,6 +61,7 @@ app.add_typer(processes.signer, name="signer")
 app.add_typer(processes.coordinator, name="coordinator")
 app.add_typer(gate.app, name="gate")
 app.add_typer(hsm.app, name="hsm")
+app.add_typer(evidence.app, name="evidence")
 app.add_typer(pki.app, name="pki")
 app.add_typer(keys.app, name="keys")
 app.add_typer(sign.app, name="sign")

@@ -97,6 +97,9 @@ class Network:
                     self.forget_batch(sid, holders)
             case wire.LinkReport(peer, up, reason):
                 log.info("link", signer=self.signers.name(index), peer=peer, up=up, reason=reason)
+            case wire.Convicted(_, kind, _, step, reason, culprits, group, evidence):
+                told = {"ceremony": kind, "step": step, "reason": reason, "culprits": culprits, "group": group}
+                log.warning("convicted", signer=self.signers.name(index), evidence=evidence.hex(), **told)
             case _ if self.ceremonies.on_report(index, report):
                 pass
             case wire.SetupDone():

@@ -19,6 +19,7 @@ import structlog
 from appliance import relay
 from appliance.signer.coordinator_link import CoordinatorLink
 from appliance.signer.enclave_link import EnclaveLink
+from appliance.signer.evidence import EvidenceFiles
 from appliance.signer.flow import until_first_ends
 from appliance.signer.gate_caller import GateCaller, unreachable
 from appliance.signer.metrics import SignerMetrics
@@ -71,11 +72,19 @@ class _Departure:
 class Courier:
     """Carries messages for one attached enclave. `run` ends when the enclave goes; links end with it."""
 
-    def __init__(self, enclave: EnclaveLink, store: Store, gate: GateCaller | None, metrics: SignerMetrics) -> None:
+    def __init__(
+        self,
+        enclave: EnclaveLink,
+        store: Store,
+        gate: GateCaller | None,
+        metrics: SignerMetrics,
+        evidence: EvidenceFiles,
+    ) -> None:
         self._enclave = enclave
         self._store = store
         self._gate = gate
         self._metrics = metrics
+        self._evidence = evidence
         self._status_asked: asyncio.Future[wire.Status] | None = None
         self._links: dict[str, CoordinatorLink] = {}
         self._questions: dict[str, asyncio.Queue[relay.KeysAfter]] = {}
@@ -182,6 +191,10 @@ class Courier:
                     )
                 case wire.Audit(entries):
                     await self._after_commit(self._store.append_audit(entries), lambda: None)
+                case wire.EvidencePart():
+                    whole = self._evidence.take(message)
+                    if whole is not None:
+                        await self._after_commit(self._evidence.keep(message, whole), lambda: None)
                 case wire.CallGate():
                     self._queue_gate_call(message)
                 case wire.Status():

@@ -19,6 +19,7 @@ from appliance.signer.config import SignerConfig, load_config
 from appliance.signer.coordinator_link import CoordinatorLink
 from appliance.signer.courier import Courier, Store
 from appliance.signer.enclave_link import EnclaveLink
+from appliance.signer.evidence import EvidenceFiles
 from appliance.signer.flow import Backoff
 from appliance.signer.gate_caller import GateCaller
 from appliance.signer.metrics import SignerMetrics
@@ -117,7 +118,7 @@ async def serve_enclave(
     metrics.enclave_connections += 1
     log.info("enclave-attached", name=enclave.attached.name, gate_mode=enclave.attached.gate_mode)
     try:
-        courier = Courier(enclave, store, gate, metrics)
+        courier = Courier(enclave, store, gate, metrics, EvidenceFiles(config.state.parent / "evidence"))
         await courier.run(
             [
                 CoordinatorLink(

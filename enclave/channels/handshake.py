@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import msgspec
@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from enclave.audit import ChainEnd
-from enclave.errors import LinkFault
+from enclave.errors import LinkFault, Unproven
 from enclave.wire import Bytes32, Count, Epoch, Signature64, Wire, encode
 from policies.roster import Index, Roster
 from policies.transcript import Tag, digest, encode_parts
@@ -89,6 +89,25 @@ class Finish(Wire, frozen=True, tag=3):
 HandshakeMessage = Open | Answer | Finish
 
 
+class SessionProof(Wire, frozen=True):
+    """What proves to a third party which frame key a signer used: its HSM's signature over a handshake (SPEC 0.12)."""
+
+    initiator: Hello
+    responder: Hello
+    ciphertext: Annotated[bytes, msgspec.Meta(min_length=KEM_CIPHERTEXT_BYTES, max_length=KEM_CIPHERTEXT_BYTES)]
+    signature: Signature64
+
+    def verify(self, roster: Roster, index: int) -> Hello:
+        """The hello of signer `index`. Raises `Unproven` unless its identity key in `roster` signed this handshake."""
+        role, hello = (INITIATOR, self.initiator) if self.initiator.sender == index else (RESPONDER, self.responder)
+        signed = signing_digest(role, _transcript(self.initiator, self.responder, self.ciphertext))
+        if hello.sender != index or hello.suite != SUITE or hello.roster_digest != roster.digest():
+            raise Unproven(f"no handshake of signer {index} under this roster")
+        if not verify_identity(roster.signer(index).identity_point, signed, self.signature):
+            raise Unproven(f"a handshake that the identity key of signer {index} did not sign")
+        return hello
+
+
 @dataclass(frozen=True)
 class Identity:
     """What this enclave says of itself in every hello of this boot."""
@@ -120,10 +139,11 @@ class PeerSession:
 
 @dataclass(frozen=True)
 class Link:
-    """An established link. `key` (32 bytes) is secret."""
+    """An established link. `key` (32 bytes) is secret. `proofs`: the peer's and our own of this handshake."""
 
     peer: PeerSession
     key: bytes = field(repr=False)
+    proofs: tuple[SessionProof, ...] = field(repr=False)
 
 
 def session_digest(index: int, boot_nonce: bytes, frame_key: bytes) -> bytes:
@@ -153,7 +173,13 @@ class Initiator:
         kem_secret = self._kem.decapsulate(answer.ciphertext)
         key = _link_key(self._peer, self._x25519, answer.hello.x25519, kem_secret, transcript)
         _check_confirmation(self._peer, key, RESPONDER, answer.confirmation)
-        return Link(theirs, key), transcript
+        proof = SessionProof(self.hello, answer.hello, answer.ciphertext, answer.signature)
+        return Link(theirs, key, (proof,)), transcript
+
+    def signed(self, link: Link, signature: bytes) -> Link:
+        """The link with our own proof, by the HSM's signature over `signing_digest(INITIATOR, transcript)`."""
+        own = msgspec.structs.replace(link.proofs[0], signature=signature)
+        return replace(link, proofs=(link.proofs[0], own))
 
     def finish(self, link: Link, transcript: bytes, signature: bytes) -> Finish:
         """The last message, with the HSM's signature over `signing_digest(INITIATOR, transcript)`."""
@@ -174,10 +200,12 @@ class Responder:
             raise LinkFault(peer, "not an ML-KEM-768 encapsulation key") from None
         self.transcript = _transcript(opening.hello, self._hello, self._ciphertext)
         key = _link_key(peer, x25519, opening.hello.x25519, kem_secret, self.transcript)
-        self._link = Link(theirs, key)
+        self._link = Link(theirs, key, ())
 
     def answer(self, signature: bytes) -> Answer:
         """The second message, with the HSM's signature over `signing_digest(RESPONDER, transcript)`."""
+        own = SessionProof(self.opening.hello, self._hello, self._ciphertext, signature)
+        self._link = replace(self._link, proofs=(own,))
         return Answer(self._hello, self._ciphertext, signature, _confirmation(self._link.key, RESPONDER))
 
     def accept(self, finish: Finish) -> Link:
@@ -186,7 +214,10 @@ class Responder:
             raise LinkFault(self._peer, "a finish of another handshake")
         _check_signature(self._identity.roster, self._peer, INITIATOR, self.transcript, finish.signature)
         _check_confirmation(self._peer, self._link.key, INITIATOR, finish.confirmation)
-        return self._link
+        if not self._link.proofs:
+            raise LinkFault(self._peer, "a finish before our answer")
+        (own,) = self._link.proofs
+        return replace(self._link, proofs=(msgspec.structs.replace(own, signature=finish.signature), own))
 
 
 def verify_identity(point: bytes, message_digest: bytes, signature: bytes) -> bool:

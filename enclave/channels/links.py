@@ -196,7 +196,7 @@ class Links:
             signature = await self._sign(signing_digest(INITIATOR, transcript))
             if self._attempts.get(key) is attempt:
                 self._transmit(key, initiator.finish(link, transcript, signature))
-                self._establish(key, link, attempt.before)
+                self._establish(key, initiator.signed(link, signature), attempt.before)
 
         self._run(key, finish)
 

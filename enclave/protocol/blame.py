@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from enclave.bodies import BROADCAST, BodyLog, BodyRef
-from enclave.errors import KeymootError, Malformed, PeerFault, Refused
+from enclave.errors import KeymootError, Malformed, PeerFault, Unproven
 from enclave.protocol.blame_messages import (
     CLOSING,
     MAX_PROOF_BYTES,
@@ -224,7 +224,7 @@ class Blame:
         """Keep a charge that convicts somebody who is not convicted yet, and never ourselves."""
         try:
             verdict = judge(self._facts, charge)
-        except Refused:
+        except Unproven:
             return
         known = {j for _, each in self._proven for j in each.culprits}
         if set(verdict.culprits) - known and self._me not in verdict.culprits:
@@ -263,7 +263,7 @@ class Blame:
         for charge in self._facts.rules.split_group(self._facts, self._log):
             try:
                 return charge, judge(self._facts, charge)
-            except Refused:
+            except Unproven:
                 continue
         return None
 

@@ -1,7 +1,7 @@
 """SPEC 0.11: what proves to anybody that a signer broke a protocol, and how it is judged. Pure; nothing is trusted here
 but the frame keys that `Facts` names.
 
-A charge holds signed bodies and says what is wrong with them. `judge` convicts or raises `Refused`; no charge can be
+A charge holds signed bodies and says what is wrong with them. `judge` convicts or raises `Unproven`; no charge can be
 made up against a signer that follows the protocol. What each protocol adds is in its `Rules`. A charge with what binds
 the frame keys to identities is evidence (SPEC 0.12).
 """
@@ -16,7 +16,7 @@ import msgspec
 
 from enclave.bodies import BROADCAST, BodyLog, BodyRef, SignedBody
 from enclave.channels.frames import verify_ref
-from enclave.errors import Malformed, PeerFault, Refused
+from enclave.errors import Malformed, PeerFault, Unproven
 from enclave.protocol.blame_messages import BLAME_ROUNDS, STOP, VIEWS, Closing, OpenedSeed, Stop, Views
 from enclave.protocol.session import RoundMessage
 from enclave.wire import Wire, decode
@@ -93,7 +93,7 @@ class Rules:
 
 
 def judge(facts: Facts, charge: Charge) -> Verdict:
-    """Convict, or raise `Refused`: the charge is not proved by what it holds."""
+    """Convict, or raise `Unproven`: the charge is not proved by what it holds."""
     for body in charge.bodies:
         _require(_signed(facts, body.ref), f"a body that signer {body.sender} did not sign for this ceremony")
     for ref in charge.refs:
@@ -106,12 +106,12 @@ def judge(facts: Facts, charge: Charge) -> Verdict:
         **facts.rules.judges(),
     }
     if charge.kind not in table:
-        raise Refused("evidence", f"no charge is called {charge.kind!r}")
+        raise Unproven(f"no charge is called {charge.kind!r}")
     try:
         return table[charge.kind](facts, charge)
     except PeerFault as fault:
         # Of a body that proves another charge; "bad-body" is the one for it.
-        raise Refused("evidence", f"a body is wrong by itself: {fault}") from None
+        raise Unproven(f"a body is wrong by itself: {fault}") from None
 
 
 def read_body(facts: Facts, body: SignedBody) -> RoundMessage:
@@ -157,21 +157,21 @@ def view_after(context: bytes, number: int, hashes: Sequence[bytes]) -> bytes:
 
 
 def round_messages(facts: Facts, bodies: Sequence[SignedBody], number: int) -> dict[int, RoundMessage]:
-    """The messages of one broadcast round among `bodies`, of all members. Raises `Refused`, `PeerFault`."""
+    """The messages of one broadcast round among `bodies`, of all members. Raises `Unproven`, `PeerFault`."""
     found = {body.sender: body for body in bodies if body.round == number and body.receiver == BROADCAST}
     _require(tuple(sorted(found)) == facts.members, f"not the bodies of round {number} of all members")
     return {j: read_body(facts, found[j]) for j in facts.members}
 
 
 def round_view(facts: Facts, bodies: Sequence[SignedBody], number: int) -> bytes:
-    """The view that the round's bodies among `bodies` give. Raises `Refused` unless all members' are there."""
+    """The view that the round's bodies among `bodies` give. Raises `Unproven` unless all members' are there."""
     hashes = {body.sender: body.ref.content_hash for body in bodies if body.round == number}
     _require(tuple(sorted(hashes)) == facts.members, f"not the bodies of round {number} of all members")
     return view_after(facts.context, number, [hashes[j] for j in facts.members])
 
 
 def one_body(charge: Charge, number: int, sender: int = 0) -> SignedBody:
-    """The one body of a round in a charge (of `sender`). Raises `Refused`."""
+    """The one body of a round in a charge (of `sender`). Raises `Unproven`."""
     found = [body for body in charge.bodies if body.round == number and sender in (0, body.sender)]
     _require(len(found) == 1, f"not exactly one body of round {number}")
     return found[0]
@@ -184,7 +184,7 @@ def _signed(facts: Facts, ref: BodyRef) -> bool:
 
 def _require(condition: bool, reason: str) -> None:
     if not condition:
-        raise Refused("evidence", reason)
+        raise Unproven(reason)
 
 
 # --- charges of every protocol ---
@@ -208,7 +208,7 @@ def _bad_body(facts: Facts, charge: Charge) -> Verdict:
         read_body(facts, body)
     except PeerFault as fault:
         return Verdict(fault.step, fault.reason, (body.sender,))
-    raise Refused("evidence", "nothing is wrong with this body by itself")
+    raise Unproven("nothing is wrong with this body by itself")
 
 
 def _contradiction(facts: Facts, charge: Charge) -> Verdict:
@@ -222,7 +222,7 @@ def _contradiction(facts: Facts, charge: Charge) -> Verdict:
     listed = _listed(facts, views)
     hashes = [listed[before, j].content_hash for j in facts.members if (before, j) in listed]
     if len(hashes) == len(facts.members) and view_of(body) == view_after(facts.context, before, hashes):
-        raise Refused("evidence", "the view is that of the bodies listed")
+        raise Unproven("the view is that of the bodies listed")
     reason = f"sent round {body.round} with a view of other bodies than it holds"
     return Verdict("0.11", reason, (body.sender,))
 
@@ -241,12 +241,12 @@ def _false_stop(facts: Facts, charge: Charge) -> Verdict:
     try:
         facts.rules.check_round(facts, said.step, round_messages(facts, charge.bodies, number))
     except PeerFault as fault:
-        raise Refused("evidence", f"the stop was right: {fault}") from None
+        raise Unproven(f"the stop was right: {fault}") from None
     return Verdict("0.11", reason, (stop.sender,))
 
 
 def _require_right_views(facts: Facts, charge: Charge, sender: int, number: int) -> None:
-    """All bodies of round `number` carry the view of the bodies that `sender` lists. Raises `Refused`."""
+    """All bodies of round `number` carry the view of the bodies that `sender` lists. Raises `Unproven`."""
     rules = facts.rules
     _require(1 <= number <= len(rules.rounds) and not rules.rounds[number - 1].private, "not a broadcast round")
     listed = _listed(facts, one_body(charge, VIEWS, sender))
@@ -268,7 +268,7 @@ def _listed(facts: Facts, views: SignedBody) -> dict[tuple[int, int], BodyRef]:
 def _as(kind: type[M], facts: Facts, body: SignedBody) -> M:
     message = read_body(facts, body)
     if not isinstance(message, kind):
-        raise Refused("evidence", "a body of another round")
+        raise Unproven("a body of another round")
     return message
 
 

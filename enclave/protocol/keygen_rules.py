@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from enclave.bodies import BROADCAST, BodyLog, SignedBody
 from enclave.crypto.curve import SECP256K1
-from enclave.errors import PeerFault, Refused
+from enclave.errors import PeerFault, Unproven
 from enclave.protocol import keygen
 from enclave.protocol.charges import (
     Charge,
@@ -86,14 +86,14 @@ class KeygenRules(Rules):
             keygen.verify_opening(facts.context, SECP256K1, self._plan, opened.sender, opening, commitment.commitment)
         except PeerFault as fault:
             return Verdict(fault.step, fault.reason, fault.culprits)
-        raise Refused("evidence", "the opening is right")
+        raise Unproven("the opening is right")
 
     def _wrong_acknowledgement(self, facts: Facts, charge: Charge) -> Verdict:
         """An acknowledgement of another key than the openings give that the signer agreed to, or badly signed."""
         acknowledged = one_body(charge, ACKNOWLEDGED)
         sender = acknowledged.sender
         if view_of(one_body(charge, AGREEMENT, sender)) != round_view(facts, charge.bodies, OPENING):
-            raise Refused("evidence", "agreed to other openings")
+            raise Unproven("agreed to other openings")
         message = read_body(facts, acknowledged)
         assert isinstance(message, keygen.Acknowledged)
         openings = {j: _as_opening(each) for j, each in round_messages(facts, charge.bodies, OPENING).items()}
@@ -107,14 +107,14 @@ class KeygenRules(Rules):
                 return fault
             if signed.acknowledgement != expected or not self._verify(signed):
                 return fault
-        raise Refused("evidence", "the acknowledgements are right")
+        raise Unproven("the acknowledgements are right")
 
 
 def _wrong_shares(facts: Facts, charge: Charge) -> Verdict:
     """Private shares that are not on the polynomials the sender opened commitments to."""
     sent = one_body(charge, SHARES)
     if sent.receiver == BROADCAST:
-        raise Refused("evidence", "shares are private")
+        raise Unproven("shares are private")
     shares, opening = read_body(facts, sent), read_body(facts, one_body(charge, OPENING, sent.sender))
     assert isinstance(shares, keygen.Shares)
     assert isinstance(opening, keygen.Opening)
@@ -122,7 +122,7 @@ def _wrong_shares(facts: Facts, charge: Charge) -> Verdict:
         keygen.verify_shares(SECP256K1, sent.receiver, sent.sender, shares, opening)
     except PeerFault as fault:
         return Verdict(fault.step, fault.reason, fault.culprits)
-    raise Refused("evidence", "the shares match the commitments")
+    raise Unproven("the shares match the commitments")
 
 
 def _wrong_agreement(facts: Facts, charge: Charge) -> Verdict:
@@ -130,9 +130,9 @@ def _wrong_agreement(facts: Facts, charge: Charge) -> Verdict:
     agreed = one_body(charge, AGREEMENT)
     own_opening = one_body(charge, OPENING, agreed.sender)
     if view_of(agreed) != round_view(facts, charge.bodies, OPENING):
-        raise Refused("evidence", "agreed to other openings")
+        raise Unproven("agreed to other openings")
     if view_of(own_opening) != round_view(facts, charge.bodies, COMMITMENT):
-        raise Refused("evidence", "opened after other commitments")
+        raise Unproven("opened after other commitments")
     message = read_body(facts, agreed)
     assert isinstance(message, keygen.Agreement)
     commitments, openings = (
@@ -140,7 +140,7 @@ def _wrong_agreement(facts: Facts, charge: Charge) -> Verdict:
         round_messages(facts, charge.bodies, OPENING),
     )
     if message.digest == keygen.compute_agreement(facts.context, commitments, openings):  # type: ignore[arg-type]
-        raise Refused("evidence", "the digest is right")
+        raise Unproven("the digest is right")
     return Verdict("2.4", "agreed to other commitments or openings than it saw", (agreed.sender,))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from enclave.bodies import BodyLog
-from enclave.errors import Refused
+from enclave.errors import Unproven
 from enclave.protocol.blame_messages import CLOSING, STOP, VIEWS, Closing, OpenedSeed, Stop, Views
 from enclave.protocol.charges import Charge, Facts, judge
 from enclave.protocol.presign_material import Group, SubSeeds, groups_in
@@ -83,7 +83,7 @@ class Opener:
     def _proves(self, charge: Charge) -> bool:
         try:
             judge(self._facts, charge)
-        except Refused:
+        except Unproven:
             return False
         return True
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enclave.bodies import BodyLog, SignedBody
 from enclave.crypto import bulk
 from enclave.crypto.curve import AFFINE_POINT_BYTES, SECP256K1, InvalidPoint
-from enclave.errors import PeerFault, Refused
+from enclave.errors import PeerFault, Unproven
 from enclave.protocol import presign
 from enclave.protocol.blame_messages import CLOSING, STOP, Closing, OpenedSeed, Stop
 from enclave.protocol.charges import (
@@ -130,7 +130,7 @@ class PresignRules(Rules):
                 charge = _deviation_charge(facts, log, seeds, j, number)
                 try:
                     judge(facts, charge)
-                except Refused:
+                except Unproven:
                     continue
                 found.append(charge)
             if found:
@@ -144,9 +144,9 @@ class PresignRules(Rules):
         own_opening = one_body(charge, OPENINGS, body.sender)
         # What it signed says on which bodies it computed.
         if view_of(body) != round_view(facts, earlier, OPENINGS):
-            raise Refused("evidence", "confirmed on other bodies")
+            raise Unproven("confirmed on other bodies")
         if view_of(own_opening) != round_view(facts, earlier, CHALLENGES):
-            raise Refused("evidence", "opened on other bodies")
+            raise Unproven("opened on other bodies")
         message = read_body(facts, body)
         assert isinstance(message, presign.Confirmation)
         C, t, q = facts.members, facts.t, SECP256K1.q
@@ -158,17 +158,17 @@ class PresignRules(Rules):
         except PeerFault:
             return Verdict("3.10", "confirmed a batch whose checks fail", (body.sender,))
         if message.digest == presign.compute_agreement(facts.context, self.m, rho, beta, w, points):
-            raise Refused("evidence", "the confirmation is right")
+            raise Unproven("the confirmation is right")
         return Verdict("3.9", "confirmed another batch than the bodies it saw give", (body.sender,))
 
     def _deviation(self, facts: Facts, charge: Charge) -> Verdict:
         """A body that is not what the sender's own sub-seeds and the bodies it had seen give."""
         if not charge.bodies:
-            raise Refused("evidence", "the accused body is missing")
+            raise Unproven("the accused body is missing")
         number = max(body.round for body in charge.bodies)
         body = charge.bodies[-1]
         if body.round != number or not PRODUCTS <= number <= OPENINGS:
-            raise Refused("evidence", "the accused body comes last, and is of one of the first four rounds")
+            raise Unproven("the accused body comes last, and is of one of the first four rounds")
         earlier = charge.bodies[:-1]
         sub_seeds = _bound_sub_seeds(facts, charge, body)
         _require_bound(facts, earlier, body)
@@ -176,7 +176,7 @@ class PresignRules(Rules):
         actual = read_body(facts, body)
         wrong = [name for name in expected.__struct_fields__ if getattr(expected, name) != getattr(actual, name)]
         if not wrong:
-            raise Refused("evidence", "the body is what it should be")
+            raise Unproven("the body is what it should be")
         step = {PRODUCTS: "3.3", CHECK_PRODUCTS: "3.4", CHALLENGES: "3.5", OPENINGS: "3.6"}[number]
         reason = f"sent another {', '.join(wrong)} than its sub-seeds and the earlier bodies give"
         return Verdict(step, reason, (body.sender,))
@@ -184,7 +184,7 @@ class PresignRules(Rules):
     def _recompute(
         self, facts: Facts, sender: int, sub_seeds: SubSeeds, earlier: Sequence[SignedBody], number: int
     ) -> RoundMessage:
-        """SPEC 3.12: the message that `sender` owed in round `number`. Raises `Refused` where a body is missing."""
+        """SPEC 3.12: the message that `sender` owed in round `number`. Raises `Unproven` where a body is missing."""
         C, t, m, q = facts.members, facts.t, self.m, SECP256K1.q
         own = expand(C, t, sender, m, sub_seeds)
         if number == PRODUCTS:
@@ -225,7 +225,7 @@ def _commitments_of(facts: Facts, body: SignedBody | None) -> dict[Group, bytes]
         return {}
     message = read_body(facts, body)
     if not isinstance(message, presign.Products):
-        raise Refused("evidence", "not a body of the first round")
+        raise Unproven("not a body of the first round")
     return dict(zip(groups_in(facts.members, facts.t, body.sender), message.commitments, strict=True))
 
 
@@ -240,12 +240,12 @@ def _deviation_charge(facts: Facts, log: BodyLog, seeds: Mapping[Group, bytes], 
 
 
 def _bound_sub_seeds(facts: Facts, charge: Charge, body: SignedBody) -> SubSeeds:
-    """The sub-seeds in a charge, each of which opens what the accused committed to. Raises `Refused`."""
+    """The sub-seeds in a charge, each of which opens what the accused committed to. Raises `Unproven`."""
     first = body if body.round == PRODUCTS else one_body(charge, PRODUCTS, body.sender)
     committed = _commitments_of(facts, first)
     opened = {(seed.kind, seed.members): seed.seed for seed in charge.seeds}
     if opened.keys() != committed.keys() or any(commit(opened[group]) != value for group, value in committed.items()):
-        raise Refused("evidence", "the sub-seeds are not those the accused committed to")
+        raise Unproven("the sub-seeds are not those the accused committed to")
     # In the order in which the accused expands them.
     return SubSeeds(
         {members: opened[kind, members] for kind, members in committed if kind == "subset"},
@@ -254,38 +254,38 @@ def _bound_sub_seeds(facts: Facts, charge: Charge, body: SignedBody) -> SubSeeds
 
 
 def _require_bound(facts: Facts, earlier: Sequence[SignedBody], body: SignedBody) -> None:
-    """The accused's own views say that it computed on `earlier`. Raises `Refused`."""
+    """The accused's own views say that it computed on `earlier`. Raises `Unproven`."""
     own = {each.round: each for each in earlier if each.sender == body.sender} | {body.round: body}
     for number in range(1, body.round + 1):
         if number not in own:
-            raise Refused("evidence", f"the accused's body of round {number} is missing")
+            raise Unproven(f"the accused's body of round {number} is missing")
         expected = first_view(facts.context) if number == 1 else round_view(facts, earlier, number - 1)
         if view_of(own[number]) != expected:
-            raise Refused("evidence", f"the accused computed round {number} on other bodies")
+            raise Unproven(f"the accused computed round {number} on other bodies")
 
 
 def _both_signed(facts: Facts, charge: Charge) -> Verdict:
     """A confirmation and an abort of one batch."""
     stop = one_body(charge, STOP)
     if len(charge.refs) != 1 or (charge.refs[0].round, charge.refs[0].sender) != (CONFIRMATION, stop.sender):
-        raise Refused("evidence", "a stop and a confirmation of one signer are needed")
+        raise Unproven("a stop and a confirmation of one signer are needed")
     message = read_body(facts, stop)
     assert isinstance(message, Stop)
     if message.confirmation is not None:
-        raise Refused("evidence", "the stop says that it had confirmed")
+        raise Unproven("the stop says that it had confirmed")
     return Verdict("3.10", "signed both a confirmation and an abort", (stop.sender,))
 
 
 def _sub_seeds_differ(facts: Facts, charge: Charge) -> Verdict:
     """Two members of one group that committed to different sub-seeds: the group is named, nobody convicted."""
     if [body.round for body in charge.bodies] != [PRODUCTS] * 2:
-        raise Refused("evidence", "two bodies of the first round are needed")
+        raise Unproven("two bodies of the first round are needed")
     messages = {body.sender: read_body(facts, body) for body in charge.bodies}
     try:
         presign.verify_commitments(facts.members, facts.t, messages)  # type: ignore[arg-type]
     except PeerFault as fault:
         return Verdict("3.3", fault.reason, fault.culprits, fault.subset)
-    raise Refused("evidence", "the commitments agree")
+    raise Unproven("the commitments agree")
 
 
 def _wrong_opening(facts: Facts, charge: Charge) -> Verdict:
@@ -297,7 +297,7 @@ def _wrong_opening(facts: Facts, charge: Charge) -> Verdict:
     opened = {(seed.kind, seed.members): seed.seed for seed in message.seeds}
     right = all(commit(seed) == committed.get(group) for group, seed in opened.items())
     if right and (not message.seeds or (opened.keys() == committed.keys() and len(message.seeds) == len(opened))):
-        raise Refused("evidence", "the openings are right")
+        raise Unproven("the openings are right")
     return Verdict("3.11", "opened other sub-seeds than it committed to", (closing.sender,))
 
 

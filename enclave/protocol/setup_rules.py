@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from enclave.bodies import BROADCAST, BodyLog, SignedBody
-from enclave.errors import PeerFault, Refused
+from enclave.errors import PeerFault, Unproven
 from enclave.protocol import setup
 from enclave.protocol.charges import Charge, Facts, Rules, Verdict, one_body, read_body
 from enclave.protocol.session import RoundMessage
@@ -63,7 +63,7 @@ def _wrong_contribution(facts: Facts, charge: Charge) -> Verdict:
     contributed = one_body(charge, CONTRIBUTIONS)
     committed = one_body(charge, COMMITMENTS, contributed.sender)
     if contributed.receiver == BROADCAST:
-        raise Refused("evidence", "contributions are private")
+        raise Unproven("contributions are private")
     opening, commitments = read_body(facts, contributed), read_body(facts, committed)
     assert isinstance(opening, setup.Contributions)
     assert isinstance(commitments, setup.Commitments)
@@ -73,16 +73,16 @@ def _wrong_contribution(facts: Facts, charge: Charge) -> Verdict:
         setup.verify_contributions(facts.context, contributed.sender, contributed.receiver, opening, by_group)
     except PeerFault as fault:
         return Verdict(fault.step, fault.reason, fault.culprits)
-    raise Refused("evidence", "the contributions open the commitments")
+    raise Unproven("the contributions open the commitments")
 
 
 def _seeds_differ(facts: Facts, charge: Charge) -> Verdict:
     """Two members of one group that hold different seeds: the group is named, nobody convicted."""
     if [body.round for body in charge.bodies] != [CHECKS] * 2:
-        raise Refused("evidence", "two bodies of the third round are needed")
+        raise Unproven("two bodies of the third round are needed")
     messages = {body.sender: read_body(facts, body) for body in charge.bodies}
     try:
         setup.verify_checks(messages, _groups(facts))  # type: ignore[arg-type]
     except PeerFault as fault:
         return Verdict("1.3", fault.reason, fault.culprits, fault.subset)
-    raise Refused("evidence", "the checks agree")
+    raise Unproven("the checks agree")

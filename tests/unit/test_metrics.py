@@ -143,7 +143,7 @@ async def test_an_enclave_that_does_not_answer_is_asked_once_and_waited_for_shor
 ) -> None:
     monkeypatch.setattr(courier, "STATUS_TIMEOUT_S", 0.01)
     metrics, enclave = signer(), SilentEnclave()
-    serving = courier.Courier(enclave, None, None, metrics)  # type: ignore[arg-type]
+    serving = courier.Courier(enclave, None, None, metrics, None)  # type: ignore[arg-type]
     metrics.serving = serving
     metrics.enclave = STATUS
     for _ in range(3):

@@ -1,0 +1,245 @@
+"""Whole enclaves, one of them a cheater: who is reported, what evidence is handed out, and what that proves offline."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from enclave import ceremonies, wire, worker
+from enclave.evidence import Evidence, evidence_digest, verify_evidence
+from enclave.protocol import keygen, presign, setup
+from enclave.protocol.session import RoundMessage, Session
+from policies.errors import CallerError, KeymootError, Refused
+from policies.roster import Roster
+from tests.adversarial.conftest import COMMITTEE, make_net
+from tests.adversarial.test_presign_cheats import plus
+from tests.fakes.clients import TestClient
+from tests.fakes.enclaves import Net
+from tests.fakes.rounds import CHEATER, Alter, CheatingSession
+
+HONEST = (1, 3)
+
+
+def wrong_product(message: RoundMessage, _: int | None) -> RoundMessage:
+    if isinstance(message, presign.Products):
+        return msgspec.structs.replace(message, e_mu=plus(message.e_mu, 1, 5))
+    return message
+
+
+def wrong_contribution(message: RoundMessage, _: int | None) -> RoundMessage:
+    if isinstance(message, setup.Contributions):
+        return setup.Contributions((bytes(32), *message.contributions[1:]))
+    return message
+
+
+def wrong_share(message: RoundMessage, _: int | None) -> RoundMessage:
+    return keygen.Shares((bytes(31) + b"\1",)) if isinstance(message, keygen.Shares) else message
+
+
+def wrong_commitment(message: RoundMessage, _: int | None) -> RoundMessage:
+    if isinstance(message, presign.Products):
+        return msgspec.structs.replace(message, commitments=(bytes(32), *message.commitments[1:]))
+    return message
+
+
+def cheats(monkeypatch: pytest.MonkeyPatch, alter: Alter) -> None:
+    """The enclave of `CHEATER` sends something else, from now on."""
+
+    def session(context: bytes, me: int, *rest: Any) -> Session:
+        if me != CHEATER:
+            return Session(context, me, *rest)
+        cheating = CheatingSession(context, me, *rest)
+        cheating.alter = alter
+        return cheating
+
+    monkeypatch.setattr(worker, "Session", session)
+    monkeypatch.setattr(ceremonies, "Session", session)
+
+
+def evidence_of(net: Net, j: int) -> list[bytes]:
+    """The files that the signer of `j` was given, in the order of its enclave."""
+    files: list[bytes] = []
+    for said in net.members[j].said:
+        if isinstance(said, wire.EvidencePart):
+            if said.number == 1:
+                files.append(b"")
+            files[-1] += said.data
+            if said.number == said.count:
+                assert evidence_digest(files[-1]) == said.evidence
+    return files
+
+
+def running() -> tuple[Net, TestClient]:
+    net, client, _ = make_net()
+    net.start()
+    assert sorted(net.setup()) == [1, 2, 3]
+    net.drain()
+    return net, client
+
+
+def failures(net: Net) -> dict[int, tuple[Any, ...]]:
+    """What each honest member reported: culprits and group of the failure, and of the announcement before it."""
+    found = {}
+    for j, reports in net.drain().items():
+        kinds = [type(report) for report in reports if not isinstance(report, wire.NonceReport)]
+        if j in HONEST:
+            assert kinds == [wire.Convicted, wire.CeremonyFailed], kinds
+            convicted, failed = reports[-2:]
+            assert (convicted.culprits, convicted.group, convicted.step) == (failed.culprits, failed.group, failed.step)
+            assert failed.suspects == ()
+            found[j] = (failed.step, failed.culprits, failed.group)
+    return found
+
+
+def cheat_in(net: Net, client: TestClient, kind: str) -> None:
+    nonces = net.nonces(COMMITTEE, kind)
+    order: Any = {
+        "setup": lambda: wire.SetupOrder(b"setup-ceremony--", 2, nonces),
+        "keygen": lambda: wire.KeygenOrder(b"keygen-ceremony-", (request,), nonces),
+        "presign": lambda: wire.PresignOrder(b"presign-ceremony", COMMITTEE, 3, nonces),
+    }[kind]
+    request = client.create_key()
+    for j in COMMITTEE:
+        net.order(j, order())
+    net.run()
+
+
+CASES: dict[str, tuple[str, Alter, tuple[Any, ...]]] = {
+    "a wrong product": ("presign", wrong_product, ("3.3", (CHEATER,), ())),
+    "another commitment": ("presign", wrong_commitment, ("3.3", (), (1, 2))),
+    "a wrong contribution": ("setup", wrong_contribution, ("1.2", (CHEATER,), ())),
+    "a wrong share": ("keygen", wrong_share, ("2.3", (CHEATER,), ())),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_whole_enclaves_name_the_cheater_and_hand_out_evidence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, alter, expected = CASES[name]
+    net, client = running()
+    cheats(monkeypatch, alter)
+    cheat_in(net, client, kind)
+    assert failures(net) == {1: expected, 3: expected}
+    for j in HONEST:
+        (file,) = evidence_of(net, j)
+        proved = verify_evidence(file, net.roster)
+        assert (proved.kind, proved.members) == (kind, COMMITTEE)
+        assert (proved.verdict.step, proved.verdict.culprits, proved.verdict.subset) == expected
+        entry = json.loads(net.members[j].audit[-1].body)
+        assert entry["event"] == "convicted"
+        assert (entry["culprits"], entry["group"]) == (list(expected[1]), list(expected[2]))
+        assert entry["evidence"] == evidence_digest(file).hex()
+    # Nothing lasts of it: the next one, honest, works.
+    monkeypatch.undo()
+    if kind == "presign":
+        assert sorted(net.presign(COMMITTEE, 2)) == [1, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def proved() -> tuple[Roster, bytes, bytes]:
+    """A roster, evidence of a wrong product, and evidence of another batch."""
+    with pytest.MonkeyPatch.context() as patch:
+        net, client = running()
+        cheats(patch, wrong_product)
+        cheat_in(net, client, "presign")
+        cheat_in(net, client, "presign")
+        first, second = evidence_of(net, 1)
+        return net.roster, first, second
+
+
+def convicted(data: bytes, roster: Roster) -> tuple[int, ...]:
+    """Whom it convicts; nobody where it is refused. Nothing but our errors escapes."""
+    try:
+        return verify_evidence(data, roster).verdict.culprits
+    except (Refused, CallerError):
+        return ()
+
+
+def test_no_altered_evidence_convicts_anybody_else(proved: tuple[Roster, bytes, bytes]) -> None:
+    roster, data, _ = proved
+    rng = random.Random(1)
+    assert convicted(data, roster) == (CHEATER,)
+    for _ in range(600):
+        place = rng.randrange(len(data))
+        altered = data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+        assert convicted(altered, roster) in ((), (CHEATER,))
+    for size in (0, 1, 100, len(data) - 1):
+        assert convicted(data[:size], roster) == ()
+    assert convicted(data + b"\0", roster) == ()
+
+
+def test_evidence_is_bound_to_roster_ceremony_and_sub_seeds(proved: tuple[Roster, bytes, bytes]) -> None:
+    roster, data, other = proved
+    evidence, second = wire.decode(data, Evidence), wire.decode(other, Evidence)
+    replace = msgspec.structs.replace
+    charge = evidence.charge
+    mixed = {
+        "another batch's charge": replace(evidence, charge=second.charge),
+        "another batch's nonces": replace(evidence, nonces=second.nonces),
+        "another count": replace(evidence, parameters=(*evidence.parameters[:2], (4).to_bytes(4, "big"))),
+        "another kind": replace(evidence, kind="keygen"),
+        "swapped sessions": replace(evidence, sessions=evidence.sessions[::-1]),
+        "no sessions": replace(evidence, sessions=()),
+        "no sub-seeds": replace(evidence, charge=replace(charge, seeds=())),
+        "others' sub-seeds": replace(evidence, charge=replace(charge, seeds=second.charge.seeds)),
+        "an honest body as the accused": replace(evidence, charge=replace(charge, bodies=charge.bodies[:-1])),
+        "no bodies": replace(evidence, charge=replace(charge, bodies=())),
+        "another charge": replace(evidence, charge=replace(charge, kind="bad-body")),
+        "an unknown charge": replace(evidence, charge=replace(charge, kind="whatever")),
+    }
+    for name, wrong in mixed.items():
+        assert convicted(wire.encode(wrong), roster) == (), name
+    stranger = replace(roster, signers=(*roster.signers[:2], replace(roster.signers[2], operator="Somebody else")))
+    with pytest.raises(Refused, match="another roster"):
+        verify_evidence(data, stranger)
+    forged = replace(replace(evidence, roster_digest=stranger.digest()))
+    with pytest.raises(KeymootError):
+        verify_evidence(wire.encode(forged), stranger)
+
+
+def test_evidence_shows_sub_seeds_of_the_accused_in_one_batch_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, client = running()
+    cheats(monkeypatch, wrong_product)
+    cheat_in(net, client, "presign")
+    (file,) = evidence_of(net, 1)
+    charge = wire.decode(file, Evidence).charge
+    assert {(seed.kind, seed.members) for seed in charge.seeds} == {
+        (kind, members) for kind in ("subset", "pair") for members in ((1, 2), (2, 3))
+    }
+    for member in net.members.values():
+        core: Any = member.core
+        assert not any(seed in file for seed in core._prss._current().seeds)
+        assert core._session.frame_secret[:32] not in file
+
+
+def test_the_command_convicts_in_a_process_of_its_own(proved: tuple[Roster, bytes, bytes], tmp_path: Path) -> None:
+    roster, data, _ = proved
+    (tmp_path / "file.evidence").write_bytes(data)
+    (tmp_path / "roster.yaml").write_text(json.dumps(msgspec.to_builtins(roster)))
+    keymoot = Path(sys.executable).with_name("keymoot")
+
+    def verify(file: Path) -> tuple[int, str]:
+        done = subprocess.run(
+            [keymoot, "evidence", "verify", file, "--roster", tmp_path / "roster.yaml", "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "NO_COLOR": "1"},
+        )
+        return done.returncode, done.stdout
+
+    code, output = verify(tmp_path / "file.evidence")
+    assert code == 0
+    shown = json.loads(output)
+    assert [signer["name"] for signer in shown["convicted"]] == ["signer-2"]
+    assert (shown["proves"], shown["step"], shown["ceremony"]) == (True, "3.3", "presign")
+    (tmp_path / "cut.evidence").write_bytes(data[:-1])
+    code, output = verify(tmp_path / "cut.evidence")
+    assert (code, json.loads(output)["proves"]) == (1, False)
