@@ -27,18 +27,19 @@ from appliance.coordinator.limits import (
 )
 from appliance.coordinator.network import Network, Shortage
 from appliance.coordinator.network_views import show_health, show_pools, show_readiness, show_signers
-from appliance.coordinator.openapi import describe
-from appliance.coordinator.problems import NotFound, Unprocessable, answer_problems, problem
+from appliance.coordinator.openapi import OPERATIONS, describe
+from appliance.coordinator.problems import Handler, NotFound, Unprocessable, answer_problems, problem
 from appliance.coordinator.views import show_batch, show_key, show_keys, show_signature
 from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
 from appliance.store.coordinator import SignatureRow
 from appliance.store.keys import KeyRow
-from policies.errors import CallerError, Refused
+from policies.errors import CallerError
+from policies.json_strict import JsonInvalid, parse_json
 from policies.requests import KEY_ID_PATTERN, KEYS_PATH, HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
-from policies.signed_requests import parse_strictly
 
+QUERIES = {(one.method.upper(), one.path): one.queries for one in OPERATIONS}
 UNFINISHED_KEY = (KeyState.PENDING,)
 UNFINISHED_SIGNATURE = (SignatureState.PENDING, SignatureState.EXECUTING)
 
@@ -67,7 +68,7 @@ class Api:
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(middlewares=[answer_problems, self._admission.middleware()])
+        app = web.Application(middlewares=[answer_problems, self._admission.middleware(), _refuse_unknown_queries])
         app.add_routes(
             [
                 web.post(KEYS_PATH, self._create_key),
@@ -192,12 +193,27 @@ class Api:
         return row
 
 
+@web.middleware
+async def _refuse_unknown_queries(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A query parameter that the operation does not have, or that comes twice, is the caller's mistake."""
+    if request.query_string:
+        resource = request.match_info.route.resource
+        method = "GET" if request.method == "HEAD" else request.method
+        known = QUERIES.get((method, resource.canonical if resource is not None else ""), ())
+        if len(set(request.query)) != len(request.query) or not set(request.query) <= set(known):
+            takes = " and ".join(known) or "none"
+            raise CallerError(f"query: this operation takes {takes}, each once at most")
+    return await handler(request)
+
+
 def _parse(body: bytes, kind: type[T]) -> T:
-    """As strictly as enclaves do. Raises `CallerError`."""
+    """As strictly as enclaves do. Raises `CallerError`; `Unprocessable` for what only its parts together make wrong."""
     try:
-        return parse_strictly(body, kind, "body")
-    except Refused as refused:
-        raise CallerError(str(refused)) from None
+        parse_json(body)
+        return msgspec.json.decode(body, type=kind)
+    except (JsonInvalid, msgspec.DecodeError) as error:
+        wrong = Unprocessable if isinstance(error.__cause__, ValueError) else CallerError
+        raise wrong(f"body: {str(error)[:300]}") from None
 
 
 def _cursor(request: web.Request) -> int:

@@ -64,6 +64,15 @@ class Operation:
     open: bool = False
     problems: tuple[int, ...] = ()
 
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """The query parameters that it takes."""
+        return (
+            *self.parameters,
+            *(["cursor"] if self.paged else []),
+            *(["wait"] if self.body is not None else []),
+        )
+
 
 PROBLEMS = {
     400: "Something in the request cannot be understood; `detail` says what. Code `bad-request`.",
@@ -80,8 +89,8 @@ PROBLEMS = {
     503: "Not possible now; `detail` says what is missing and what to do. Code `unavailable` or `not-ready`.",
 }
 # What every operation may answer, and what a signed request may besides.
-ALWAYS = (401, 429)
-POSTED = (400, 408, 409, 413, 415, 422, 503)
+ALWAYS = (400, 401, 429)
+POSTED = (408, 409, 413, 415, 422, 503)
 # What is worth asking again, after a while.
 WAITED = (429, 503)
 
@@ -107,7 +116,7 @@ OPERATIONS = (
         "The signing requests of a key, oldest first.",
         models.SignatureList,
         paged=True,
-        problems=(400, 404),
+        problems=(404,),
     ),
     Operation(
         "get",
@@ -142,7 +151,6 @@ OPERATIONS = (
         "The pools of presignatures.",
         models.PoolList,
         parameters=("burst",),
-        problems=(400,),
     ),
     Operation(
         "get", COORDINATOR_PATH, "getCoordinator", "The coordinator, and what is wrong with it.", models.Coordinator
@@ -198,9 +206,8 @@ def _operation(operation: Operation) -> Json:
     signed = operation.body is not None
     # A signature is asked of an active key, which is named by its id alone.
     parameters = ["ActiveKey" if signed and name == "key" else name for name in named]
-    parameters += operation.parameters
-    parameters += ["cursor"] if operation.paged else []
-    parameters += [JWS_HEADER, "wait"] if signed else []
+    parameters += operation.queries
+    parameters += [JWS_HEADER] if signed else []
     parameters += [REQUEST_ID_HEADER]
     described: Json = {
         "operationId": operation.name,
@@ -212,7 +219,8 @@ def _operation(operation: Operation) -> Json:
     if signed:
         described["requestBody"] = {
             "required": True,
-            "description": f"At most {MAX_BODY_BYTES} bytes. The header {JWS_HEADER} signs exactly these bytes.",
+            "description": f"At most {MAX_BODY_BYTES} bytes. The header {JWS_HEADER} signs exactly these bytes. "
+            "JSON is read strictly: no key twice, integers without a fraction or an exponent.",
             "content": {"application/json": {"schema": _schema(operation.body)}},
         }
     return described

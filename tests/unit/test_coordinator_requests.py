@@ -375,6 +375,8 @@ async def test_after_a_restart_keys_pools_and_results_are_there_and_an_open_requ
         (b"[" * 5000, "body: "),
         (creation(label="../x y"), "label"),
         (creation(extra=1), "extra"),
+        (creation(signers=3.0), "got `float`"),
+        (b'{"label": "a", "label": "b"}', "duplicate key"),
         (creation(externalId=""), "externalId"),
     ],
 )
@@ -395,6 +397,15 @@ async def test_a_missing_jws_is_refused(net: FakeNetwork) -> None:
         assert (answer.status, answer.content_type) == (401, "application/problem+json")
         assert answer.headers["WWW-Authenticate"] == "Keymoot-Signature"
         assert "Keymoot-Signature" in (await answer.json())["detail"]
+
+
+@pytest.mark.parametrize("query", ["waitt=0", "wait=0&wait=1", "cursor=0", "="])
+async def test_a_query_that_means_nothing_is_refused(net: FakeNetwork, query: str) -> None:
+    data = msgspec.json.encode(creation())
+    headers = {"Keymoot-Signature": net.sign("/v1/keys", data), "Content-Type": "application/json"}
+    async with net.http.post(f"{net.api}/v1/keys?{query}", data=data, headers=headers) as answer:
+        assert (answer.status, (await answer.json(content_type=None))["code"]) == (400, "bad-request")
+    assert (await net.get("/v1/keys"))[1]["items"] == []
 
 
 async def test_a_scheme_that_is_not_the_networks_is_unprocessable(net: FakeNetwork) -> None:
