@@ -1,4 +1,4 @@
-"""`keymoot bench presign|online`."""
+"""`keymoot bench presign|online|load`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import typer
 
 from appliance.cli.output import Json, show_fields, show_json
 from policies.errors import CallerError
+from policies.requests import MAX_HASHES
 
 if TYPE_CHECKING:
     import msgspec
     from rich.status import Status
 
 MAX_BATCH = 16_384
+MAX_CLIENTS = 1024
+MAX_SECONDS = 3600
 
 app = typer.Typer(help="Measure on this machine, with real processes on loopback.", no_args_is_help=True)
 
@@ -55,6 +58,29 @@ def online(
 
     with _spinner("starting") as spinner:
         result = run(signers, tolerate, signatures, concurrency, lambda title: spinner.update(title))
+    _show(result, as_json)
+
+
+@app.command("load")
+def load(
+    signers: Signers = 3,
+    tolerate: Tolerate = 1,
+    clients: Annotated[int, typer.Option(help="Clients in a closed loop.")] = 16,
+    seconds: Annotated[float, typer.Option(help="How long to sign.")] = 10.0,
+    hashes: Annotated[int, typer.Option(help="Hashes in each batch call; 0 for single requests.")] = 0,
+    refill: Annotated[bool, typer.Option("--refill", help="Make batches of 10,000 presignatures meanwhile.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what the network carries: signatures a second, times, CPU by process."""
+    _check_scheme(signers, tolerate)
+    if not 1 <= clients <= MAX_CLIENTS or not 0 < seconds <= MAX_SECONDS or not 0 <= hashes <= MAX_HASHES:
+        raise CallerError(
+            f"--clients is 1 to {MAX_CLIENTS}, --seconds at most {MAX_SECONDS}, --hashes 0 to {MAX_HASHES}"
+        )
+    from appliance.bench.load import run
+
+    with _spinner("starting") as spinner:
+        result = run(signers, tolerate, clients, seconds, hashes, refill, lambda title: spinner.update(title))
     _show(result, as_json)
 
 
