@@ -24,7 +24,7 @@ from enclave.pool import PresignaturePool
 from enclave.protocol import sign
 from enclave.prss_state import PrssState
 from enclave.request_log import RequestLog
-from enclave.shares import Vault
+from enclave.shares import Opening, Vault
 from enclave.terms import audit_facts, authorization_digest
 from enclave.wire import (
     Authorization,
@@ -83,18 +83,23 @@ class OnlineStep:
     async def give(self, coordinator: str, order: OnlineOrder | BatchOnlineOrder, record: Record | None) -> None:
         """Answer all members' authorizations: `ShareReport`, `BatchShareReport` or `OnlineRefused`."""
         started_ns, started_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
-        spent, holdings = False, self._holdings
+        spent, opening, holdings = False, None, self._holdings
         try:
             # SPEC 4.2, 4.8
-            state, outstanding = self._check(coordinator, order)
+            state, outstanding = self._find_own(order)
+            # The HSM unseals while the others' signatures are verified.
+            opening = holdings.vault.begin_to_open(record, order.key_id)
+            self._check_others(coordinator, order, outstanding)
             holdings.vault.require_hsm()
             terms = outstanding.authorization.terms
             # SPEC 4.3, 4.8: before anything else. Gone even if what follows fails.
             presignatures = holdings.pool.take_all(outstanding.presignatures, terms.committee, terms.prss_epoch)
             spent = True
             state.outstanding = None
-            shares = await self._shares(order, record, outstanding, presignatures)
+            shares = await self._shares(order, opening, outstanding, presignatures)
         except (Refused, CallerError, Unavailable) as error:
+            if opening is not None:
+                opening.discard()
             self._count("online_refused", 1)
             digest = order.authorizations[0].authorization.terms.request_digest
             known = self._book.get(digest)
@@ -123,9 +128,9 @@ class OnlineStep:
             return BatchShareReport(order.ceremony, me, tuple(share.R for share in shares), numbers)
         return ShareReport(order.ceremony, me, shares[0].R, numbers[0])
 
-    def _check(self, coordinator: str, order: OnlineOrder | BatchOnlineOrder) -> tuple[RequestState, Outstanding]:
-        """SPEC 4.2. Returns our own outstanding authorization. Raises `Refused`; nothing has changed then."""
-        me, now_s = self._holdings.session, self._clock()
+    def _find_own(self, order: OnlineOrder | BatchOnlineOrder) -> tuple[RequestState, Outstanding]:
+        """SPEC 4.2: our own outstanding authorization. Raises `Refused`; nothing has changed then."""
+        now_s = self._clock()
         state = self._book.get(order.authorizations[0].authorization.terms.request_digest)
         outstanding = state.outstanding if state is not None else None
         if state is None or outstanding is None or outstanding.authorization.expires_at_s <= now_s:
@@ -139,6 +144,11 @@ class OnlineStep:
         indices = tuple(signed.authorization.index for signed in order.authorizations)
         if indices != own.terms.committee or order.key_id != own.terms.key_id:
             raise Refused("authorization", "one authorization of each committee member, in order")
+        return state, outstanding
+
+    def _check_others(self, coordinator: str, order: OnlineOrder | BatchOnlineOrder, outstanding: Outstanding) -> None:
+        """SPEC 4.2: everybody authorised the very same. Raises `Refused`; nothing has changed then."""
+        own, me, now_s = outstanding.authorization, self._holdings.session, self._clock()
         for signed in order.authorizations:
             theirs = signed.authorization
             if theirs.index == me.index:
@@ -146,7 +156,6 @@ class OnlineStep:
                     raise Refused("authorization", "not our outstanding authorization")
             else:
                 self._check_peer(coordinator, signed, own.terms, now_s)
-        return state, outstanding
 
     def _check_peer(
         self,
@@ -170,14 +179,14 @@ class OnlineStep:
     async def _shares(
         self,
         order: OnlineOrder | BatchOnlineOrder,
-        record: Record | None,
+        opening: Opening,
         outstanding: Outstanding,
         presignatures: list[sign.Presignature],
     ) -> list[sign.SignatureShare]:
         terms, holdings = outstanding.authorization.terms, self._holdings
         # Of this epoch: a new one must not come in between the shares of a batch.
         seeds = holdings.prss.online_seeds(terms.committee)
-        opened = await holdings.vault.open_key(record, order.key_id)
+        opened = await holdings.vault.opened(opening)
         acknowledgement = opened.acknowledgement
         if not opened.active or (acknowledgement.public_key, acknowledgement.key_epoch) != (
             terms.public_key,

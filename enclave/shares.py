@@ -8,6 +8,7 @@ and version are bound into the seal.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from enclave.errors import Refused
+from enclave.errors import Bug, CallerError, Refused, Unavailable
 from enclave.hsm.errors import HsmAway
 from enclave.hsm.hsm import Hsm
 from enclave.hsm.records import RecordContext
@@ -58,6 +59,24 @@ class KeyFacts:
     active: bool
 
 
+@dataclass(frozen=True)
+class Opening:
+    """A key's record that the HSM is unsealing."""
+
+    record: Record
+    key_id: str
+    plaintext: Promise[object]
+
+    def discard(self) -> None:
+        """It is not needed: wipe the plaintext, now or when it comes."""
+
+        def wipe() -> None:
+            with contextlib.suppress(Refused, CallerError, Unavailable):
+                _secret(self.plaintext.result()).wipe()
+
+        self.plaintext.on_done(wipe)
+
+
 class Vault:
     """Seals through the HSM, stores through the signer. Keeps public facts of keys, never a plaintext share."""
 
@@ -90,9 +109,18 @@ class Vault:
 
     async def open_key(self, record: Record | None, key_id: str) -> KeyRecord:
         """The key's record, share included. Raises `Refused` where it is another's; `Unavailable` without HSM."""
+        return await self.opened(self.begin_to_open(record, key_id))
+
+    def begin_to_open(self, record: Record | None, key_id: str) -> Opening:
+        """Let the HSM unseal a key's record while other things are done. Then `opened`, or `discard`."""
         if record is None or record.kind != "key" or record.name != key_id:
             raise Refused("key", f"this signer's store has no readable record of {key_id}: see its log")
-        with await self._unseal(record, record.version // 2) as plaintext:
+        return Opening(record, key_id, self._begin_to_unseal(record, record.version // 2))
+
+    async def opened(self, opening: Opening) -> KeyRecord:
+        """The record of an `Opening`; raises as `open_key`."""
+        record, key_id = opening.record, opening.key_id
+        with _secret(await opening.plaintext) as plaintext:
             opened = decode(plaintext.reveal(), KeyRecord)
         if opened.acknowledgement.key_id != key_id or opened.version != record.version:
             raise Refused("key", f"the record of {key_id} holds another key")
@@ -147,7 +175,14 @@ class Vault:
         return sealed
 
     async def _unseal(self, record: Record, epoch: int) -> Secret:
+        return _secret(await self._begin_to_unseal(record, epoch))
+
+    def _begin_to_unseal(self, record: Record, epoch: int) -> Promise[object]:
         context = RecordContext(self._network, self._signer, record.kind, record.name, epoch, record.version)
-        plaintext = await self._hsm(lambda hsm: hsm.unseal(context, record.sealed))
-        assert isinstance(plaintext, Secret)
-        return plaintext
+        return self._hsm(lambda hsm: hsm.unseal(context, record.sealed))
+
+
+def _secret(unsealed: object) -> Secret:
+    if not isinstance(unsealed, Secret):
+        raise Bug("the HSM unsealed something that is no secret")
+    return unsealed
