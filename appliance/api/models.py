@@ -144,10 +144,23 @@ class Condition(ApiStruct, frozen=True):
     gate: str
 
 
+class Convicted(ApiStruct, frozen=True):
+    """Of what a signer was convicted (`step` of the protocols' specification), when, by the enclaves of which signers,
+    and the digest that names their files of evidence; empty where none could be kept."""
+
+    at: str
+    ceremony: str
+    step: str
+    reason: str
+    by: tuple[str, ...]
+    evidence: str
+
+
 class Signer(ApiStruct, frozen=True):
     """A signer of the roster. `links`: names of the signers its enclave says it has a channel to. `announced` and
     `condition` are absent while it is away. `since`: when it came, or went; absent where it was not there since the
-    coordinator's start. `away_reason`: why it is away, as far as the coordinator knows. All this is the coordinator's
+    coordinator's start. `away_reason`: why it is away, as far as the coordinator knows. `convicted`: it broke a
+    protocol, and is left out of committees where enough others are there. All this is the coordinator's
     word: no enclave has signed it for the reader."""
 
     index: int
@@ -161,6 +174,7 @@ class Signer(ApiStruct, frozen=True):
     since: str | None = None
     away_reason: str = ""
     certificate_expires: str | None = None
+    convicted: Convicted | None = None
 
 
 class SignerList(ApiStruct, frozen=True):

@@ -31,8 +31,10 @@ def judge(facts: NetworkFacts, roster: Roster, now: datetime.datetime) -> list[F
     """Everything about the network that somebody should know."""
     coordinator, signers = facts.coordinator, facts.signers
     online = [signer for signer in signers if signer.online]
-    found = [*_coordinator(coordinator, roster, now)]
+    convicted = {signer.name for signer in signers if signer.convicted is not None}
+    found = [*_coordinator(coordinator, roster, now, convicted)]
     for signer in signers:
+        found += _convicted(signer, roster)
         found += _present(signer, now) if signer.online else _absent(signer, roster, len(online), now)
     found += _links(online)
     found += _versions(coordinator, online)
@@ -45,7 +47,21 @@ def judge(facts: NetworkFacts, roster: Roster, now: datetime.datetime) -> list[F
     return found
 
 
-def _coordinator(coordinator: Coordinator, roster: Roster, now: datetime.datetime) -> Iterator[Finding]:
+def _convicted(signer: Signer, roster: Roster) -> Iterator[Finding]:
+    if signer.convicted is None:
+        return
+    said = signer.convicted
+    spare = "" if roster.n > roster.committee_size else "; it still signs, since every committee needs everybody"
+    yield problem(
+        signer.name,
+        f"was convicted of breaking the protocol ({said.ceremony}, by {', '.join(said.by)}): {said.reason}{spare}",
+        "`keymoot evidence verify` a file of theirs; ask its operator why; then `keymoot coordinator readmit`.",
+    )
+
+
+def _coordinator(
+    coordinator: Coordinator, roster: Roster, now: datetime.datetime, convicted: set[str]
+) -> Iterator[Finding]:
     if coordinator.roster_digest != "0x" + roster.digest().hex():
         yield problem(
             coordinator.name,
@@ -66,7 +82,7 @@ def _coordinator(coordinator: Coordinator, roster: Roster, now: datetime.datetim
             f"its clock and this host's differ by {duration(skew_s)}",
             "Let both hosts synchronise their clocks (timedatectl status): wrongly dated requests are refused.",
         )
-    for name in coordinator.avoided:
+    for name in [name for name in coordinator.avoided if name not in convicted]:
         yield warning(
             name,
             "is left out of committees for a while, since it failed or answered slowly",

@@ -73,6 +73,24 @@ def run_coordinator(config: Config = Path("coordinator.yaml")) -> None:
     run(path)
 
 
+@coordinator.command("readmit")
+def readmit_signer(
+    name: Annotated[str, typer.Argument(help="The convicted signer.")],
+    config: Config = Path("coordinator.yaml"),
+) -> None:
+    """Let a convicted signer into committees again. Every coordinator keeps its own list.
+
+    First look at the evidence (`keymoot evidence verify`) and find out with its operator what happened.
+    """
+    from appliance.coordinator.config import load_config
+    from appliance.coordinator.convictions import FILE, readmit
+    from appliance.enrolment import require_file
+
+    was = readmit(load_config(require_file(config)).state.parent / FILE, name)
+    typer.echo(f"Readmitted {name}, which was convicted by {', '.join(was.by)}: {was.reason}.")
+    typer.echo("The running coordinator takes it up within some seconds; nothing needs to be restarted.")
+
+
 @coordinator.command("token")
 def make_token(
     name: Annotated[str, typer.Argument(help="Who is to read: a name for logs and limits.")],

@@ -87,6 +87,8 @@ def _signers(signers: tuple[Signer, ...], now: datetime.datetime) -> Table:
 def _state(signer: Signer) -> Text:
     if not signer.online:
         return Text("AWAY", style=BAD)
+    if signer.convicted is not None:
+        return Text("CONVICTED", style=BAD)
     if signer.condition is None:
         return Text("online", style=GOOD)
     return _told(ENCLAVE_STATES, signer.condition.enclave)

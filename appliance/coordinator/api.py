@@ -170,7 +170,7 @@ class Api:
         return web.Response(body=self._described, content_type="application/json")
 
     async def _list_signers(self, _: web.Request) -> web.Response:
-        return _json(show_signers(self._roster, self._network.signers))
+        return _json(show_signers(self._roster, self._network))
 
     async def _list_pools(self, request: web.Request) -> web.Response:
         return _json(show_pools(self._network, _burst(request)))

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
@@ -13,6 +14,7 @@ from appliance import relay
 from appliance.coordinator.ceremonies import Ceremonies
 from appliance.coordinator.changes import Changes
 from appliance.coordinator.config import PoolSettings
+from appliance.coordinator.convictions import Convictions
 from appliance.coordinator.errors import CeremonyEnded
 from appliance.coordinator.keybook import KeyBook
 from appliance.coordinator.keygen import activate
@@ -49,12 +51,15 @@ class Network:
         random: Callable[[int], bytes],
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
+        convicted: Path | None = None,
     ) -> None:
-        """`wall_clock`: Unix seconds, for what is shown to people; `clock`: monotonic seconds."""
+        """`wall_clock`: Unix seconds, for what is shown to people; `clock`: monotonic seconds; `convicted`: the file of
+        convictions, None to keep them in memory. Raises `CallerError` for one that is not ours."""
         self._roster, self._changes, self._keybook = roster, changes, keybook
         self._random = random
         self.signers = Signers(roster, changes, self, wall_clock)
-        self.standing = Standing(clock)
+        self.convictions = Convictions(roster, convicted, changes.notify, wall_clock, clock)
+        self.standing = Standing(clock, self.convictions.indices)
         self.ceremonies = Ceremonies(self.signers.order, random, standing=self.standing)
         self.pools = Pools(marks_of(roster, settings).low, changes, clock)
         self.line = Line()
@@ -100,6 +105,7 @@ class Network:
             case wire.Convicted(_, kind, _, step, reason, culprits, group, evidence):
                 told = {"ceremony": kind, "step": step, "reason": reason, "culprits": culprits, "group": group}
                 log.warning("convicted", signer=self.signers.name(index), evidence=evidence.hex(), **told)
+                self.convictions.announced(index, report)
             case _ if self.ceremonies.on_report(index, report):
                 pass
             case wire.SetupDone():

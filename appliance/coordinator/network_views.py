@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from appliance import relay
-from appliance.api.models import Announced, Condition, Health, Pool, PoolList, Readiness, Signer, SignerList
+from appliance.api.models import Announced, Condition, Convicted, Health, Pool, PoolList, Readiness, Signer, SignerList
 from appliance.coordinator.config import MAX_MARK
 from appliance.coordinator.consumption import recommended
+from appliance.coordinator.convictions import Conviction
 from appliance.coordinator.network import Network
 from appliance.coordinator.sessions import Session, Signers
 from appliance.expiry import iso
@@ -35,9 +38,20 @@ def show_readiness(network: Network) -> Readiness:
     return Readiness(tuple(committee for committee in network.committees() if network.can_sign(committee)))
 
 
-def show_signers(roster: Roster, signers: Signers) -> SignerList:
+def show_signers(roster: Roster, network: Network) -> SignerList:
     """Every signer of the roster; of those that are online what they have announced."""
-    return SignerList(tuple(_signer(entry, signers.session(entry.index), signers) for entry in roster.signers))
+    signers, convictions = network.signers, network.convictions
+    shown = (_signer(entry, signers.session(entry.index), signers) for entry in roster.signers)
+    return SignerList(
+        tuple(msgspec.structs.replace(one, convicted=_convicted(convictions.of(one.name))) for one in shown)
+    )
+
+
+def _convicted(conviction: Conviction | None) -> Convicted | None:
+    if conviction is None:
+        return None
+    at = _iso(float(conviction.at_s)) or ""
+    return Convicted(at, conviction.ceremony, conviction.step, conviction.reason, conviction.by, conviction.evidence)
 
 
 def show_pools(network: Network, burst: int | None) -> PoolList:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.errors import CeremonyEnded, Rejected, failure
@@ -10,6 +11,7 @@ from appliance.coordinator.prepare import collect_nonces
 from enclave import wire
 
 PRESIGN_TIMEOUT_S = 120.0
+SETTLE_TIMEOUT_S = 10.0
 
 
 class BatchIncomplete(CeremonyEnded):
@@ -29,12 +31,27 @@ async def presign(ceremonies: Ceremonies, committee: tuple[int, ...], count: int
         try:
             sid = await _collect(ceremony, committee, count, done)
         except (CeremonyEnded, Rejected) as error:
+            if isinstance(error, CeremonyEnded) and error.code == "ceremony/peer":
+                # SPEC 0.9: the others are finding out who it was.
+                await _settle(ceremony, done, {error.signer})
             ceremony.abandon()
             cause = error if isinstance(error, CeremonyEnded) else CeremonyEnded(error.rule, error.reason)
             if not done:
                 raise cause from None
             raise BatchIncomplete(cause, next(iter(done.values())).sid, tuple(done)) from None
     return sid
+
+
+async def _settle(ceremony: Ceremony, done: dict[int, wire.PresignDone], failed: set[int]) -> None:
+    """Wait for every member's word on a batch that has failed, for a while."""
+    deadline_s = asyncio.get_running_loop().time() + SETTLE_TIMEOUT_S
+    with contextlib.suppress(CeremonyEnded):
+        while awaited := set(ceremony.members) - done.keys() - failed:
+            index, report = await ceremony.next(deadline_s, awaited)
+            if isinstance(report, wire.PresignDone):
+                done[index] = report
+            else:
+                failed.add(index)
 
 
 async def _collect(

@@ -21,6 +21,7 @@ from appliance.coordinator.api import Api
 from appliance.coordinator.batches import BatchSigning
 from appliance.coordinator.changes import Changes
 from appliance.coordinator.config import CoordinatorConfig, LimitSettings, load_config, load_roster, split_listen
+from appliance.coordinator.convictions import FILE as CONVICTED_FILE
 from appliance.coordinator.credentials import ClientKeys, Readers
 from appliance.coordinator.gateway import Gateway
 from appliance.coordinator.identity import Identity
@@ -144,7 +145,10 @@ class Coordinator:
         # What only a restart can help must end this process, or nobody would restart it.
         store.recovery.on_broken = self._fail
         keybook = KeyBook(store, time.time)
-        self.network = network = Network(roster, config.pool, Changes(), keybook, secrets.token_bytes)
+        convicted = config.state.parent / CONVICTED_FILE
+        self.network = network = Network(
+            roster, config.pool, Changes(), keybook, secrets.token_bytes, convicted=convicted
+        )
         signing = Signing(network.ceremonies, network.pools, network, time.time)
         batches = BatchSigning(network.ceremonies, network.pools, network, time.time)
         work = Work(store, roster, network, signing, batches, keybook, secrets.token_bytes, time.time, self._fail)

@@ -1,6 +1,7 @@
-"""Which signers are left out of committees for a while, where others can stand in: those that failed or were slow.
+"""Which signers are left out of committees, where others can stand in: for a while those that failed or were slow, and
+until they are readmitted those that were convicted.
 
-Nothing here accuses anybody: a signer that is left out is asked again after a time, and at once where it is needed.
+Nothing here accuses anybody: a signer that failed is asked again after a time, and at once where it is needed.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ TELLING_CODES = frozenset({"timeout", "signer-away", "unavailable", "flood", "un
 
 
 class Standing:
-    """Answers and failures of each signer. `clock`: monotonic seconds."""
+    """Answers and failures of each signer. `clock`: monotonic seconds; `convicted()`: who is convicted now."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float], convicted: Callable[[], frozenset[int]] = frozenset) -> None:
+        self._clock, self._convicted = clock, convicted
         self._failures: dict[int, int] = {}
         self._avoided_until_s: dict[int, float] = {}
         self._mean_s: dict[int, tuple[float, int]] = {}
 
     def failed(self, index: int, code: str) -> None:
         """A ceremony ended with `code`, which names signer `index` (0: nobody)."""
-        if index and (code in TELLING_CODES or code.startswith("ceremony/")):
+        # A fault of a member is told by those that found it: their enclaves name the culprit, where they can.
+        if index and (code in TELLING_CODES or (code.startswith("ceremony/") and code != "ceremony/peer")):
             self._avoid(index)
 
     def answered(self, took_s: Mapping[int, float]) -> None:
@@ -49,13 +51,18 @@ class Standing:
     def avoided(self) -> frozenset[int]:
         """The signers to leave out now."""
         now_s = self._clock()
-        return frozenset(index for index, until_s in self._avoided_until_s.items() if until_s > now_s)
+        failed = frozenset(index for index, until_s in self._avoided_until_s.items() if until_s > now_s)
+        return failed | self._convicted()
 
     def without_avoided(self, indices: Iterable[int], needed: int) -> tuple[int, ...]:
-        """These without the ones to leave out; all of them where fewer than `needed` would be left."""
-        everybody, avoided = tuple(indices), self.avoided()
-        good = tuple(index for index in everybody if index not in avoided)
-        return good if len(good) >= needed else everybody
+        """These without the ones to leave out; without the convicted ones, or all of them, where fewer than `needed`
+        would be left."""
+        everybody = tuple(indices)
+        for left_out in (self.avoided(), self._convicted()):
+            good = tuple(index for index in everybody if index not in left_out)
+            if len(good) >= needed:
+                return good
+        return everybody
 
     def _avoid(self, index: int) -> None:
         now_s = self._clock()

@@ -105,7 +105,7 @@ async def test_the_number_of_ceremonies_is_bounded(ceremonies: Ceremonies) -> No
     ("report", "error", "text"),
     [
         (wire.OrderRefused(bytes(16), "no link"), CeremonyEnded, "order-refused: no link"),
-        (wire.CeremonyFailed(bytes(16), "peer", "3.4", "T", (2,), (), ()), CeremonyEnded, "ceremony/peer: step 3.4: T"),
+        (wire.CeremonyFailed(bytes(16), "peer", "3.4", "T", (2,), ()), CeremonyEnded, "ceremony/peer: step 3.4: T"),
         (wire.OnlineRefused(bytes(16), "expired", False), CeremonyEnded, "online-refused: expired"),
         (wire.RequestRefused(bytes(16), "unavailable", "hsm"), CeremonyEnded, "unavailable: hsm"),
         (wire.RequestRefused(bytes(16), "gate", "no"), Rejected, "gate: no"),
@@ -130,7 +130,7 @@ async def test_a_batch_that_one_member_failed_names_its_holders(ceremonies: Cere
         nonce = wire.SignedNonce(index, "presign", bytes(32), bytes(32), bytes(64))
         ceremonies.on_report(index, wire.NonceReport(ceremony, nonce))
     ceremonies.on_report(3, wire.PresignDone(ceremony, SID, C, 4))
-    ceremonies.on_report(1, wire.CeremonyFailed(ceremony, "timeout", "3.5", "silence", (), (2,), ()))
+    ceremonies.on_report(1, wire.CeremonyFailed(ceremony, "timeout", "3.5", "silence", (), (2,)))
     with pytest.raises(BatchIncomplete) as caught:
         await task
     assert (caught.value.sid, caught.value.holders) == (SID, (3,))

@@ -199,7 +199,7 @@ async def test_a_batch_that_one_member_did_not_finish_is_forgotten_by_the_others
     def once_failing(order: wire.PresignOrder) -> list[wire.Wire]:
         if left:
             left.pop()
-            return [wire.CeremonyFailed(order.ceremony, "timeout", "3.5", "silence", (), (1,), ())]
+            return [wire.CeremonyFailed(order.ceremony, "timeout", "3.5", "silence", (), (1,))]
         return list(failing.honest(order))
 
     failing.answers[wire.PresignOrder] = once_failing

@@ -248,7 +248,7 @@ async def test_a_key_that_a_signer_has_pending_is_activated_and_signed_with(net:
 
     def not_activated(order: wire.KeygenOrder) -> Iterable[wire.Wire]:
         acknowledged, _ = full(order)
-        return [acknowledged, wire.CeremonyFailed(order.ceremony, "timeout", "2.7", "silence", (), (), ())]
+        return [acknowledged, wire.CeremonyFailed(order.ceremony, "timeout", "2.7", "silence", (), ())]
 
     late.answers[wire.KeygenOrder] = not_activated
     late.answers[wire.SignOrder] = lambda order: (
