@@ -29,7 +29,7 @@ lint: bootstrap
 	$(BIN)/lint-imports
 
 soak: bootstrap
-	$(BIN)/python -m pytest -m slow --timeout 3600 
+	$(BIN)/python -m pytest -m slow --timeout 3600
 
 bench: bootstrap
 	@$(BIN)/keymoot bench presign --signers 3 --tolerate 1 --batch 10000
