@@ -50,6 +50,9 @@ class Transport:
             connector=aiohttp.TCPConnector(ssl=self._tls),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
+            # A few bytes of a compressed answer could fill the memory.
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S),
         )
 
