@@ -18,16 +18,18 @@ from enclave.framing import Stream
 from enclave.gate import GateKeys
 from enclave.gate_secrets import open_gate_secrets
 from enclave.hsm import Hsm, HsmThread, open_hsm
+from enclave.hsm.config import pin_mark
 from enclave.log import Log
 from enclave.meters import Timings
 from enclave.serve import MAX_QUEUED_TO_WORKER_BYTES, Server
-from enclave.tasks import Promise
+from enclave.tasks import Promise, Timers
 from enclave.worker import MAX_WORKER_MESSAGE_BYTES, fork_worker
 from policies.acceptance import AcceptedState, AcceptedStates
 from policies.load import load_yaml
 
 # So long the start waits for the HSM, so that most mistakes in a configuration end it before it serves.
 HSM_START_WAIT_S = 5.0
+STALL_LOOK_S = 1.0
 
 
 def run_enclave(config: EnclaveConfig) -> None:
@@ -43,7 +45,7 @@ def run_enclave(config: EnclaveConfig) -> None:
     if config.hsm.accept_key_export:
         log.warning("keys can be exported", reason="hsm.accept_key_export is set: the token's PIN alone guards them")
     opener = Opener(config)
-    thread = HsmThread(opener.open)
+    thread = HsmThread(opener.open, pin_mark=opener.pin_mark)
     try:
         watch = HsmWatch(thread, log)
         watch.start()
@@ -59,11 +61,16 @@ class Opener:
     def __init__(self, config: EnclaveConfig) -> None:
         self._config = config
         self._gate_keys: GateKeys | None = None
+        self._salt = os.urandom(16)
         self.timings = Timings("seal", "unseal", "sign", "check")
 
     def gate_keys(self) -> GateKeys | None:
         """The keys of the latest opening, None before the first one and in gate mode `none`."""
         return self._gate_keys
+
+    def pin_mark(self) -> bytes | None:
+        """See `HsmThread`."""
+        return pin_mark(self._config.hsm.pin, self._salt)
 
     def open(self) -> Hsm:
         """Called each time the module is set up. Raises `HsmAway`, or `CallerError` for what does not fit together."""
@@ -146,6 +153,7 @@ def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmW
             clocks,
             log,
         )
+        _watch_stalls(core.timers, thread)
         try:
             return server.run(lambda: log.info("ready", socket=str(config.socket), pid=os.getpid()))
         except MemoryInDoubt as doubt:
@@ -153,6 +161,12 @@ def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmW
             lost = core.drop(doubt)
             _tell_dropped(doubt, lost, log)
             outside = replace(outside, requests_after_s=int(doubt.forgotten_until_s))
+
+
+def _watch_stalls(timers: Timers, thread: HsmThread) -> None:
+    """Every second: does the HSM answer?"""
+    thread.check_stalled()
+    timers.after(STALL_LOOK_S, lambda: _watch_stalls(timers, thread))
 
 
 def _tell_dropped(doubt: MemoryInDoubt, lost: int, log: Log) -> None:

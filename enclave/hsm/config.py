@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,6 +76,17 @@ def read_pin(reference: str, environment: Mapping[str, str] = os.environ) -> str
         return pin.decode()
     except UnicodeDecodeError:
         raise HsmMisconfigured(f"the PIN file {path} is not UTF-8 text") from None
+
+
+def pin_mark(reference: str, salt: bytes, environment: Mapping[str, str] = os.environ) -> bytes | None:
+    """32 bytes that change whenever the PIN's file is written, and say nothing of the PIN without `salt` (16 random
+    bytes of this process); None where the PIN cannot be read."""
+    try:
+        pin = read_pin(reference, environment)
+        written_ns = _pin_path(reference, environment).stat().st_mtime_ns
+    except (HsmMisconfigured, OSError):
+        return None
+    return hashlib.sha256(salt + written_ns.to_bytes(8, "big") + pin.encode()).digest()
 
 
 def _pin_path(reference: str, environment: Mapping[str, str]) -> Path:

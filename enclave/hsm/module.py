@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pkcs11
+from pkcs11 import TokenFlag
 from pkcs11 import exceptions as p11
 
 from enclave.hsm.config import HsmConfig, read_pin
@@ -75,7 +76,9 @@ def log_in(library: Library, config: HsmConfig, pin: str) -> pkcs11.Session:
     """A read-write session on the configured token. Raises `HsmAway` (`TokenMissing`), `HsmMisconfigured`."""
     token = config.token
     try:
-        session: pkcs11.Session = _find_token(library, config).open(rw=True, user_pin=pin)
+        found = _find_token(library, config)
+        _check_tries(found, config)
+        session: pkcs11.Session = found.open(rw=True, user_pin=pin)
         return session
     except p11.NoSuchToken as error:
         setting = "hsm.token_label" if config.slot is None else "hsm.slot"
@@ -86,15 +89,30 @@ def log_in(library: Library, config: HsmConfig, pin: str) -> pkcs11.Session:
         ) from error
     except _PIN_ERRORS as error:
         raise PinRefused(
-            f"{token} refused the PIN from {config.pin}: correct it, then restart "
-            "(it is not tried again, as tokens lock after a few wrong PINs)"
+            f"{token} refused the PIN from {config.pin}: correct it there "
+            "(this one is not tried again, as tokens lock after a few wrong PINs)"
         ) from error
     except (p11.PinLocked, p11.PinExpired, p11.UserPinNotInitialized) as error:
         raise PinRefused(
-            f"{token} has no usable user PIN ({describe(error)}): set one with the security officer's PIN"
+            f"{token} has no usable user PIN ({describe(error)}): set one with the security officer's PIN, "
+            f"then write {config.pin} anew"
         ) from error
     except p11.PKCS11Error as error:
         raise HsmAway(f"{token} cannot be opened: {describe(error)}", AWAY_REMEDY) from error
+
+
+def _check_tries(token: pkcs11.Token, config: HsmConfig) -> None:
+    """A start after a start with a wrong PIN must not use up the last try. Raises `PinRefused`, without a login."""
+    if TokenFlag.USER_PIN_LOCKED in token.flags:
+        raise PinRefused(
+            f"{config.token} is locked after wrong PINs: unlock it with the security officer's PIN, "
+            f"then write {config.pin} anew"
+        )
+    if TokenFlag.USER_PIN_FINAL_TRY in token.flags:
+        raise PinRefused(
+            f"{config.token} locks at the next wrong PIN, so this one is not tried: log in once with the HSM's own "
+            f"tool and the right PIN, then write {config.pin} anew"
+        )
 
 
 def _find_token(library: Library, config: HsmConfig) -> pkcs11.Token:

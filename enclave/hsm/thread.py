@@ -11,6 +11,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ State = Literal["ready", "hsm-away"]
 QUEUE_LIMIT = 256
 IDLE_CHECK_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
+# No single call takes as long, not even of an HSM across an ocean.
+STALL_S = 10.0
+PIN_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,15 @@ class HsmThread:
         queue_limit: int = QUEUE_LIMIT,
         backoff: Backoff | None = None,
         idle_check_s: float = IDLE_CHECK_S,
+        stall_s: float = STALL_S,
+        pin_mark: Callable[[], bytes | None] = lambda: None,
     ) -> None:
+        """`pin_mark()`: something that changes whenever somebody writes the PIN anew, None where it cannot be read. A
+        refused PIN is not tried again until then."""
         self._open = open_hsm
         self._queue_limit = queue_limit
         self._backoff = backoff or Backoff()
-        self._idle_check_s = idle_check_s
+        self._idle_check_s, self._stall_s, self._pin_mark = idle_check_s, stall_s, pin_mark
         # Wakes the thread in a third of the time that a condition takes. None: look whether to close.
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
@@ -74,6 +82,9 @@ class HsmThread:
         self._finished: deque[tuple[_Job, object]] = deque()
         self._outstanding = 0
         self._closing = False
+        # What runs, and since when; and what was answered while it still ran.
+        self._running: tuple[_Job | None, float] | None = None
+        self._given_up: tuple[_Job | None, float] | None = None
         self._away: KeymootError | None = HsmAway("the HSM is being opened", "wait a moment")
         self._tried = False
         # Touched by the HSM thread only.
@@ -125,6 +136,22 @@ class HsmThread:
         """Jobs that are queued, running or undrained."""
         return self._outstanding
 
+    def check_stalled(self) -> None:
+        """Call about every second: where a call does not come back, the HSM is away, and nobody waits for it any more.
+
+        The thread itself cannot be ended. It serves again when the call returns.
+        """
+        with self._changed:
+            running = self._running
+            if running is None or self._away is not None or time.monotonic() - running[1] < self._stall_s:
+                return
+            self._given_up = running
+            self._away = error = HsmAway(f"a call of the HSM has not returned in {self._stall_s:g} s", AWAY_REMEDY)
+            refused = [*([running[0]] if running[0] else []), *self._waiting_jobs()]
+            self._finished.extend((job, error) for job in refused)
+            self._signal()
+            self._changed.notify_all()
+
     def fileno(self) -> int:
         """A descriptor that is readable when `drain` has something to do or `state` changed."""
         return self._event
@@ -174,11 +201,15 @@ class HsmThread:
 
     def _run(self) -> None:
         while not self._closing:
+            mark = self._pin_mark()
             hsm = self._try_to_open()
             if hsm is None:
-                if isinstance(self._away, PinRefused | Bug):
-                    return  # Trying again could lock the token, or repeats a defect of ours.
-                self._pause()
+                if isinstance(self._away, Bug):
+                    return  # Trying again repeats a defect of ours.
+                if isinstance(self._away, PinRefused):
+                    self._await_other_pin(mark)  # Trying the same one again could lock the token.
+                else:
+                    self._pause()
                 continue
             try:
                 self._serve(hsm)
@@ -218,16 +249,16 @@ class HsmThread:
             job = self._next_job()
             if self._closing:
                 return
+            self._running = running = (job, time.monotonic())
             outcome = _perform(hsm, job.run if job else Hsm.healthy)
             if isinstance(outcome, KeymootError):
                 self.failed_jobs += 1
             if isinstance(outcome, HsmAway):
                 self._failures += 1
-                self._set_away(outcome, job)
+                self._set_away(outcome, running)
                 return
             self._failures = 0
-            if job is not None:
-                self._finish(job, outcome)
+            self._finish(running, outcome)
 
     def _next_job(self) -> _Job | None:
         """The next job, or None when it is time to check an idle HSM, or on closing."""
@@ -246,15 +277,29 @@ class HsmThread:
                     jobs.append(job)
         return jobs
 
-    def _finish(self, job: _Job, outcome: object) -> None:
+    def _finish(self, running: tuple[_Job | None, float], outcome: object) -> None:
+        job, _ = running
         with self._changed:
-            self._finished.append((job, outcome))
+            self._running = None
+            if self._given_up is running:
+                self._back_from_stall(outcome)
+            elif job is not None:
+                self._finished.append((job, outcome))
         # Outside of the lock, which the woken main loop wants at once.
         self._signal()
 
-    def _set_away(self, error: KeymootError | None, job: _Job | None = None) -> None:
-        """Change the state. If the HSM is away, that is the outcome of `job` and of all that wait."""
+    def _back_from_stall(self, outcome: object) -> None:
+        """A call has returned for which nobody waits any more."""
+        if isinstance(outcome, Secret):
+            outcome.wipe()
+        self._given_up = self._away = None
+        self._changed.notify_all()
+
+    def _set_away(self, error: KeymootError | None, running: tuple[_Job | None, float] | None = None) -> None:
+        """Change the state. If the HSM is away, that is the outcome of what was `running` and of all that wait."""
         with self._changed:
+            job = running[0] if running is not None and self._given_up is not running else None
+            self._running = self._given_up = None
             self._away = error
             self._tried = True
             if error is not None:
@@ -262,6 +307,12 @@ class HsmThread:
                 self._finished.extend((waiting, error) for waiting in refused)
             self._signal()
             self._changed.notify_all()
+
+    def _await_other_pin(self, refused: bytes | None) -> None:
+        """Until the PIN was written anew after the one that was `refused`, or the thread is closed."""
+        while not self._closing and self._pin_mark() in (refused, None):
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing, PIN_POLL_S)
 
     def _pause(self) -> None:
         with self._changed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,14 @@ LIBRARIES = (
     Path("/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so"),
     Path("/usr/lib64/pkcs11/libsofthsm2.so"),
 )
+
+
+CHANGE_PIN = """
+import sys, pkcs11
+_, path, label, old, new = sys.argv
+with pkcs11.lib(path).get_token(token_label=label).open(rw=True, user_pin=old) as session:
+    session.set_pin(old, new)
+"""
 
 
 def library() -> Path:
@@ -70,9 +79,10 @@ class SoftToken:
 
     def write_pin(self, pin: str) -> None:
         """Put `pin` where the configuration looks for it."""
-        path = self.directory / "pin"
-        path.touch(mode=0o600)
-        path.write_text(pin + "\n")
+        new = self.directory / "pin.new"
+        new.touch(mode=0o600)
+        new.write_text(pin + "\n")
+        new.rename(self.directory / "pin")
 
     @property
     def config(self) -> HsmConfig:
@@ -82,6 +92,16 @@ class SoftToken:
     def take_away(self) -> None:
         """What pulling the HSM out looks like to the module."""
         (self.directory / "tokens").rename(self.directory / "away")
+
+    def change_pin(self, new: str) -> None:
+        """Give the token that was taken away another user PIN."""
+        conf = self.directory / "away.conf"
+        text = (self.directory / "softhsm2.conf").read_text()
+        conf.write_text(text.replace(str(self.directory / "tokens"), str(self.directory / "away")))
+        environment = {**os.environ, "SOFTHSM2_CONF": str(conf)}
+        old = (self.directory / "pin").read_text().rstrip("\n")
+        command = [sys.executable, "-c", CHANGE_PIN, str(library()), self.label, old, new]
+        subprocess.run(command, env=environment, check=True, capture_output=True)
 
     def bring_back(self) -> None:
         """Undo `take_away`."""

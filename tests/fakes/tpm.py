@@ -100,6 +100,11 @@ class Tpm:
             assert time.monotonic() < deadline_s, "the resource manager does not answer"
             time.sleep(0.05)
 
+    @property
+    def chip(self) -> int:
+        """The process id of the TPM itself."""
+        return self._running[-2].pid
+
     def switch_off(self) -> None:
         """Stop the resource manager and the TPM; the bus stays."""
         for process in (self._running.pop(), self._running.pop()):

@@ -157,6 +157,28 @@ def test_wrong_pin_ends_the_enclave_at_once(net: Away, later: bool) -> None:
     assert "4711" not in text
 
 
+def test_a_pin_that_was_changed_meanwhile_is_tried_once_and_the_right_one_as_soon_as_it_is_there(net: Away) -> None:
+    one, pin = net.members[1], "pin-other-4712"
+    one.start()
+    net.watch(one)
+    net.attach(1)
+    net.status("waiting")
+    net.token.take_away()
+    # An idle HSM is asked every ten seconds.
+    net.status("hsm-away")
+    net.token.change_pin(pin)
+    net.token.bring_back()
+    net.wait(lambda: "refused the PIN" in net.status("hsm-away").reason)
+    setup = wire.SetupOrder(os.urandom(16), 1, ())
+    assert "served again when it is back" in net.ask_one(setup, wire.OrderRefused).reason
+    refusals = [line for line in (one.directory / "log").read_text().splitlines() if "refused the PIN" in line]
+    assert len(refusals) == 1
+    net.token.write_pin(pin)
+    assert net.status("waiting").reason.startswith("no PRSS seeds yet")
+    assert net.members[1].process is not None
+    assert net.members[1].process.poll() is None
+
+
 def test_another_signers_token_is_refused_at_once(net: Away) -> None:
     one, two = net.members[1], net.members[2]
     swapped = one.config.read_text().replace("token-1", "token-2").replace(str(one.directory), str(two.directory))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -67,12 +68,8 @@ def net(tmp_path: Path) -> Iterator[Mixed]:
         shutil.rmtree(machine.directory)
 
 
-def test_three_kinds_of_hsm_sign_together(net: Mixed) -> None:
-    profiles = [json.loads(member.command("provision"))["profile"] for member in net.members.values()]
-    assert profiles == ["gcm", "hmac-kdf", "hmac-kdf"]
-    net.setup()
-    key = net.keygen(net.client.create_key())[1].certificates[0][0].acknowledgement
-    name = wire.PresignatureName(net.presign(COMMITTEE, 2)[1].sid, 1)
+def sign(net: Mixed, key: wire.Acknowledgement, name: wire.PresignatureName) -> None:
+    """One signature by all three, verified."""
     ceremony, request = os.urandom(16), net.client.sign_hash(key.key_id, H)
     for j in COMMITTEE:
         net.order(j, wire.SignOrder(ceremony, key.key_id, request, COMMITTEE, name))
@@ -85,3 +82,61 @@ def test_three_kinds_of_hsm_sign_together(net: Mixed) -> None:
     s = polynomials.interpolate({j: int.from_bytes(x.s, "big") for j, x in shares.items()}, SECP256K1.q)
     public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), key.public_key)
     public.verify(utils.encode_dss_signature(r, s), H, ec.ECDSA(utils.Prehashed(hashes.SHA256())))
+
+
+def state(net: Mixed, j: int) -> str:
+    """What an enclave says of itself now."""
+    said = net.members[j].said
+    answered = len(said)
+    net.tell(j, wire.StatusQuery())
+    net.wait(lambda: any(isinstance(one, wire.Status) for one in said[answered:]))
+    return next(one for one in said[answered:] if isinstance(one, wire.Status)).state
+
+
+def refused(net: Mixed, j: int, key: wire.Acknowledgement, name: wire.PresignatureName) -> str:
+    """The reason for which one enclave refuses to sign now."""
+    request = net.client.sign_hash(key.key_id, H)
+    net.order(j, wire.SignOrder(os.urandom(16), key.key_id, request, COMMITTEE, name))
+    answer = net.take(wire.RequestRefused, (j,))[j]
+    assert answer.rule == "unavailable"
+    return str(answer.reason)
+
+
+def test_three_kinds_of_hsm_sign_together_go_away_and_come_back(net: Mixed) -> None:
+    profiles = [json.loads(member.command("provision"))["profile"] for member in net.members.values()]
+    assert profiles == ["gcm", "hmac-kdf", "hmac-kdf"]
+    net.setup()
+    certificate = net.keygen(net.client.create_key())[1].certificates[0]
+    key = certificate[0].acknowledgement
+    names = iter([wire.PresignatureName(net.presign(COMMITTEE, 4)[1].sid, number) for number in range(1, 5)])
+    sign(net, key, next(names))
+    # NSS has read its keys: a database that is moved away is not missed before the next start.
+    database = net.members[2].directory / "nss"
+    database.rename(database.with_name("moved"))
+    sign(net, key, next(names))
+    database.with_name("moved").rename(database)
+    # A TPM that hangs: nobody waits for it longer than ten seconds and a little.
+    unused = next(names)
+    os.kill(net.machine.chip, signal.SIGSTOP)
+    begun_s = time.monotonic()
+    net.order(3, wire.ActivateOrder(os.urandom(16), key.key_id, certificate))
+    assert "has not returned in 10 s" in net.take(wire.OrderRefused, (3,))[3].reason
+    assert time.monotonic() - begun_s < 15.0
+    assert state(net, 3) == "hsm-away"
+    assert "served again when it is back" in refused(net, 3, key, unused)
+    os.kill(net.machine.chip, signal.SIGCONT)
+    net.wait(lambda: state(net, 3) == "ready")
+    sign(net, key, unused)
+    # A TPM that is switched off and on, with its resource manager.
+    last = next(names)
+    net.machine.switch_off()
+    net.order(3, wire.ActivateOrder(os.urandom(16), key.key_id, certificate))
+    assert "HSM" in net.take(wire.OrderRefused, (3,))[3].reason
+    assert state(net, 3) == "hsm-away"
+    assert "served again when it is back" in refused(net, 3, key, last)
+    net.machine.start()
+    net.wait(lambda: state(net, 3) == "ready")
+    sign(net, key, last)
+    process = net.members[3].process
+    assert process is not None
+    assert process.poll() is None

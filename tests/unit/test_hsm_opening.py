@@ -92,7 +92,7 @@ def _true(key: pkcs11.Key, attribute: Attribute) -> bool:
 def test_wrong_pin_is_refused_at_once_and_not_shown(token: SoftToken) -> None:
     token.write_pin("pin-wrong-4711")
     pauses = Pauses()
-    with pytest.raises(PinRefused, match="correct it, then restart") as caught:
+    with pytest.raises(PinRefused, match="correct it there") as caught:
         open_hsm(token.config, "net", 1, pauses)
     assert pauses.taken == []
     assert isinstance(caught.value, CallerError)

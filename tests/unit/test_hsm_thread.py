@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import select
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from pkcs11 import Attribute, TokenFlag
 
 from enclave.hsm import Hsm, HsmAway, HsmBusy, HsmThread, RecordContext, SealBroken, open_hsm, provision
+from enclave.hsm.config import pin_mark
 from enclave.hsm.errors import HsmMisconfigured, KeyMissing, PinRefused
+from enclave.hsm.module import log_in
 from enclave.hsm.thread import Backoff
 from enclave.secret import Secret
 from policies.errors import Bug
@@ -204,22 +209,122 @@ def test_wait_ready_tells_what_no_retry_cures(token: SoftToken) -> None:
     thread.close()
 
 
-def test_wrong_pin_is_tried_once_only(token: SoftToken) -> None:
+def test_a_refused_pin_is_not_tried_again_until_it_is_written_anew(token: SoftToken) -> None:
+    provision(token.config)
     token.write_pin("pin-wrong")
     attempts: list[None] = []
+    looked = threading.Semaphore(0)
 
     def open_counting() -> Hsm:
         attempts.append(None)
         return open_hsm(token.config, "net", 1)
 
-    thread = HsmThread(open_counting, backoff=QUICK)
+    def mark() -> bytes | None:
+        looked.release()
+        return pin_mark(token.config.pin, b"salt" * 4)
+
+    thread = HsmThread(open_counting, backoff=QUICK, pin_mark=mark)
     with pytest.raises(PinRefused):
         thread.wait_ready(DEADLINE_S)
-    thread._thread.join(DEADLINE_S)
-    assert not thread._thread.is_alive()
-    assert len(attempts) == 1
+    for _ in range(3):
+        assert looked.acquire(timeout=DEADLINE_S)
     with pytest.raises(HsmAway, match="refused the PIN"):
         thread.submit(lambda hsm: None, lambda outcome: None)
+    assert len(attempts) == 1
+    # Also the same one, since a person wrote it: perhaps it is the token that was wrong.
+    token.write_pin("pin-wrong")
+    loop = Loop(thread)
+    loop.until(lambda: len(attempts) == 2 and "refused the PIN" in thread.state[1])
+    token.write_pin(token.user_pin)
+    loop.until_state("ready")
+    assert len(attempts) == 3
+    thread.close()
+
+
+def test_the_mark_of_a_pin_does_not_tell_it(token: SoftToken) -> None:
+    one, two = (pin_mark(token.config.pin, salt * 16) for salt in (b"a", b"b"))
+    assert one is not None
+    assert two is not None
+    assert one != two
+    (token.directory / "pin").unlink()
+    assert pin_mark(token.config.pin, b"a" * 16) is None
+
+
+@pytest.mark.parametrize("flag", [TokenFlag.USER_PIN_FINAL_TRY, TokenFlag.USER_PIN_LOCKED])
+def test_the_last_try_of_a_pin_is_a_persons(token: SoftToken, flag: TokenFlag) -> None:
+    class Found:
+        flags = TokenFlag.LOGIN_REQUIRED | flag
+
+        def open(self, **_: object) -> None:
+            raise AssertionError("a login was tried")
+
+    class Library:
+        def get_token(self, **_: object) -> Found:
+            return Found()
+
+    with pytest.raises(PinRefused, match=r"then write file:.* anew"):
+        log_in(Library(), token.config, "pin")  # type: ignore[arg-type]
+
+
+def test_a_session_that_is_closed_under_it_comes_back(loop: Loop) -> None:
+    sealed = loop.call(lambda hsm: hsm.seal(CONTEXT, b"share"))
+    loop.call(lambda hsm: hsm._module.session.close())
+    assert type(loop.call(lambda hsm: hsm.unseal(CONTEXT, sealed))) is HsmAway
+    loop.until_state("ready")
+    with loop.call(lambda hsm: hsm.unseal(CONTEXT, sealed)) as secret:
+        assert secret.reveal() == b"share"
+    assert (loop.thread.opened, loop.thread.not_opened) == (2, 0)
+
+
+def test_keys_that_are_removed_and_put_back(loop: Loop, token: SoftToken, tmp_path: Path) -> None:
+    sealed = loop.call(lambda hsm: hsm.seal(CONTEXT, b"share"))
+    saved, tokens = tmp_path / "saved", token.directory / "tokens"
+    shutil.copytree(tokens, saved)
+
+    def remove(hsm: Hsm) -> None:
+        for found in list(hsm._module.session.get_objects({Attribute.LABEL: token.config.sealing_key_label})):
+            found.destroy()
+
+    loop.call(remove)
+    assert type(loop.call(lambda hsm: hsm.unseal(CONTEXT, sealed))) is HsmAway
+    loop.until(lambda: "provision" in loop.thread.state[1])
+    assert loop.thread.state[0] == "hsm-away"
+    shutil.rmtree(tokens)
+    shutil.copytree(saved, tokens)
+    loop.until_state("ready")
+    with loop.call(lambda hsm: hsm.unseal(CONTEXT, sealed)) as secret:
+        assert secret.reveal() == b"share"
+
+
+def test_nobody_waits_for_a_call_that_does_not_return(token: SoftToken) -> None:
+    provision(token.config)
+    thread = HsmThread(lambda: open_hsm(token.config, "net", 1), backoff=QUICK, stall_s=0.05)
+    thread.wait_ready(DEADLINE_S)
+    loop, hanging, secret = Loop(thread), Gate(), Secret(b"x" * 32)
+
+    def hang(hsm: Hsm) -> Secret:
+        hanging(hsm)
+        return secret
+
+    loop.submit(hang)
+    loop.submit(lambda hsm: "behind it")
+    assert hanging.entered.wait(DEADLINE_S)
+    deadline_s = time.monotonic() + DEADLINE_S
+    while thread.state[0] == "ready":
+        assert time.monotonic() < deadline_s
+        thread.check_stalled()
+    thread.drain()
+    assert [type(outcome) for outcome in loop.outcomes] == [HsmAway, HsmAway]
+    assert "has not returned in 0.05 s" in thread.state[1]
+    assert thread.waiting == 0
+    with pytest.raises(HsmAway, match="has not returned"):
+        thread.submit(lambda hsm: None, loop.outcomes.append)
+    hanging.opened.set()
+    loop.until_state("ready")
+    # What it brought is for nobody.
+    assert not any(secret.reveal())
+    assert loop.call(lambda hsm: "served") == "served"
+    assert len(loop.outcomes) == 3
     thread.close()
 
 
