@@ -395,7 +395,7 @@ async def test_the_process_listens_on_nothing_and_stops_on_sigterm(tmp_path: pat
                 process.kill()
                 await process.wait()
         assert process.returncode == 0, stderr.decode()
-        assert b'"event": "signer-stopped"' in stderr
+        assert b'"event":"signer-stopped"' in stderr
 
 
 def listening_sockets(pid: int) -> set[str]:
