@@ -60,7 +60,7 @@ class Listener:
         self._most = usable_connections(limits.connections)
         self._refused, self._reported_s = 0, -REPORT_EVERY_S
         self._repeats = Repeats(time.monotonic)
-        self.open = 0
+        self.open, self.refused = 0, 0
 
     async def start(self, host: str, port: int) -> int:
         """Listen; the port. Raises `Unavailable`."""
@@ -105,6 +105,7 @@ class Listener:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    await asyncio.sleep(0)
                     continue
                 self._report(f"cannot accept: {error.strerror}")
                 await asyncio.sleep(OUT_OF_FILES_PAUSE_S)
@@ -169,6 +170,7 @@ class Listener:
 
     def _report(self, reason: str) -> None:
         """One line for many."""
+        self.refused += 1
         self._refused += 1
         now_s = time.monotonic()
         if now_s - self._reported_s >= REPORT_EVERY_S:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from aiohttp import web
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from appliance.coordinator.listener import Listener
 from appliance.coordinator.network import Network
 from appliance.coordinator.work import Work
 from appliance.durations import DurationsBy
@@ -64,13 +65,15 @@ class CoordinatorMetrics:
         store: CoordinatorStore,
         api: ApiMetrics,
         certificate_ends_s: Callable[[], Mapping[str, float]],
+        listeners: Mapping[str, Listener],
     ) -> None:
         """`certificate_ends_s()`: when the certificates of each file end, as Unix time."""
-        self._certificate_ends_s = certificate_ends_s
+        self._certificate_ends_s, self._listeners = certificate_ends_s, listeners
         self._roster, self._network, self._work, self._store, self._api = roster, network, work, store, api
 
     def collect(self) -> Iterable[Metric]:
         """Every family, also where it has no value yet."""
+        yield from self._collect_connections()
         yield from self._collect_requests()
         yield from self._collect_ceremonies()
         yield from self._collect_signers()
@@ -90,6 +93,21 @@ class CoordinatorMetrics:
             "queue",
             {"requests": self._work.under_way, "store": self._store.waiting}
             | {f"to-signer/{name}": session.waiting for name, session in sessions.items() if session is not None},
+        )
+
+    def _collect_connections(self) -> Iterable[Metric]:
+        listeners = self._listeners.items()
+        yield gauge(
+            "keymoot_coordinator_connections",
+            "Open connections.",
+            "listener",
+            {what: float(listener.open) for what, listener in listeners},
+        )
+        yield counter(
+            "keymoot_coordinator_connections_refused",
+            "Connections that found no place.",
+            "listener",
+            {what: listener.refused for what, listener in listeners},
         )
 
     def _collect_requests(self) -> Iterable[Metric]:

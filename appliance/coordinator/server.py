@@ -171,7 +171,9 @@ class Coordinator:
         answers = ApiMetrics()
         answers.watch(api)
         server = MetricsServer(
-            CoordinatorMetrics(self._roster, self.network, work, store, answers, self.certificates.ends_s)
+            CoordinatorMetrics(
+                self._roster, self.network, work, store, answers, self.certificates.ends_s, self.listeners
+            )
         )
         self._stack.push_async_callback(server.close)
         self.ports["metrics"] = await server.start(self._config.metrics)

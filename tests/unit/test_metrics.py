@@ -72,7 +72,9 @@ def coordinator() -> tuple[CoordinatorMetrics, Network]:
 
     made, idle = roster(), Idle()
     network = Network(made, PoolSettings(), Changes(), NoKeys(), secrets.token_bytes)  # type: ignore[arg-type]
-    return CoordinatorMetrics(made, network, idle, idle, ApiMetrics(), lambda: {"server.pem": 1.8e9}), network  # type: ignore[arg-type]
+    ends = {"server.pem": 1.8e9}
+    metrics = CoordinatorMetrics(made, network, idle, idle, ApiMetrics(), lambda: ends, {})  # type: ignore[arg-type]
+    return metrics, network
 
 
 def signer() -> SignerMetrics:
