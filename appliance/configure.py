@@ -7,8 +7,12 @@ Paths inside a configuration file are relative to it. Nothing that exists is ove
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from cryptography import x509
 
 from appliance import pki
 from appliance.api.credentials import new_token, save_token
@@ -18,6 +22,7 @@ from policies.errors import CallerError
 SIGNERS_PORT = 8443
 API_PORT = 8080
 DIRECTORY_MODE = 0o700
+OUR_SUFFIXES, OUR_NAMES = (".pem", ".key", ".yaml", ".token"), ("identity.json", "run", "state")
 TOKEN_FILE = "client.token"  # noqa: S105
 CLIENTS_FILE = "clients.yaml"
 NO_CLIENTS = """# Whose signed requests this coordinator takes in: the clients of the signers' policies.
@@ -31,11 +36,18 @@ rules: []
 
 @dataclass(frozen=True)
 class Hsm:
-    """Where a signer's PKCS#11 token is. `pin` is a reference (`file:PATH`, `credential:NAME`), never the PIN."""
+    """Where a signer's PKCS#11 token is: by `token_label`, or by the number of its `slot` where that is given.
+
+    `pin` is a reference (`file:PATH`, `credential:NAME`), never the PIN. The rest is as in the section `hsm` of
+    enclave.yaml.
+    """
 
     lib: str
     token_label: str
     pin: str
+    slot: int | None = None
+    init_args: str | None = None
+    accept_key_export: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,30 @@ def write_client(directory: Path, setup: ClientSetup) -> ClientKey:
     return key
 
 
+@contextmanager
+def undone_on_failure(directory: Path) -> Iterator[None]:
+    """Where the block fails, remove from `directory` the files of ours that came into it meanwhile, so that the same
+    command can be given once more."""
+    before, was_there = _ours(directory), directory.exists()
+    try:
+        yield
+    except BaseException:
+        for path in _ours(directory) - before:
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        if not was_there:
+            with suppress(OSError):
+                directory.rmdir()
+        raise
+
+
+def _ours(directory: Path) -> set[Path]:
+    """What is in `directory` by a name that this module gives."""
+    if not directory.is_dir():
+        return set()
+    return {path for path in directory.iterdir() if path.suffix in OUR_SUFFIXES or path.name in OUR_NAMES}
+
+
 def make_directory(directory: Path) -> None:
     """Make `directory` for its owner alone, if it is not there. Raises `CallerError`."""
     try:
@@ -180,6 +216,16 @@ def read_bytes(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise CallerError(f"cannot read {what} from {path}: {error.strerror}") from None
+
+
+def read_ca(path: Path, what: str) -> bytes:
+    """The certificates in `path`. Raises `CallerError` that says `what` was wanted there."""
+    data = read_bytes(path, what)
+    try:
+        x509.load_pem_x509_certificates(data)
+    except ValueError:
+        raise CallerError(f"{path} holds no certificate in PEM: it should be {what}") from None
+    return data
 
 
 def quoted(text: str) -> str:
@@ -210,13 +256,30 @@ socket: run/enclave.sock
 hsm:
   # The PKCS#11 module and token. `pin` is a reference: file:PATH or credential:NAME (systemd), never the PIN.
   lib: {quoted(hsm.lib)}
-  token_label: {quoted(hsm.token_label)}
+  {_token_yaml(hsm)}
   pin: {quoted(hsm.pin)}
-  sealing_key_label: keymoot-seal-1
+{_hsm_extras_yaml(hsm)}  sealing_key_label: keymoot-seal-1
   identity_key_label: keymoot-identity
 
 gate:
 {gate}"""
+
+
+def _token_yaml(hsm: Hsm) -> str:
+    return f"token_label: {quoted(hsm.token_label)}" if hsm.slot is None else f"slot: {hsm.slot}"
+
+
+def _hsm_extras_yaml(hsm: Hsm) -> str:
+    """What few modules need."""
+    lines = ""
+    if hsm.init_args is not None:
+        lines += f"  # Arguments of C_Initialize.\n  init_args: {quoted(hsm.init_args)}\n"
+    if hsm.accept_key_export:
+        lines += (
+            "  # This module exports keys that are marked non-extractable: the PIN is all that guards them.\n"
+            "  accept_key_export: true\n"
+        )
+    return lines
 
 
 def _signer_yaml(setup: SignerSetup) -> str:

@@ -22,13 +22,17 @@ from appliance.cli import (
     sign,
     status,
 )
+from appliance.cli.output import Json
 
 EPILOG = (
     "Exit codes: 0 done. 1 failed, or what was checked is not good. 2 the caller's mistake. 3 something is away: "
     "try again. 4 refused by policy, gate or enclave. 130 interrupted. The reason is on standard error."
     "\n\n"
-    "With --json, one line of JSON on standard output and nothing else there: scheme, status, pool, roster show, "
-    "hsm check, evidence verify, pki, keys, sign, bench, coordinator token."
+    "What takes longer shows its progress on standard error, where that is a terminal. "
+    "With --json, one line of JSON on standard output (pool: one for each look) and nothing else there: scheme, "
+    "status, pool, init, roster, enclave accept-rollback, coordinator token, gate secret, hsm check, "
+    "evidence verify, pki, keys, sign, "
+    "demo, bench."
 )
 
 app = typer.Typer(
@@ -68,11 +72,11 @@ app.add_typer(sign.app, name="sign")
 
 
 @app.command()
-def demo() -> None:
+def demo(as_json: Json = False) -> None:
     """Three signers with HSMs, a coordinator and gates on this machine: make a key, sign, verify, refuse."""
     from appliance.cli.demo import run
 
-    run()
+    run(as_json=as_json)
 
 
 app.add_typer(bench.app, name="bench")

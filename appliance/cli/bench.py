@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.cli.output import Json, show_fields, show_json
+from appliance.cli.output import Json, show_fields, show_json, working
 from policies.errors import CallerError
 from policies.requests import MAX_HASHES
 
 if TYPE_CHECKING:
     import msgspec
-    from rich.status import Status
 
 MAX_BATCH = 16_384
 MAX_CLIENTS = 1024
@@ -37,8 +36,8 @@ def presign(
         raise CallerError(f"a batch has 1 to {MAX_BATCH} presignatures, not {batch}")
     from appliance.bench.presign import run
 
-    with _spinner("starting") as spinner:
-        result = run(signers, tolerate, batch, lambda title: spinner.update(title))
+    with working("starting") as told:
+        result = run(signers, tolerate, batch, told)
     _show(result, as_json)
 
 
@@ -56,8 +55,8 @@ def online(
         raise CallerError("--signatures and --concurrency must be at least 1")
     from appliance.bench.online import run
 
-    with _spinner("starting") as spinner:
-        result = run(signers, tolerate, signatures, concurrency, lambda title: spinner.update(title))
+    with working("starting") as told:
+        result = run(signers, tolerate, signatures, concurrency, told)
     _show(result, as_json)
 
 
@@ -87,13 +86,6 @@ def load(
 def _check_scheme(signers: int, tolerate: int) -> None:
     if tolerate < 1 or not 2 * tolerate + 1 <= signers <= 16:
         raise CallerError(f"{signers} signers cannot tolerate {tolerate}: 2·t+1 must be online, of at most 16")
-
-
-def _spinner(title: str) -> Status:
-    """On standard error, so that standard output is the result alone."""
-    from rich.console import Console
-
-    return Console(stderr=True).status(title)
 
 
 def _show(result: msgspec.Struct, as_json: bool) -> None:

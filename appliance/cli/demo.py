@@ -14,6 +14,7 @@ from rich.console import Console
 from appliance.api.client import CertifiedKey, Client, Rejected
 from appliance.api.models import SignatureValue
 from appliance.cli import demo_inputs as inputs
+from appliance.cli.output import show_json
 from appliance.localnet import LocalNet
 from policies.errors import Bug, CallerError, KeymootError
 from policies.requests import BitcoinBip143Preimage, EthereumTransaction, Hash
@@ -26,13 +27,15 @@ CHILD_PATH = (0, 5)
 T = TypeVar("T")
 
 
-def run() -> None:
-    """Show everything, then print `DEMO OK`. Raises `KeymootError` where something is not as it must be."""
+def run(*, as_json: bool = False) -> None:
+    """Show everything, then print `DEMO OK`, or all steps as JSON. Raises `KeymootError` where something is not as it
+    must be."""
     try:
         import eth_account  # noqa: F401
     except ModuleNotFoundError:
         raise CallerError("the demo needs eth-account: pip install 'keymoot[demo]'") from None
-    steps = _Steps(Console(highlight=False))
+    # With JSON what people read goes to standard error.
+    steps = _Steps(Console(highlight=False, stderr=as_json))
     with _stopped_by_sigterm():
         network = LocalNet(SIGNERS, TOLERATE, refuse={REFUSING_SIGNER: (inputs.REFUSED_DESTINATION,)})
         try:
@@ -45,8 +48,11 @@ def run() -> None:
         finally:
             with steps.step("stopping every process, removing every file"):
                 network.close()
-    steps.console.print(f"{time.monotonic() - steps.started_s:.1f} s in all")
+    seconds = time.monotonic() - steps.started_s
+    steps.console.print(f"{seconds:.1f} s in all")
     steps.console.print("DEMO OK")
+    if as_json:
+        show_json({"ok": True, "seconds": round(seconds, 1), "steps": steps.done})
 
 
 def _show(network: LocalNet, steps: _Steps) -> None:
@@ -124,6 +130,7 @@ class _Steps:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.done: list[dict[str, object]] = []
         self.started_s = time.monotonic()
 
     def say(self, text: str) -> None:
@@ -141,7 +148,9 @@ class _Steps:
         started_s = time.monotonic()
         with self.console.status(title):
             yield
-        self.say(f"{time.monotonic() - started_s:6.2f} s  {title}")
+        seconds = time.monotonic() - started_s
+        self.say(f"{seconds:6.2f} s  {title}")
+        self.done.append({"step": title, "seconds": round(seconds, 2)})
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from appliance.cli.output import Json, report, working
 from policies.errors import CallerError
 
 MAX_SECRETS_BYTES = 16 * 1024
@@ -22,6 +23,7 @@ def secret(
         Path | None,
         typer.Option(help="Make new secrets, and write the handler's copy to this new file (mode 0600)."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Seal the gate's secrets for the enclave. They are read from standard input, or made with --generate."""
     from appliance import enrolment, pki
@@ -33,17 +35,22 @@ def secret(
         secrets = sys.stdin.buffer.read(MAX_SECRETS_BYTES + 1)
         if len(secrets) > MAX_SECRETS_BYTES:
             raise CallerError(f"the gate's secrets exceed {MAX_SECRETS_BYTES} bytes")
-        enrolment.run_enclave_tool(command, secrets)
+        with working("Sealing the secrets…"):
+            enrolment.run_enclave_tool(command, secrets)
     else:
         secrets = enrolment.new_secrets()
         pki.write_new(generate, secrets, pki.SECRET_MODE)
         try:
-            enrolment.run_enclave_tool(command, secrets)
+            with working("Sealing the secrets…"):
+                enrolment.run_enclave_tool(command, secrets)
         except BaseException:
             generate.unlink()
             raise
-        typer.echo(f"Wrote the handler's copy to {generate}: move it to the gate, and keep no other.")
-    typer.echo("The secrets are sealed. Restart the enclave to use them.")
+    steps = ["Restart the enclave to use them."]
+    if generate is not None:
+        steps.insert(0, f"Move the handler's copy, {generate}, to the gate, and keep no other.")
+    handler = {} if generate is None else {"handler_copy": str(generate)}
+    report(as_json, "The gate's secrets are sealed.", handler, steps)
 
 
 @app.command("serve")

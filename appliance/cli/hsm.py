@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 from appliance.cli import EXIT_FAILED
-from appliance.cli.output import Json, show_fields, show_json
+from appliance.cli.output import Json, show_fields, show_json, working
 from policies.errors import CallerError, Unavailable
 
 if TYPE_CHECKING:
@@ -66,8 +66,6 @@ def check(
 
     Exit codes: 0 usable, 1 not usable, 2 the caller's mistake (PIN, library, label), 3 no token there.
     """
-    from rich.console import Console
-
     from appliance import enrolment
 
     if (config is None) == (not lib):
@@ -77,7 +75,7 @@ def check(
     else:
         section = _section(lib=lib, pin=_absolute(pin), token_label=token_label, slot=slot, init_args=init_args)
         command = [sys.executable, "-I", "-m", "enclave", "hsm-check", "--hsm", json.dumps(section)]
-    with Console(stderr=True).status("Trying the module's operations…"):
+    with working("Trying the module's operations…"):
         output = enrolment.run_enclave_tool(command)
     try:
         checked = msgspec.json.decode(output, type=Checked)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
-from appliance.cli.output import say_next, show_fields
+from appliance.cli.output import Json, report, say_next, working
 from policies.errors import CallerError
+from policies.model import CLIENT_ID_PATTERN
+from policies.roster import Name
 
 if TYPE_CHECKING:
     from appliance.configure import CoordinatorAddress
 
 OPERATOR = "operator"
+TOKEN_LABEL = "keymoot"  # noqa: S105
 SOFTHSM_LIB = "/usr/lib/softhsm/libsofthsm2.so"
 
 app = typer.Typer(help="Write the configuration of a signer, a coordinator, a client or a gate.", no_args_is_help=True)
@@ -31,29 +36,43 @@ def init_signer(
     coordinator: Annotated[list[str], typer.Option(help="NAME=https://HOST:PORT of a coordinator; repeatable.")],
     coordinator_ca: Annotated[list[Path], typer.Option(help="The CA of each coordinator, in the same order.")],
     pin: Annotated[str, typer.Option(help="The HSM's PIN: file:PATH or credential:NAME, never the PIN itself.")],
-    token_label: Annotated[str, typer.Option(help="The HSM token's label.")] = "keymoot",  # noqa: S107
-    hsm_lib: Annotated[str, typer.Option(help="The PKCS#11 module.")] = SOFTHSM_LIB,
+    hsm_lib: Annotated[str, typer.Option("--lib", "--hsm-lib", help="The PKCS#11 module.")] = SOFTHSM_LIB,
+    token_label: Annotated[str, typer.Option(help="The HSM token's label.  [default: keymoot]")] = "",
+    slot: Annotated[int | None, typer.Option(help="The token's slot, in place of its label.")] = None,
+    init_args: Annotated[
+        str | None, typer.Option(help="Arguments of C_Initialize; NSS: \"configdir='sql:/DIRECTORY'\".")
+    ] = None,
+    accept_key_export: Annotated[
+        bool, typer.Option("--accept-key-export", help="Use a module that exports keys marked non-extractable (NSS).")
+    ] = False,
     gate: Annotated[str, typer.Option(help="URL of the operator's gate; empty: no gate.")] = "",
     gate_ca: Annotated[Path | None, typer.Option(help="The CA of the gate's certificate.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Write a signer's and its enclave's configuration, and make its keys in the HSM."""
     from appliance import configure, enrolment
+    from appliance.signer.config import load_config
 
+    named(network, "--network")
+    named(name, "--name")
     if len(coordinator) != len(coordinator_ca):
         raise CallerError("give --coordinator-ca once for each --coordinator, in the same order")
     if bool(gate) != (gate_ca is not None):
         raise CallerError("give --gate and --gate-ca together, or neither")
+    if token_label and slot is not None:
+        raise CallerError("name the token by --token-label or by --slot, one of them")
+    hsm = configure.Hsm(hsm_lib, token_label or TOKEN_LABEL, _pin(pin, directory), slot, init_args, accept_key_export)
     setup = configure.SignerSetup(
         network=network,
         name=name,
         coordinators=tuple(_coordinator(text, ca) for text, ca in zip(coordinator, coordinator_ca, strict=True)),
-        hsm=configure.Hsm(hsm_lib, token_label, pin),
-        gate=configure.GateAddress(gate, configure.read_bytes(gate_ca, "the gate's CA")) if gate_ca else None,
+        hsm=hsm,
+        gate=configure.GateAddress(gate, configure.read_ca(gate_ca, "the gate's CA")) if gate_ca else None,
     )
-    configure.write_signer(directory, setup)
-    identity, profile = enrolment.provision(directory, network, name, operator)
-    typer.echo(f"Signer {name} of network {network} is set up in {directory}.")
-    show_fields({"fingerprint": identity.fingerprint, "sealing": profile})
+    with configure.undone_on_failure(directory), working("Making the signer's keys in its HSM…"):
+        configure.write_signer(directory, setup)
+        load_config(directory / "signer.yaml")
+        identity, profile = enrolment.provision(directory, network, name, operator)
     steps = [
         f"Send {directory / enrolment.IDENTITY_FILE} to the other operators; tell them the fingerprint by telephone.",
         f"Send {directory / 'ca.pem'} to the coordinator's operator.",
@@ -63,10 +82,17 @@ def init_signer(
         steps.append(
             f"Set the gate's secrets: keymoot gate secret --config {directory / 'enclave.yaml'} --generate FILE"
         )
-    steps.append(
-        f"Start: keymoot enclave run -c {directory / 'enclave.yaml'}, keymoot signer run -c {directory / 'signer.yaml'}"
+    steps += [
+        f"Start: keymoot enclave run -c {directory / 'enclave.yaml'}",
+        f"Start: keymoot signer run -c {directory / 'signer.yaml'}",
+        f"See whether all is well: keymoot status {directory}",
+    ]
+    report(
+        as_json,
+        f"Signer {name} of network {network} is set up in {directory}.",
+        {"directory": str(directory), "fingerprint": identity.fingerprint, "sealing": profile},
+        steps,
     )
-    say_next(*steps)
 
 
 @app.command("coordinator")
@@ -78,11 +104,17 @@ def init_coordinator(
     address: Annotated[list[str] | None, typer.Option(help="IP address it is reached by; repeatable.")] = None,
     signers_listen: Annotated[str, typer.Option(help="ADDRESS:PORT for signers.")] = "0.0.0.0:8443",
     api_listen: Annotated[str, typer.Option(help="ADDRESS:PORT for clients.")] = "127.0.0.1:8080",
+    as_json: Json = False,
 ) -> None:
     """Write a coordinator's configuration and certificates, and its operator's own token for reading."""
     from appliance import configure
     from appliance.api.credentials import new_token, save_token, token_sha256
+    from appliance.coordinator.config import load_config
 
+    named(network, "--network")
+    named(name, "--name")
+    _listening(signers_listen, "--signers-listen")
+    _listening(api_listen, "--api-listen")
     token = new_token()
     setup = configure.CoordinatorSetup(
         network=network,
@@ -93,15 +125,21 @@ def init_coordinator(
         listen_api=api_listen,
         readers=((OPERATOR, token_sha256(token)),),
     )
-    configure.write_coordinator(directory, setup)
-    save_token(token, directory / f"{OPERATOR}.token")
-    typer.echo(f"Coordinator {name} of network {network} is set up in {directory}.")
-    say_next(
-        f"Send {directory / 'ca.pem'} to every signer's operator and to the clients.",
-        f"Collect the operators' ca.pem into one file: cat */ca.pem > {directory / 'signers-ca.pem'}",
-        f"Put roster.yaml (keymoot roster assemble) into {directory}.",
-        f"Enter what `keymoot init client` prints into {directory / configure.CLIENTS_FILE} and coordinator.yaml.",
-        f"Start: keymoot coordinator run -c {directory / 'coordinator.yaml'}",
+    with configure.undone_on_failure(directory):
+        configure.write_coordinator(directory, setup)
+        save_token(token, directory / f"{OPERATOR}.token")
+        load_config(directory / "coordinator.yaml")
+    report(
+        as_json,
+        f"Coordinator {name} of network {network} is set up in {directory}.",
+        {"directory": str(directory)},
+        (
+            f"Send {directory / 'ca.pem'} to every signer's operator and to the clients.",
+            f"Collect the operators' ca.pem into one file: cat */ca.pem > {directory / 'signers-ca.pem'}",
+            f"Put roster.yaml (keymoot roster assemble) into {directory}.",
+            f"Enter what `keymoot init client` prints into {directory / configure.CLIENTS_FILE} and coordinator.yaml.",
+            f"Start: keymoot coordinator run -c {directory / 'coordinator.yaml'}",
+        ),
     )
 
 
@@ -112,14 +150,36 @@ def init_client(
     name: Annotated[str, typer.Option(help="The client's name (kid), as policies will list it.")],
     api: Annotated[str, typer.Option(help="https://HOST:PORT of the coordinator's API.")],
     api_ca: Annotated[Path, typer.Option(help="The CA of the API's certificate.")],
+    as_json: Json = False,
 ) -> None:
     """Write a client's profile and a new key, and print what the signers' policies must say."""
     from appliance import configure
     from appliance.api.credentials import token_sha256
     from appliance.api.jws import base64url
+    from appliance.profile import ProfileFile
+    from policies.load import load_yaml
 
-    setup = configure.ClientSetup(network, name, api, configure.read_bytes(api_ca, "the API's CA"))
-    key = configure.write_client(directory, setup)
+    named(network, "--network")
+    if not re.match(CLIENT_ID_PATTERN, name):
+        raise CallerError(f"--name {name}: letters, digits, dots, dashes and _, at most 63")
+    if not api.startswith("https://"):
+        raise CallerError(f"--api {api}: the API is served over TLS alone: write it as https://HOST:PORT")
+    setup = configure.ClientSetup(network, name, api, configure.read_ca(api_ca, "the API's CA"))
+    with configure.undone_on_failure(directory):
+        key = configure.write_client(directory, setup)
+        load_yaml(directory / "client.yaml", ProfileFile)
+    public_key, token_digest = base64url(key.public_bytes), token_sha256(setup.token)
+    steps = (
+        "Have every signer's operator add this client and a rule for it to policy.yaml.",
+        "Have the coordinator's operator add it to both files, and kill -HUP the coordinator.",
+        f"Put roster.yaml into {directory}, and check its fingerprints with the operators: keymoot roster show",
+        f"keymoot keys create --profile {directory / 'client.yaml'} --label LABEL",
+    )
+    if as_json:
+        client = {"id": name, "alg": key.algorithm, "public_key": public_key}
+        reader = {"name": name, "token_sha256": token_digest}
+        report(as_json, "", {"directory": str(directory), "client": client, "reader": reader}, steps)
+        return
     typer.echo(f"Client {name} of network {network} is set up in {directory}.")
     typer.echo("")
     typer.echo(f"For every signer's policy.yaml, and the coordinator's {configure.CLIENTS_FILE}:")
@@ -127,18 +187,13 @@ def init_client(
     typer.echo("clients:")
     typer.echo(f"  - id: {configure.quoted(name)}")
     typer.echo(f"    alg: {key.algorithm}")
-    typer.echo(f"    public_key: {configure.quoted(base64url(key.public_bytes))}")
+    typer.echo(f"    public_key: {configure.quoted(public_key)}")
     typer.echo("")
     typer.echo("For the coordinator's coordinator.yaml, under api:")
     typer.echo("")
     typer.echo("  readers:")
-    typer.echo(configure.reader_yaml(name, token_sha256(setup.token)).rstrip())
-    say_next(
-        "Have every signer's operator add this client and a rule for it to policy.yaml.",
-        "Have the coordinator's operator add it to both files, and kill -HUP the coordinator.",
-        f"Put roster.yaml into {directory}, and check its fingerprints with the operators: keymoot roster show",
-        f"keymoot keys create --profile {directory / 'client.yaml'} --label LABEL",
-    )
+    typer.echo(configure.reader_yaml(name, token_digest).rstrip())
+    say_next(*steps)
 
 
 @app.command("gate")
@@ -148,19 +203,30 @@ def init_gate(
     host: Annotated[list[str] | None, typer.Option(help="DNS name it is reached by; repeatable.")] = None,
     address: Annotated[list[str] | None, typer.Option(help="IP address it is reached by; repeatable.")] = None,
     listen: Annotated[str, typer.Option(help="ADDRESS:PORT for the signer.")] = "127.0.0.1:8090",
+    as_json: Json = False,
 ) -> None:
     """Write the configuration and certificates of the reference gate handler."""
     from appliance import configure
+    from appliance.gate.config import load_config
+
+    _listening(listen, "--listen")
 
     setup = configure.GateSetup(
         name, listen, names=tuple(host or ("localhost",)), addresses=tuple(address or ("127.0.0.1",))
     )
-    configure.write_gate(directory, setup)
-    typer.echo(f"Gate {name} is set up in {directory}.")
-    say_next(
-        f"Give {directory / 'ca.pem'} to the signer: keymoot init signer … --gate https://HOST:PORT/validate --gate-ca",
-        f"At the signer: keymoot gate secret --generate FILE; move FILE to {directory / 'gate-secrets.json'}",
-        f"Start: keymoot gate serve -c {directory / 'gate.yaml'}",
+    with configure.undone_on_failure(directory):
+        configure.write_gate(directory, setup)
+        load_config(directory / "gate.yaml")
+    report(
+        as_json,
+        f"Gate {name} is set up in {directory}.",
+        {"directory": str(directory)},
+        (
+            f"Give {directory / 'ca.pem'} to the signer: keymoot init signer … --gate https://HOST:PORT/validate "
+            "--gate-ca CA",
+            f"At the signer: keymoot gate secret --generate FILE; move FILE to {directory / 'gate-secrets.json'}",
+            f"Start: keymoot gate serve -c {directory / 'gate.yaml'}",
+        ),
     )
 
 
@@ -170,4 +236,31 @@ def _coordinator(text: str, ca: Path) -> CoordinatorAddress:
     name, equals, url = text.partition("=")
     if not equals or not url.startswith("https://"):
         raise CallerError(f"--coordinator {text}: write it as NAME=https://HOST:PORT")
-    return configure.CoordinatorAddress(name, url, configure.read_bytes(ca, "the coordinator's CA"))
+    named(name, "--coordinator")
+    return configure.CoordinatorAddress(name, url, configure.read_ca(ca, "the coordinator's CA"))
+
+
+def named(text: str, option: str) -> None:
+    """Check a name of a network, signer or coordinator. Raises `CallerError`."""
+    try:
+        msgspec.convert(text, Name)
+    except msgspec.ValidationError:
+        raise CallerError(f"{option} {text}: a name is a-z, 0-9 and -, and begins with a letter or digit") from None
+
+
+def _listening(text: str, option: str) -> None:
+    """Check where a process is to listen. Raises `CallerError`."""
+    from appliance.coordinator.config import Listen, split_listen
+
+    try:
+        split_listen(msgspec.convert(text, Listen))
+    except msgspec.ValidationError:
+        raise CallerError(f"{option} {text}: write it as ADDRESS:PORT, such as 127.0.0.1:8080") from None
+
+
+def _pin(reference: str, directory: Path) -> str:
+    """A PIN reference as enclave.yaml takes it: a path that is not in `directory` is taken from here."""
+    kind, _, path = reference.partition(":")
+    if kind != "file" or not path or (directory / path).exists():
+        return reference
+    return f"file:{Path(path).resolve()}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
-from appliance.cli.output import Json, show_fields, show_json
+from appliance.cli.output import Json, show_fields, show_json, working
 from policies.errors import CallerError
+from policies.requests import KEY_ID_PATTERN, LABEL_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from appliance.api.client import CertifiedKey, ListedKey
 
 EXTERNAL_ID_BYTES = 8
+MAX_STEPS, MAX_INDEX = 10, 2**31 - 1
 
 app = typer.Typer(help="Keys: create, list, show. All are verified against the pinned roster.", no_args_is_help=True)
 
@@ -35,8 +38,11 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Create a key with the network's scheme; all signers must be online."""
-    with open_client(profile, token) as client:
-        _show(client.create_key(label, external_id or new_external_id()), (), as_json)
+    if not re.match(LABEL_PATTERN, label):
+        raise CallerError(f"--label {label}: letters, digits and . _ / -, beginning with one of the first two")
+    with open_client(profile, token) as client, working("All signers are making the key…"):
+        key = client.create_key(label, external_id or new_external_id())
+    _show(key, (), as_json)
 
 
 @app.command("list")
@@ -70,7 +76,7 @@ def show(
     """Show a key, or one of its children: scheme, public key, addresses."""
     steps = parse_path(path)
     with open_client(profile, token) as client:
-        _show(client.get_key(key_id), steps, as_json)
+        _show(client.get_key(checked_key_id(key_id)), steps, as_json)
 
 
 def new_external_id() -> str:
@@ -83,7 +89,16 @@ def parse_path(text: str) -> tuple[int, ...]:
     head, *steps = text.split("/")
     if head != "m" or not all(step.isascii() and step.isdigit() for step in steps):
         raise CallerError(f"{text} is not a path such as m or m/0/5: only non-hardened steps are possible")
+    if len(steps) > MAX_STEPS or any(len(step) > 10 or int(step) > MAX_INDEX for step in steps):
+        raise CallerError(f"{text}: a path has at most {MAX_STEPS} steps of 0 to {MAX_INDEX}")
     return tuple(int(step) for step in steps)
+
+
+def checked_key_id(text: str) -> str:
+    """`text` where it can be a key's id. Raises `CallerError`."""
+    if not re.match(KEY_ID_PATTERN, text):
+        raise CallerError(f"{text} is not a key's id (key_ and 32 hex digits): see `keymoot keys list`")
+    return text
 
 
 def _show(key: CertifiedKey, path: Sequence[int], as_json: bool) -> None:

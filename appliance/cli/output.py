@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import msgspec
@@ -21,6 +23,33 @@ def show_fields(fields: dict[str, str]) -> None:
     width = max(len(name) for name in fields)
     for name, value in fields.items():
         typer.echo(f"{name:<{width}}  {value}")
+
+
+def report(as_json: bool, done: str, fields: Mapping[str, object], steps: Sequence[str]) -> None:
+    """What a command has done, its results, and what comes next; with `--json` as one object."""
+    if as_json:
+        show_json({**fields, "next": steps})
+        return
+    typer.echo(done)
+    texts = {name.replace("_", " "): str(value) for name, value in fields.items() if isinstance(value, str | int)}
+    if texts:
+        show_fields(texts)
+    say_next(*steps)
+
+
+@contextmanager
+def working(title: str) -> Iterator[Callable[[str], None]]:
+    """A spinner with `title` on standard error while the block runs, where that is a terminal; nothing elsewhere.
+
+    The block may call what it is given with another title.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True, highlight=False).status(title) as status:
+        yield lambda text: status.update(text)
 
 
 def say_next(*steps: str) -> None:

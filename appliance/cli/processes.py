@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from appliance.cli.output import Json, say_next, show_json
+from appliance.cli.output import Json, report, say_next, show_json
 from policies.errors import CallerError
 from policies.model import CLIENT_ID_PATTERN
 
@@ -38,6 +38,7 @@ def accept_rollback(
     version: Annotated[int, typer.Option(min=0, help="The state with which it has started, as the refusal says.")],
     boot: Annotated[str, typer.Option(help="Which start of it, as the refusal says.")],
     config: Config = Path("enclave.yaml"),
+    as_json: Json = False,
 ) -> None:
     """Accept the state of another signer whose disk was put back, or which ran twice.
 
@@ -47,8 +48,12 @@ def accept_rollback(
     from appliance.enrolment import require_file
 
     path = accept(require_file(config), name, version, boot)
-    typer.echo(f"Accepted {name} at state {version}, for this one start of it ({path}).")
-    typer.echo("The running enclave links with it within a minute; nothing needs to be restarted.")
+    report(
+        as_json,
+        f"Accepted {name} at state {version}, for this one start of it ({path}).",
+        {"file": str(path)},
+        ("Wait a minute: the running enclave links with it; nothing needs to be restarted.",),
+    )
 
 
 @signer.command("run")

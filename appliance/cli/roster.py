@@ -21,18 +21,23 @@ def assemble(
     identities: Annotated[list[Path], typer.Argument(help="identity.json of every signer, in the order of indices.")],
     tolerate: Annotated[int, typer.Option(help="How many signers may be corrupted (t).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the roster.")] = Path("roster.yaml"),
+    as_json: Json = False,
 ) -> None:
     """Make a roster from the identities that the signers' operators sent."""
     from appliance import enrolment, pki
 
     made = enrolment.make_roster([enrolment.read_identity(path) for path in identities], tolerate)
     pki.write_new(out, enrolment.roster_yaml(made).encode())
-    typer.echo(f"Wrote {out}.")
-    _show(made)
-    say_next(
+    steps = (
         "Compare every fingerprint with its operator over another channel (telephone, in person).",
         f"Give {out} to all operators, the coordinator and the clients; each runs `keymoot roster check {out}`.",
     )
+    if as_json:
+        show_json({"file": str(out), **_described(made), "next": steps})
+        return
+    typer.echo(f"Wrote {out}.")
+    _show(made)
+    say_next(*steps)
 
 
 @app.command("show")
@@ -51,6 +56,7 @@ def check(
     identity: Annotated[
         list[Path] | None, typer.Option(help="An identity.json that must be listed as it is; repeatable.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Check a roster's form and, with --identity, that a signer is listed with exactly its key."""
     from appliance import enrolment
@@ -67,6 +73,9 @@ def check(
             raise CallerError(
                 f"{file} lists another key for {wanted.name} ({listed.fingerprint}): do not use this roster"
             )
+    if as_json:
+        show_json({"file": str(file), "checked": [str(path) for path in identity or []], **_described(loaded)})
+        return
     typer.echo(f"{file} is a roster of network {loaded.network}: {describe_scheme(loaded.n, loaded.tolerate)}")
 
 

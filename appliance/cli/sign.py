@@ -12,8 +12,8 @@ import msgspec
 import typer
 
 from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
-from appliance.cli.keys import ExternalIdOption, PathOption, new_external_id, parse_path
-from appliance.cli.output import Json, show_fields, show_json
+from appliance.cli.keys import ExternalIdOption, PathOption, checked_key_id, new_external_id, parse_path
+from appliance.cli.output import Json, show_fields, show_json, working
 from policies.errors import CallerError
 from policies.requests import HashBatch, MessageHash, SigningBody
 
@@ -53,8 +53,8 @@ def sign_batch(
 ) -> None:
     """Sign up to 1,000 bare hashes under one decision. Ends with 1 where some of them have no signature."""
     body = _batch(_read(file), path, external_id or new_external_id())
-    with open_client(profile, token) as client:
-        answer = client.sign_batch(key_id, body)
+    with open_client(profile, token) as client, working(f"Signing {len(body.hashes)} hashes…"):
+        answer = client.sign_batch(checked_key_id(key_id), body)
     failed = sum(result.signature is None for result in answer.results)
     if as_json:
         show_json(answer)
@@ -136,8 +136,8 @@ def sign_bitcoin(
 
 def _sign(access: Access, key_id: str, fields: dict[str, object], path: str, external_id: str, as_json: bool) -> None:
     body = _body({**fields, "externalId": external_id or new_external_id(), "derivationPath": parse_path(path)})
-    with open_client(*access) as client:
-        answer = client.sign(key_id, body)
+    with open_client(*access) as client, working("Policies and gates are asked…"):
+        answer = client.sign(checked_key_id(key_id), body)
     if as_json:
         show_json(answer)
         return
@@ -166,7 +166,10 @@ def _batch(data: bytes, default_path: str, external_id: str) -> HashBatch:
         if len(words) > 2:
             raise CallerError(f"line {number}: write a hash, and a path after it where it needs another one")
         if words:
-            hashes.append(_hex(words[0]))
+            try:
+                hashes.append(_hex(words[0]))
+            except CallerError as error:
+                raise CallerError(f"line {number}: {error}") from None
             paths.append(tuple(parse_path(words[1] if len(words) > 1 else default_path)))
     fields = {"kind": "HashBatch", "hashes": hashes, "externalId": external_id, "derivationPaths": paths}
     if len(set(paths)) == 1:
