@@ -78,8 +78,8 @@ def load(
         )
     from appliance.bench.load import run
 
-    with _spinner("starting") as spinner:
-        result = run(signers, tolerate, clients, seconds, hashes, refill, lambda title: spinner.update(title))
+    with working("starting") as told:
+        result = run(signers, tolerate, clients, seconds, hashes, refill, told)
     _show(result, as_json)
 
 
