@@ -15,7 +15,7 @@ import pytest
 from appliance import relay
 from appliance.api.client import ApiError, AsyncClient, CertificateRefused, Client
 from appliance.api.credentials import Credential
-from appliance.coordinator.identity import iso_time
+from appliance.expiry import iso
 from appliance.tls import client_context
 from enclave import wire
 from policies.roster import Roster
@@ -125,12 +125,12 @@ async def test_the_coordinator_shows_itself(net: FakeNetwork) -> None:
 
 
 def shown_now() -> str:
-    return iso_time(time.time())
+    return iso(time.time())
 
 
 def is_recent(text: str) -> bool:
     """Whether this ISO time is of the last minute."""
-    return iso_time(time.time() - 60) <= text <= shown_now()
+    return iso(time.time() - 60) <= text <= shown_now()
 
 
 async def test_a_signer_on_one_connection_of_two_is_shown_as_away(net: FakeNetwork) -> None:
