@@ -51,7 +51,7 @@ class Shown(msgspec.Struct, frozen=True):
     def remedy(self, directory: Path) -> str:
         """What its operator does about it, in a sentence."""
         if self.renewable:
-            return f"keymoot pki renew {directory}, then restart the process that uses it."
+            return f"keymoot pki renew {directory}; running processes take it up by themselves."
         if self.role == "leaf":
             return "Have who issued it issue another."
         if self.file == "ca.pem":

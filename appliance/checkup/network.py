@@ -73,7 +73,7 @@ def _coordinator(
             coordinator.name,
             one.file,
             days_until(one.expires, now),
-            "At the coordinator: `keymoot pki renew DIRECTORY`, then restart it; for a signers' CA, ask its operator.",
+            "At the coordinator: `keymoot pki renew DIRECTORY`; for a signers' CA, ask its operator.",
         )
     told = parse(coordinator.time)
     if told is not None and (skew_s := abs((told - now).total_seconds())) > CLOCK_SKEW_S:
@@ -142,7 +142,7 @@ def _present(signer: Signer, now: datetime.datetime) -> Iterator[Finding]:
         signer.name,
         "its TLS certificate",
         days_until(signer.certificate_expires, now),
-        "On its host: `keymoot pki renew DIRECTORY`, then restart the signer.",
+        "On its host: `keymoot pki renew DIRECTORY`; it is taken up by itself.",
     )
 
 
