@@ -243,3 +243,65 @@ def test_the_command_convicts_in_a_process_of_its_own(proved: tuple[Roster, byte
     (tmp_path / "cut.evidence").write_bytes(data[:-1])
     code, output = verify(tmp_path / "cut.evidence")
     assert (code, json.loads(output)["proves"]) == (1, False)
+
+
+# --- a coordinator that interferes while the members find out who it was ---
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_coordinator_that_interferes_with_blame_frames_nobody(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the last round on it drops, repeats, reorders, flips and swaps: the cheater is named, or nobody is."""
+    net, client = running()
+    cheats(monkeypatch, wrong_product)
+    rng, held = random.Random(seed), [(1, 3, b"\2" * 200)]
+    count = 0
+
+    def relay(sender: int, receiver: int, data: bytes) -> list[tuple[int, int, bytes]]:
+        nonlocal count
+        count += data[:1] == b"\2"
+        frame = (sender, receiver, data)
+        # Four rounds of six frames come before anybody stops.
+        if data[:1] != b"\2" or count <= 24 or rng.random() < 0.8:
+            return [frame]
+        held.append(frame)
+        flipped = (sender, receiver, data[:-1] + bytes([data[-1] ^ 1]))
+        return rng.choice([[], [frame, frame], [flipped], [(receiver, sender, data)], [rng.choice(held), frame]])
+
+    net.relay = relay
+    cheat_in(net, client, "presign")
+    net.advance(61)
+    net.relay = lambda sender, receiver, data: [(sender, receiver, data)]
+    ended = 0
+    for j, reports in net.drain().items():
+        for report in reports:
+            if isinstance(report, wire.CeremonyFailed):
+                ended += 1
+                assert set(report.culprits) <= {CHEATER} or j == CHEATER
+                assert report.group == ()
+    assert ended == 3
+    assert [len(member.core.pool) for member in net.members.values()] == [0, 0, 0]
+    assert [len(member.core._ceremonies) for member in net.members.values()] == [0, 0, 0]
+    monkeypatch.undo()
+    net.presence(())
+    for j in COMMITTEE:
+        net.tell(j, wire.Presence("main", ()))
+    net.run()
+    net.presence(COMMITTEE)
+    net.run()
+    net.drain()
+    assert sorted(net.presign(COMMITTEE, 2)) == [1, 2, 3]
+
+
+def test_finished_ceremonies_are_let_go_and_bounded() -> None:
+    net, _ = running()
+    for _ in range(70):
+        assert sorted(net.presign(COMMITTEE, 1)) == [1, 2, 3]
+    for member in net.members.values():
+        core: Any = member.core
+        assert len(core._ceremonies._lingering) == ceremonies.MAX_LINGERING
+        assert len(core.orders._finished) == ceremonies.MAX_LINGERING
+    net.advance(ceremonies.LINGER_S + 1)
+    for member in net.members.values():
+        core = member.core
+        assert (core._ceremonies._lingering, core.orders._finished) == ({}, {})
+        assert len(core.pool) == 70
