@@ -1,13 +1,15 @@
 """What travels between a signer and a coordinator on the two WebSockets (control and bulk), as binary messages.
 
-Each WebSocket message is one canonical wire encoding (`enclave.wire.encode`) of `Up` or `Down`. The first `Up` on
+Each WebSocket message is one canonical wire encoding (`enclave.wire.encode`) of `Up` or `Down`, or `Several` of them:
+under load most of what a message costs is its send and the wake-up of its receiver. The first `Up` on
 each connection is `Announce`. Orders and the frames of one ceremony use the same connection, so that an order is
 always seen before the frames that follow from it: presigning on bulk, everything else on control.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import msgspec
 
@@ -19,15 +21,19 @@ from enclave.wire import (
     ReportBody,
     SignedAcknowledgement,
     Wire,
+    decode,
+    encode,
 )
 from policies.roster import Index
 
 CONTROL_PATH = "/v1/signers/control"
 BULK_PATH = "/v1/signers/bulk"
-MAX_WEBSOCKET_BYTES = MAX_PEER_FRAME_BYTES + 64 * 1024
 HEARTBEAT_S = 5.0
 CONDITION_S = 2.0
 KEYS_A_PAGE = 64
+JOINED_MESSAGES = 64
+JOINED_BYTES = 64 * 1024
+MAX_WEBSOCKET_BYTES = JOINED_BYTES + MAX_PEER_FRAME_BYTES + 64 * 1024
 
 FrameBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_PEER_FRAME_BYTES)]
 
@@ -116,3 +122,20 @@ class KeysAfter(Wire, frozen=True, tag=4):
 
 
 Down = Online | Deliver | OrderDown | KeysAfter
+
+
+class Several(Wire, frozen=True, tag=15):
+    """Both ways: messages of one connection in their order, each encoded by itself."""
+
+    messages: Annotated[tuple[FrameBytes, ...], msgspec.Meta(min_length=2, max_length=JOINED_MESSAGES)]
+
+
+def join(encoded: Sequence[bytes]) -> bytes:
+    """One WebSocket message of encoded ones: at least one, at most `JOINED_MESSAGES`."""
+    return encoded[0] if len(encoded) == 1 else encode(Several(tuple(encoded)))
+
+
+def split(data: bytes, kind: Any) -> list[Any]:
+    """The messages of `kind` (`Up` or `Down`) in one WebSocket message. Raises `Malformed`, and then none is given."""
+    first = decode(data, kind | Several)
+    return [decode(one, kind) for one in first.messages] if isinstance(first, Several) else [first]

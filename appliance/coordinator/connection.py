@@ -7,6 +7,8 @@ from collections import deque
 
 from aiohttp import WSCloseCode, web
 
+from appliance import relay
+
 MAX_WAITING_BYTES = 96 * 1024 * 1024
 MAX_WAITING_MESSAGES = 16_384
 MAX_REASON_BYTES = 120
@@ -53,14 +55,23 @@ class Connection:
             self._waiting.clear()
             self._wake.set()
 
+    def _take(self) -> list[bytes]:
+        """What goes into one WebSocket message."""
+        taken = [self._waiting.popleft()]
+        size = len(taken[0])
+        while size < relay.JOINED_BYTES and len(taken) < relay.JOINED_MESSAGES and self._waiting:
+            taken.append(self._waiting.popleft())
+            size += len(taken[-1])
+        return taken
+
     async def drain(self) -> None:
         """Write until the connection ends, then close it."""
         try:
             while self.reason is None:
                 while self._waiting:
-                    data = self._waiting.popleft()
-                    await self._socket.send_bytes(data)
-                    self._bytes -= len(data)
+                    taken = self._take()
+                    await self._socket.send_bytes(relay.join(taken))
+                    self._bytes -= sum(map(len, taken))
                 self._wake.clear()
                 if self.reason is None:
                     await self._wake.wait()

@@ -89,9 +89,10 @@ class Gateway:
         """The announcement of a signer of the roster. Raises `Malformed`, or `Refused` saying what does not fit."""
         try:
             async with asyncio.timeout(ANNOUNCE_TIMEOUT_S):
-                message = await _receive(socket)
+                messages = await _receive(socket)
         except TimeoutError:
             raise CallerError("no announcement in time") from None
+        message = messages[0] if len(messages) == 1 else None
         if not isinstance(message, relay.Announce):
             raise wire.Malformed("the first message is not an announcement")
         enclave = message.enclave
@@ -111,22 +112,22 @@ class Gateway:
         self, socket: web.WebSocketResponse, connection: Connection, session: Session, *, bulk: bool
     ) -> None:
         while connection.reason is None:
-            message = await _receive(socket)
-            if message is None:
+            messages = await _receive(socket)
+            if not messages:
                 return
-            if connection.reason is None:
-                self._signers.on_message(session, message, bulk=bulk)
+            for message in messages:
+                if connection.reason is None:
+                    self._signers.on_message(session, message, bulk=bulk)
 
 
-async def _receive(socket: web.WebSocketResponse) -> relay.Up | None:
-    """The next message; None when the connection has ended. Raises `Malformed`."""
+async def _receive(socket: web.WebSocketResponse) -> list[relay.Up]:
+    """The next messages; none when the connection has ended. Raises `Malformed`."""
     message = await socket.receive()
     if message.type is WSMsgType.BINARY:
-        up: relay.Up = wire.decode(message.data, relay.Up)  # type: ignore[arg-type]
-        return up
+        return relay.split(message.data, relay.Up)
     if message.type is WSMsgType.TEXT:
         raise wire.Malformed("a text message")
-    return None
+    return []
 
 
 def common_name(request: web.Request) -> str | None:

@@ -169,8 +169,8 @@ class _Session:
             await until_first_ends(
                 self._read(self._control, deliver),
                 self._read(self._bulk, deliver),
-                self._control_outbox.drain(partial(self._write, self._control)),
-                self._bulk_outbox.drain(partial(self._write, self._bulk)),
+                self._drain(self._control_outbox, self._control),
+                self._drain(self._bulk_outbox, self._bulk),
                 self._watch_overflow(),
             )
         finally:
@@ -179,6 +179,14 @@ class _Session:
 
     async def _watch_overflow(self) -> None:
         await self._overflow
+
+    async def _drain(self, outbox: Outbox, connection: aiohttp.ClientWebSocketResponse) -> NoReturn:
+        await outbox.drain(
+            partial(self._write, connection),
+            relay.join,
+            at_once=relay.JOINED_MESSAGES,
+            at_once_bytes=relay.JOINED_BYTES,
+        )
 
     async def _write(self, connection: aiohttp.ClientWebSocketResponse, data: bytes) -> None:
         try:
@@ -192,8 +200,8 @@ class _Session:
         while True:
             message = await connection.receive()
             if message.type is aiohttp.WSMsgType.BINARY:
-                down: relay.Down = wire.decode(message.data, relay.Down)  # type: ignore[arg-type]
-                deliver(down)
+                for down in relay.split(message.data, relay.Down):
+                    deliver(down)
             elif message.type is aiohttp.WSMsgType.TEXT:
                 raise wire.Malformed(f"coordinator {self._name} sent a text message")
             else:

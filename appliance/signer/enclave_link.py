@@ -15,6 +15,7 @@ from enclave import wire
 ATTACH_TIMEOUT_S = 30.0
 MAX_WAITING_MESSAGES = 4096
 MAX_WAITING_BYTES = 64 * 1024 * 1024
+AT_ONCE = 256
 AT_ONCE_BYTES = 256 * 1024
 START_ENCLAVE = "start keymoot enclave, or see its log"
 
@@ -75,7 +76,7 @@ class EnclaveLink:
 
     async def write(self) -> NoReturn:
         """Write what `send` queued. Raises `LinkDown` when the enclave is gone."""
-        await self._outbox.drain(self._write, at_once_bytes=AT_ONCE_BYTES)
+        await self._outbox.drain(self._write, b"".join, at_once=AT_ONCE, at_once_bytes=AT_ONCE_BYTES)
 
     async def receive(self) -> wire.FromEnclave:
         """The next message. Raises `LinkDown` at the end, `Malformed` for anything but one valid message."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -40,16 +40,23 @@ class Outbox:
     def __len__(self) -> int:
         return self._queue.qsize()
 
-    async def drain(self, write: Callable[[bytes], Awaitable[None]], *, at_once_bytes: int = 0) -> NoReturn:
-        """Write message after message, or where messages may be joined as many as wait, up to `at_once_bytes`, at
-        once. The quota is freed when they have been written."""
+    async def drain(
+        self,
+        write: Callable[[bytes], Awaitable[None]],
+        join: Callable[[Sequence[bytes]], bytes],
+        *,
+        at_once: int,
+        at_once_bytes: int,
+    ) -> NoReturn:
+        """Write what waits, `at_once` messages at most joined into one, fewer where they come to `at_once_bytes`. The
+        quota is freed when they have been written."""
         while True:
             taken = [await self._queue.get()]
             size = len(taken[0][1])
-            while size < at_once_bytes and not self._queue.empty():
+            while size < at_once_bytes and len(taken) < at_once and not self._queue.empty():
                 taken.append(self._queue.get_nowait())
                 size += len(taken[-1][1])
-            await write(b"".join(data for _, data in taken))
+            await write(join([data for _, data in taken]))
             for source, data in taken:
                 self._messages[source] -= 1
                 self._bytes[source] -= len(data)

@@ -151,22 +151,25 @@ class FakeSigner:
             if message.type is not aiohttp.WSMsgType.BINARY:
                 self.closed.append((socket.close_code, str(message.extra or "")))
                 return
-            down = wire.decode(message.data, relay.Down)
-            if isinstance(down, relay.Online):
-                for gone in set(self.online) - set(down.indices):
-                    await self.report(wire.LinkReport(gone, False, "away"))
-                for come in set(down.indices) - set(self.online) - {self.index}:
-                    await self.report(wire.LinkReport(come, True, ""))
-                self.online = down.indices
-            elif isinstance(down, relay.Deliver):
-                self.delivered.append(down)
-            elif isinstance(down, relay.KeysAfter):
-                self.asked_keys.append(down)
-                await self.send(self.key_page(down))
-            else:
-                self.orders.append(down.body)
-                for answer in self.answers.get(type(down.body), self.honest)(down.body):
-                    await self.report(answer)
+            for down in relay.split(message.data, relay.Down):
+                await self._take(down)
+
+    async def _take(self, down: relay.Down) -> None:
+        if isinstance(down, relay.Online):
+            for gone in set(self.online) - set(down.indices):
+                await self.report(wire.LinkReport(gone, False, "away"))
+            for come in set(down.indices) - set(self.online) - {self.index}:
+                await self.report(wire.LinkReport(come, True, ""))
+            self.online = down.indices
+        elif isinstance(down, relay.Deliver):
+            self.delivered.append(down)
+        elif isinstance(down, relay.KeysAfter):
+            self.asked_keys.append(down)
+            await self.send(self.key_page(down))
+        else:
+            self.orders.append(down.body)
+            for answer in self.answers.get(type(down.body), self.honest)(down.body):
+                await self.report(answer)
 
     async def report(self, body: wire.Wire) -> None:
         with contextlib.suppress(ConnectionError):

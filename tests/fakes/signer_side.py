@@ -148,9 +148,9 @@ class FakeCoordinator:
         self.sockets[bulk] = socket
         async for message in socket:
             assert message.type is WSMsgType.BINARY
-            up = wire.decode(message.data, relay.Up)
-            if isinstance(up, relay.Condition):
-                self.conditions.append(up)
-            else:
-                self.heard.put_nowait((bulk, up))
+            for up in relay.split(message.data, relay.Up):
+                if isinstance(up, relay.Condition):
+                    self.conditions.append(up)
+                else:
+                    self.heard.put_nowait((bulk, up))
         return socket

@@ -21,7 +21,7 @@ async def drained(outbox: Outbox, count: int) -> list[bytes]:
         if len(written) == count:
             full.set()
 
-    task = asyncio.ensure_future(outbox.drain(write))
+    task = asyncio.ensure_future(outbox.drain(write, b"".join, at_once=1, at_once_bytes=1))
     await asyncio.wait_for(full.wait(), 5)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
