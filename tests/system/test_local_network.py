@@ -20,8 +20,10 @@ from eth_account import Account
 from eth_account.messages import encode_defunct, encode_typed_data
 
 from appliance.api.client import ApiError, CertifiedKey, Client, Failed, Rejected
+from appliance.api.credentials import load_token, new_token, save_token, token_sha256
 from appliance.api.models import SignatureValue
 from appliance.cli import demo_inputs as inputs
+from appliance.configure import reader_yaml
 from appliance.localnet import LocalNet
 from appliance.profile import ProfileFile
 from policies.errors import Unavailable
@@ -133,6 +135,29 @@ def test_the_command_line_shows_the_key_and_signs_with_it(net: LocalNet, key: Ce
     digest = secrets.token_hex(32)
     signed = json.loads(_keymoot("sign", "hash", key.id, digest, "--json", "--profile", str(net.profile)))
     assert signed["signature"]["hash"] == "0x" + digest
+
+
+def test_a_reader_is_let_in_and_shut_out_while_the_coordinator_runs(net: LocalNet, tmp_path: Path) -> None:
+    config, token = net.root / "coordinator" / "coordinator.yaml", tmp_path / "token"
+    save_token(new_token(), token)
+    before = config.read_text()
+
+    def reads() -> bool:
+        ran = subprocess.run(
+            [sys.executable, "-m", "appliance.cli", "keys", "list", "--json", "--profile", str(net.profile)],
+            env={**os.environ, "KEYMOOT_TOKEN_FILE": str(token)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ran.returncode == 0 or (ran.returncode == 2 and "credential-unknown" in ran.stderr), ran.stderr
+        return ran.returncode == 0
+
+    assert not reads()
+    reader = reader_yaml("late", token_sha256(load_token(token)))
+    config.write_text(before.replace("  readers:\n", "  readers:\n" + reader))
+    net.kill("coordinator", signal.SIGHUP)
+    net.wait_for(reads, "the new reader")
+    config.write_text(before)
+    net.kill("coordinator", signal.SIGHUP)
+    net.wait_for(lambda: not reads(), "the reader to be shut out")
 
 
 def listening(pid: int) -> set[str]:

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from appliance import pki
-from appliance.api.credentials import new_token, token_sha256
+from appliance.api.client import AsyncClient
+from appliance.api.credentials import Credential, new_token, token_sha256
 from appliance.coordinator.config import LimitSettings, Reader, load_config
 from appliance.coordinator.openapi import OPERATIONS
 from appliance.tls import client_context
@@ -123,6 +124,9 @@ async def test_a_listed_certificate_lets_read_and_no_other(tmp_path: pathlib.Pat
         assert (await read(net, "/v1/keys", "signer-1"))[1]["code"] == "credential-missing"
         assert (await read(net, "/v1/keys"))[1]["code"] == "credential-missing"
         assert (await read(net, "/healthz"))[0] == 200
+        ca, credential = tmp_path / "ca.pem", Credential(None, *net.files.client("auditor"))
+        async with AsyncClient(net.api, net.dealer.roster, None, ca, credential=credential) as client:
+            assert await client.list_keys() == ()
         other = pki.issue(pki.make_ca("other"), "auditor", pki.Purpose.CLIENT)
         other.write(tmp_path / "other.pem", tmp_path / "other.key")
         tls = client_context(tmp_path / "ca.pem", tmp_path / "other.pem", tmp_path / "other.key")
