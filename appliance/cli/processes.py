@@ -82,6 +82,7 @@ def run_coordinator(config: Config = Path("coordinator.yaml")) -> None:
 def readmit_signer(
     name: Annotated[str, typer.Argument(help="The convicted signer.")],
     config: Config = Path("coordinator.yaml"),
+    as_json: Json = False,
 ) -> None:
     """Let a convicted signer into committees again. Every coordinator keeps its own list.
 
@@ -92,8 +93,12 @@ def readmit_signer(
     from appliance.enrolment import require_file
 
     was = readmit(load_config(require_file(config)).state.parent / FILE, name)
-    typer.echo(f"Readmitted {name}, which was convicted by {', '.join(was.by)}: {was.reason}.")
-    typer.echo("The running coordinator takes it up within some seconds; nothing needs to be restarted.")
+    report(
+        as_json,
+        f"Readmitted {name}, which was convicted by {', '.join(was.by)}: {was.reason}.",
+        {"readmitted": name},
+        ("Wait some seconds: the running coordinator takes it up; nothing needs to be restarted.",),
+    )
 
 
 @coordinator.command("token")

@@ -87,6 +87,8 @@ MISTAKES = [
     ("signer run --config {coordinator}/coordinator.yaml", 2, "coordinator.yaml"),
     ("coordinator run --config {garbage}", 2, "{garbage}"),
     ("coordinator run --config {coordinator}/coordinator.yaml", 2, "roster.yaml"),
+    ("coordinator readmit s1 --config {missing}", 2, "no configuration file"),
+    ("coordinator readmit nobody --config {coordinator}/coordinator.yaml", 2, "nobody"),
     ("coordinator token x/y", 2, "a reader's name"),
     ("coordinator token x --out {file}", 2, "{file}"),
     ("coordinator token x --out /proc/nothing/t", 2, "/proc/nothing/t"),
