@@ -137,6 +137,16 @@ def test_the_command_line_shows_the_key_and_signs_with_it(net: LocalNet, key: Ce
     assert signed["signature"]["hash"] == "0x" + digest
 
 
+def test_the_python_of_the_apis_readme_makes_a_key_and_signs_with_it(net: LocalNet, client: Client) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", API_README.read_text(), re.DOTALL)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=net.profile.parent, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    (key,) = [one.certified for one in client.list_keys() if one.answer.label == "treasury/one"]
+    assert key is not None
+    (signature,) = client.list_signatures(key.id)
+    assert (signature.status, signature.external_id, signature.derivation_path) == ("Signed", "payment-17", (0, 5))
+
+
 def test_a_reader_is_let_in_and_shut_out_while_the_coordinator_runs(net: LocalNet, tmp_path: Path) -> None:
     config, token = net.root / "coordinator" / "coordinator.yaml", tmp_path / "token"
     save_token(new_token(), token)
