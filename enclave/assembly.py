@@ -28,6 +28,7 @@ from enclave.online import Holdings
 from enclave.orders import CeremonyOrders, Surroundings
 from enclave.pool import PresignaturePool
 from enclave.prss_state import PrssState
+from enclave.recall import Recall
 from enclave.request_log import RequestLog
 from enclave.setup_turn import SetupTurn
 from enclave.shares import Vault
@@ -117,6 +118,7 @@ class EnclaveCore:
             self.orders,
             creation,
             self._authoriser,
+            Recall(rules, book, self.effects, outside.wall_clock),
             self.effects,
             self.timers,
             self._standing,

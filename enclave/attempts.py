@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from enclave.answers import Answers
 from enclave.errors import Refused
 from enclave.shares import KeyFacts
-from enclave.wire import Authorization, BatchAuthorization, PresignatureName
+from enclave.wire import Answer, Authorization, BatchAuthorization, BatchShareReport, PresignatureName
 
 MAX_ATTEMPTS = 3
 MAX_REQUESTS = 20_000
@@ -56,13 +57,14 @@ class Outstanding:
 @dataclass(frozen=True)
 class Attempt:
     """Which coordinator named which committee and presignatures for a request, what it calls the attempt, and what
-    logs call the request."""
+    logs call the request. `after`: which earlier answer it says came to nothing (SPEC 4.10)."""
 
     coordinator: str
     ceremony: bytes
     committee: tuple[int, ...]
     presignatures: tuple[PresignatureName, ...]
     request_id: str = ""
+    after: bytes | None = None
 
 
 @dataclass
@@ -72,6 +74,7 @@ class RequestState:
     `attempt` is the newest, answered when the decision is there; `asking`: policy and gate are at it, or a key is being
     made; `asked`: how often; `approval` is their yes; `outstanding`: signed, not used; `closed`: never
     again (the gate said no, or the key was made); `weight`: the most hashes that any attempt was for.
+    `name`, `body`: SPEC 4.10, empty until they are known; `answering`: a share is computed, or a key made.
     """
 
     digest: bytes
@@ -84,6 +87,13 @@ class RequestState:
     attempt: Attempt | None = None
     approval: Approval | None = None
     outstanding: Outstanding | None = None
+    name: bytes = b""
+    body: bytes = b""
+    answering: bool = False
+
+    def withdraw(self) -> None:
+        """What was authorised and not used can't be used any more."""
+        self.outstanding = None
 
     def count_question(self) -> None:
         """Policy and gate are about to be asked. Raises `Refused` beyond three times: nobody is worn down."""
@@ -108,6 +118,7 @@ class RequestBook:
         self._by_attempt: dict[tuple[str, bytes], RequestState] = {}
         self._items = 0
         self._next_sweep_s = 0.0
+        self.answers = Answers()
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -131,15 +142,25 @@ class RequestBook:
 
     def begin(self, state: RequestState, attempt: Attempt) -> None:
         """`attempt` is now the newest one of the request. Raises `Refused` where too much would be remembered."""
-        # Never less than before: an approval remembers as many hashes as the attempt that it came with.
-        weight = max(state.weight, len(attempt.presignatures))
+        self._weigh(state, len(attempt.presignatures))
+        self._forget_attempt(state)
+        state.attempt = attempt
+        self._by_attempt[attempt.coordinator, attempt.ceremony] = state
+
+    def _weigh(self, state: RequestState, items: int) -> None:
+        """Never less than before: an approval remembers as many hashes as the attempt that it came with."""
+        weight = max(state.weight, items)
         if self._items - state.weight + weight > MAX_ITEMS:
             raise Refused("busy", f"{MAX_ITEMS} hashes are remembered; try again in some minutes")
         self._items += weight - state.weight
         state.weight = weight
-        self._forget_attempt(state)
-        state.attempt = attempt
-        self._by_attempt[attempt.coordinator, attempt.ceremony] = state
+
+    def claim(self, state: RequestState, name: bytes, body: bytes, stored: Answer | None) -> None:
+        """The request asks for `body` under `name` (SPEC 4.10). `stored`, and what is raised: see `Answers.claim`."""
+        if stored is not None and isinstance(stored.report, BatchShareReport):
+            self._weigh(state, len(stored.report.s))
+        self.answers.claim(state, name, body, stored)
+        state.name, state.body = name, body
 
     def abandon(self, coordinator: str, ceremony: bytes) -> None:
         """Withdraw the unused authorization of an attempt."""
@@ -159,3 +180,4 @@ class RequestBook:
                 state = self._requests.pop(digest)
                 self._items -= state.weight
                 self._forget_attempt(state)
+                self.answers.forget(state.name, digest)

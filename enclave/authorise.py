@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from enclave.answers import AlreadyAnswered
 from enclave.asked import check_policy, request_info, signer_info, understand
 from enclave.asking import Gate
 from enclave.attempts import Approval, Attempt, Outstanding, RequestBook, RequestState
@@ -28,6 +29,7 @@ from enclave.requests import VerifiedRequest, verify_request
 from enclave.shares import KeyFacts
 from enclave.terms import audit_facts, authorization_digest, make_terms
 from enclave.wire import (
+    Answer,
     AuditEntry,
     Authorization,
     AuthorizationTerms,
@@ -39,6 +41,7 @@ from enclave.wire import (
     ClientRequest,
     GatePending,
     PresignatureName,
+    Recalled,
     Record,
     RequestRefused,
     SignedAuthorization,
@@ -48,7 +51,7 @@ from enclave.wire import (
     UnknownPresignatures,
 )
 from policies.model import Policy
-from policies.requests import signature_batches_path, signatures_path
+from policies.requests import body_digest, request_name, signature_batches_path, signatures_path
 from policies.roster import Roster
 
 AUTHORIZATION_S = 30
@@ -90,10 +93,12 @@ class Authoriser:
         self._log = log
         self.online = OnlineStep(holdings, book, audit, effects, wall_clock, self._count, log)
 
-    async def authorise(self, coordinator: str, order: AnyOrder, record: Record | None) -> None:
+    async def authorise(
+        self, coordinator: str, order: AnyOrder, record: Record | None, stored: Answer | None = None
+    ) -> None:
         """Answer a signing request, or one for a batch: `Authorized`, `RequestRefused`, `UnknownPresignature`, or their
-        like for batches; nothing while an earlier attempt of the same request is being decided, which then answers the
-        newest one."""
+        like for batches; `Recalled` where it was answered before (`stored`: what the store has of it); nothing while
+        an earlier attempt of the same request is being decided, which then answers the newest one."""
         state: RequestState | None = None
         begun = False
         try:
@@ -108,8 +113,11 @@ class Authoriser:
             if state.asking:
                 return
             if not self._is_approved(state, order):
-                await self._approve(coordinator, state, order, request or self._verify(order.request), record)
+                request = request or self._verify(order.request)
+                await self._approve(coordinator, state, order, request, record, stored)
             self._authorize(state)
+        except AlreadyAnswered as earlier:
+            self._recall(coordinator, order, state, earlier.answer)
         except Refused as refusal:
             self._refuse(coordinator, order, state, begun, refusal.rule, refusal.reason)
         except CallerError as error:
@@ -135,7 +143,8 @@ class Authoriser:
         if order.request.path != path:
             raise Refused("request/path", "the signed path is not that of this key's signatures")
         request_id = order.request.request_id
-        self.book.begin(state, Attempt(coordinator, order.ceremony, order.committee, presignatures, request_id))
+        attempt = Attempt(coordinator, order.ceremony, order.committee, presignatures, request_id, order.after)
+        self.book.begin(state, attempt)
 
     def _is_approved(self, state: RequestState, order: AnyOrder) -> bool:
         approval = state.approval
@@ -148,11 +157,11 @@ class Authoriser:
         order: AnyOrder,
         request: VerifiedRequest,
         record: Record | None,
+        stored: Answer | None,
     ) -> None:
-        state.count_question()
         state.asking = True
         try:
-            state.approval = await self._decide(coordinator, order, request, record)
+            state.approval = await self._decide(coordinator, state, order, request, record, stored)
         except GateSaidNo:
             state.closed = True
             raise
@@ -169,11 +178,19 @@ class Authoriser:
         )
 
     async def _decide(
-        self, coordinator: str, order: AnyOrder, request: VerifiedRequest, record: Record | None
+        self,
+        coordinator: str,
+        state: RequestState,
+        order: AnyOrder,
+        request: VerifiedRequest,
+        record: Record | None,
+        stored: Answer | None,
     ) -> Approval:
         key = await self._key(order.key_id, record)
         acknowledgement, batch = key.acknowledgement, isinstance(order, BatchSignOrder)
         asked = await understand(request, acknowledgement, batch, self._holdings.pause)
+        self._claim(state, order, request.client_id, asked.external_id, stored)
+        state.count_question()
         if isinstance(order, BatchSignOrder) and len(order.presignatures) != len(asked.items):
             raise Refused("presignature", "a batch needs one presignature for each hash")
         check_policy(self._rules.policy, asked, acknowledgement.label, int(self._clock()))
@@ -184,6 +201,14 @@ class Authoriser:
             told = request_info(asked, self._rules.roster.network)
             until_s = await self._ask_gate(coordinator, order, info, told)
         return Approval(request.client_id, key, batch, asked.items, order.committee, until_s)
+
+    def _claim(
+        self, state: RequestState, order: AnyOrder, client_id: str, external_id: str, stored: Answer | None
+    ) -> None:
+        """SPEC 4.10: one body under one external id, and an answer that was given is not given again."""
+        name = request_name(self._rules.roster.network, client_id, external_id)
+        self.book.claim(state, name, body_digest(order.request.path, order.request.body), stored)
+        self.book.answers.check(name, order.after)
 
     async def _key(self, key_id: str, record: Record | None) -> KeyFacts:
         key = await self._vault.key_facts(record, key_id)
@@ -210,12 +235,15 @@ class Authoriser:
             raise Refused("committee", "another committee was named while the gate was asked: try again")
         if len(attempt.presignatures) != len(approval.items):
             raise Refused("presignature", "a batch needs one presignature for each hash")
+        # SPEC 4.10: since it was approved, another request of its name may have been answered.
+        self.book.answers.check(state.name, attempt.after)
         terms = make_terms(approval, attempt, state.digest, self._holdings.prss.epoch)
         if unknown := [name for name in attempt.presignatures if not self._holds(name, terms)]:
             self._report_unknown(attempt, approval, unknown)
             return
         until_s = min(int(self._clock()) + AUTHORIZATION_S, approval.until_s)
         authorization = self._authorization(terms, until_s)
+        self.book.answers.withdraw(state.name, but=state.digest)
         state.count_attempt(Outstanding(authorization, approval.items, attempt.presignatures))
         entry = self._audit.record(
             "authorized",
@@ -252,6 +280,14 @@ class Authoriser:
         if isinstance(authorization, BatchAuthorization):
             return BatchAuthorized(ceremony, SignedBatchAuthorization(authorization, signature))
         return Authorized(ceremony, SignedAuthorization(authorization, signature))
+
+    def _recall(self, coordinator: str, order: AnyOrder, state: RequestState | None, answer: Answer) -> None:
+        """Answer the newest attempt by what was answered before."""
+        ceremony = order.ceremony
+        if state is not None and state.attempt is not None:
+            coordinator, ceremony = state.attempt.coordinator, state.attempt.ceremony
+        self._count("requests_recalled")
+        self._effects.report(coordinator, Recalled(ceremony, answer))
 
     def _refuse(
         self, coordinator: str, order: AnyOrder, state: RequestState | None, begun: bool, rule: str, reason: str

@@ -19,6 +19,7 @@ from enclave.effects import Effects
 from enclave.errors import CallerError, KeymootError, LinkFault, Refused, Unavailable
 from enclave.meters import rule_label
 from enclave.orders import CeremonyOrders, Surroundings
+from enclave.recall import Recall
 from enclave.standing import Standing
 from enclave.tasks import Task, Timers
 from enclave.wire import (
@@ -44,6 +45,7 @@ from enclave.wire import (
     PrepareOrder,
     Presence,
     PresignOrder,
+    RecallOrder,
     SetupOrder,
     SignOrder,
     Status,
@@ -75,6 +77,7 @@ class Dispatch:
         orders: CeremonyOrders,
         creation: KeyCreation,
         authoriser: Authoriser,
+        recall: Recall,
         effects: Effects,
         timers: Timers,
         standing: Standing,
@@ -83,7 +86,7 @@ class Dispatch:
     ) -> None:
         self._around, self._orders, self._creation = around, orders, creation
         self._authoriser, self._effects, self._timers = authoriser, effects, timers
-        self._standing = standing
+        self._standing, self._told = standing, recall
         self._describe, self._status = describe, status
         self._phase = Phase.DETACHED
         self._attachments = 0
@@ -112,6 +115,7 @@ class Dispatch:
             ActivateOrder: self._activate,
             ForgetBatchOrder: self._forget_batch,
             PoolsOrder: self._pools,
+            RecallOrder: self._recall,
         }
 
     def handle(self, message: ToEnclave) -> None:
@@ -239,16 +243,19 @@ class Dispatch:
         self._orders.start_setup(order.coordinator, body)
 
     async def _keygen(self, order: Order, body: KeygenOrder) -> None:
-        self._creation.start(order.coordinator, body)
+        self._creation.start(order.coordinator, body, order.answer)
 
     async def _presign(self, order: Order, body: PresignOrder) -> None:
         self._orders.start_presign(order.coordinator, body)
 
     async def _sign(self, order: Order, body: SignOrder | BatchSignOrder) -> None:
-        await self._authoriser.authorise(order.coordinator, body, order.key)
+        await self._authoriser.authorise(order.coordinator, body, order.key, order.answer)
 
     async def _online(self, order: Order, body: OnlineOrder | BatchOnlineOrder) -> None:
         await self._authoriser.online.give(order.coordinator, body, order.key)
+
+    async def _recall(self, order: Order, body: RecallOrder) -> None:
+        self._told.tell(order.coordinator, body, order.answer)
 
     async def _abandon(self, order: Order, body: AbandonOrder) -> None:
         self._authoriser.book.abandon(order.coordinator, body.ceremony)

@@ -6,7 +6,19 @@ from collections.abc import Callable
 
 from enclave.errors import Refused, Unavailable
 from enclave.tasks import Promise
-from enclave.wire import Attached, Audit, AuditEntry, FromEnclave, Record, Report, ReportBody, Status, Store, ToPeer
+from enclave.wire import (
+    Attached,
+    Audit,
+    AuditEntry,
+    FromEnclave,
+    Kept,
+    Record,
+    Report,
+    ReportBody,
+    Status,
+    Store,
+    ToPeer,
+)
 
 MAX_OPEN_STORES = 256
 
@@ -40,9 +52,11 @@ class Effects:
         if self._sink is not None and (self._greeted or isinstance(message, Status)):
             self._sink(message)
 
-    def report(self, coordinator: str, body: ReportBody, audit: tuple[AuditEntry, ...] = ()) -> None:
-        """A report for a coordinator; `audit` is committed before it leaves the signer."""
-        self.emit(Report(coordinator, body, audit))
+    def report(
+        self, coordinator: str, body: ReportBody, audit: tuple[AuditEntry, ...] = (), kept: Kept | None = None
+    ) -> None:
+        """A report for a coordinator; `audit` is committed before it leaves the signer, and with it what is `kept`."""
+        self.emit(Report(coordinator, body, audit, kept))
 
     def audit(self, *entries: AuditEntry) -> None:
         """Audit entries that go with no report."""

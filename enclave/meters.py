@@ -22,7 +22,7 @@ RULES = frozenset(
         *("policy/action", "policy/blind", "policy/client", "policy/derivation-path", "policy/kind", "policy/label"),
         *("request/attempts", "request/body", "request/boot", "request/busy", "request/client", "request/expired"),
         *("request/header", "request/jws", "request/lifetime", "request/network", "request/path"),
-        *("request/replayed", "request/scheme", "request/signature", "request/time"),
+        *("request/external-id", "request/replayed", "request/scheme", "request/signature", "request/time"),
         *("record", "unavailable", "rolled-back", "cloned"),
     }
 )

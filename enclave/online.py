@@ -27,11 +27,13 @@ from enclave.request_log import RequestLog
 from enclave.shares import Opening, Vault
 from enclave.terms import audit_facts, authorization_digest
 from enclave.wire import (
+    Answer,
     Authorization,
     AuthorizationTerms,
     BatchOnlineOrder,
     BatchShareReport,
     BatchTerms,
+    Kept,
     OnlineOrder,
     OnlineRefused,
     Record,
@@ -84,6 +86,7 @@ class OnlineStep:
         """Answer all members' authorizations: `ShareReport`, `BatchShareReport` or `OnlineRefused`."""
         started_ns, started_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
         spent, opening, holdings = False, None, self._holdings
+        state: RequestState | None = None
         try:
             # SPEC 4.2, 4.8
             state, outstanding = self._find_own(order)
@@ -95,7 +98,8 @@ class OnlineStep:
             # SPEC 4.3, 4.8: before anything else. Gone even if what follows fails.
             presignatures = holdings.pool.take_all(outstanding.presignatures, terms.committee, terms.prss_epoch)
             spent = True
-            state.outstanding = None
+            # SPEC 4.10: until the share is out, nobody is told that there is none.
+            state.outstanding, state.answering = None, True
             shares = await self._shares(order, opening, outstanding, presignatures)
         except (Refused, CallerError, Unavailable) as error:
             if opening is not None:
@@ -106,6 +110,8 @@ class OnlineStep:
             request_id = known.attempt.request_id if known is not None and known.attempt is not None else ""
             self._log.refused("share refused", digest, request_id, reason=str(error)[:300], spent=spent)
             self._effects.report(coordinator, OnlineRefused(order.ceremony, str(error)[:500], spent))
+            if state is not None:
+                state.answering = False
             return
         facts = audit_facts(terms)
         if isinstance(order, OnlineOrder):
@@ -113,7 +119,10 @@ class OnlineStep:
             facts["presignature"] = f"{name.sid.hex()}/{name.index}"
         entry = self._audit.record("share", request=terms.request_digest.hex(), **facts)
         self._count("shares_given", len(shares))
-        self._effects.report(coordinator, self._report(order, shares), (entry,))
+        report, kept = self._report(order, shares), Kept(state.name, state.body, state.digest, terms.committee)
+        self._book.answers.keep(Answer(kept, report))
+        state.answering = False
+        self._effects.report(coordinator, report, (entry,), kept)
         request_id = state.attempt.request_id if state.attempt is not None else ""
         self._log.told("share given", terms.request_digest, request_id, count=len(shares))
         self._count("online_us_total", (time.perf_counter_ns() - started_ns) // 1000)

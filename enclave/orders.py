@@ -27,8 +27,10 @@ from enclave.setup_turn import SetupTurn
 from enclave.shares import KeyRecord, Vault
 from enclave.tasks import Promise
 from enclave.wire import (
+    MAX_PRESIGNATURES,
     Acknowledgement,
     AuditEntry,
+    Kept,
     KeygenOrder,
     KeysAcknowledged,
     KeysActivated,
@@ -69,7 +71,7 @@ class Surroundings:
     random: Callable[[int], bytes]
     sign_identity: Callable[[bytes], Promise[bytes]]
     send: Callable[[str, int, bool, bytes], None]
-    report: Callable[[str, ReportBody, tuple[AuditEntry, ...]], None]
+    report: Callable[[str, ReportBody, tuple[AuditEntry, ...], Kept | None], None]
     to_worker: Callable[[bytes], None]
 
 
@@ -95,7 +97,7 @@ class CeremonyOrders:
         async def install(seeds: setup.Seeds) -> None:
             await self._install_seeds(seeds)
             entry = around.audit.record("setup", prss_epoch=order.epoch)
-            around.report(coordinator, SetupDone(order.ceremony, order.epoch), (entry,))
+            around.report(coordinator, SetupDone(order.ceremony, order.epoch), (entry,), None)
 
         async def routine() -> setup.Seeds:
             t, roster_digest = around.roster.tolerate, around.roster.digest()
@@ -134,11 +136,13 @@ class CeremonyOrders:
         coordinator: str,
         order: KeygenOrder,
         labels: Sequence[str],
-        kept: Callable[[], None],
+        name: Kept | None,
+        answered: Callable[[KeysAcknowledged | KeysActivated], None],
         ended: Callable[[], None],
     ) -> None:
-        """One key for each label; the requests behind them are verified. `kept` is called once shares are stored,
-        `ended` when the ceremony is over, however."""
+        """One key for each label; the requests behind them are verified. `answered` is called once shares are stored
+        and again when the keys are active, `ended` when the ceremony is over, however. `name`: under which the answers
+        are kept (SPEC 4.10)."""
         around = self._around
         roster = around.roster
         digests = [request.digest(roster.network) for request in order.requests]
@@ -155,12 +159,13 @@ class CeremonyOrders:
             async def store_pending(keys: Sequence[keygen.NewKey]) -> tuple[SignedAcknowledgement, ...]:
                 new.extend(keys)
                 signed = await self._store_pending(keys)
-                kept()
                 entries = tuple(
                     around.audit.record("key-pending", key_id=key.acknowledgement.key_id, request=digest.hex())
                     for key, digest in zip(keys, digests, strict=True)
                 )
-                around.report(coordinator, KeysAcknowledged(order.ceremony, signed), entries)
+                report = KeysAcknowledged(order.ceremony, signed)
+                answered(report)
+                around.report(coordinator, report, entries, name)
                 return signed
 
             try:
@@ -172,7 +177,10 @@ class CeremonyOrders:
                 ended()
             return certificates
 
-        run.start(routine(), lambda done: self._report_activated(coordinator, order.ceremony, done))
+        def activated(certificates: tuple[keygen.Certificate, ...]) -> None:
+            answered(self._report_activated(coordinator, order.ceremony, certificates, name))
+
+        run.start(routine(), activated)
 
     async def _store_pending(self, keys: Sequence[keygen.NewKey]) -> tuple[SignedAcknowledgement, ...]:
         # SPEC 2.6: stored first, acknowledged second.
@@ -212,8 +220,12 @@ class CeremonyOrders:
                 raise Refused("certificate", f"signer {signed.acknowledgement.index} did not sign its acknowledgement")
 
     def _report_activated(
-        self, coordinator: str, ceremony: bytes, certificates: tuple[keygen.Certificate, ...]
-    ) -> None:
+        self,
+        coordinator: str,
+        ceremony: bytes,
+        certificates: tuple[keygen.Certificate, ...],
+        name: Kept | None = None,
+    ) -> KeysActivated:
         entries = tuple(
             self._around.audit.record(
                 "key-active",
@@ -223,7 +235,9 @@ class CeremonyOrders:
             )
             for certificate in certificates
         )
-        self._around.report(coordinator, KeysActivated(ceremony, certificates), entries)
+        report = KeysActivated(ceremony, certificates)
+        self._around.report(coordinator, report, entries, name)
+        return report
 
     def _acknowledgement_verifies(self, signed: SignedAcknowledgement) -> bool:
         point = self._around.roster.signer(signed.acknowledgement.index).identity_point
@@ -236,9 +250,7 @@ class CeremonyOrders:
         around = self._around
         if not around.roster.is_committee(order.committee) or around.session.index not in order.committee:
             raise Refused("committee", "not a committee of 2t + 1 signers with this one among them")
-        if len(self._batches) >= MAX_BATCHES_UNDER_WAY:
-            raise Refused("busy", f"{MAX_BATCHES_UNDER_WAY} batches are under way")
-        around.pool.check_room(order.count)
+        self._check_share(coordinator, order.count)
         if around.prss.epoch == 0:
             raise Unavailable("no PRSS seeds yet", "all signers must be online once, for the setup")
         # SPEC 3.1
@@ -264,6 +276,20 @@ class CeremonyOrders:
             pair_seeds=pair_seeds,
         )
         around.to_worker(encode(begin))
+
+    def _check_share(self, coordinator: str, count: int) -> None:
+        """Room for a batch, of which each coordinator has its share: none keeps another from presigning."""
+        around, sharers = self._around, max(1, self._around.links.coordinators)
+        own = sum(run.ticket.coordinator == coordinator for run in self._batches.values())
+        most = max(1, MAX_BATCHES_UNDER_WAY // sharers)
+        if own >= most or len(self._batches) >= MAX_BATCHES_UNDER_WAY:
+            raise Refused("busy", f"{most} batches of {coordinator} are under way")
+        around.pool.check_room(count)
+        held, share = around.pool.held_for(coordinator), MAX_PRESIGNATURES // sharers
+        if held + count > share:
+            raise Refused(
+                "pool", f"{coordinator} has {held} of the {share} that each of {sharers} coordinators may have"
+            )
 
     def on_worker(self, message: FromWorker) -> None:
         """A message of the presign worker."""
@@ -297,7 +323,8 @@ class CeremonyOrders:
         around.ceremonies.done(ticket, len(presign.ROUNDS))
         count = len(finished.inverse_shares) // 32
         entry = around.audit.record("presign", sid=finished.sid.hex(), count=count)
-        around.report(ticket.coordinator, PresignDone(ticket.ceremony, finished.sid, key.committee, count), (entry,))
+        done = PresignDone(ticket.ceremony, finished.sid, key.committee, count)
+        around.report(ticket.coordinator, done, (entry,), None)
 
     def give_up_batch(self, run: WorkerRun, error: KeymootError) -> None:
         """Stop a batch in the worker. After a time-out its answer says whom it was waiting for."""

@@ -76,6 +76,10 @@ class PresignaturePool:
         if len(self) + count > MAX_PRESIGNATURES or len(self._batches) >= MAX_BATCHES:
             raise Refused("pool", f"the pool is full ({len(self)} of {MAX_PRESIGNATURES})")
 
+    def held_for(self, coordinator: str) -> int:
+        """How many presignatures are here that `coordinator` ordered."""
+        return sum(batch.left for batch in self._batches.values() if batch.key.coordinator == coordinator)
+
     def insert(self, sid: bytes, key: BatchKey, inverse_shares: bytes, points: bytes) -> None:
         """Take in a batch confirmed by its committee. Raises `Refused` for a `sid` that is here, or without room."""
         if sid in self._batches:

@@ -269,11 +269,13 @@ class SetupOrder(Wire, frozen=True, tag=2):
 
 
 class KeygenOrder(Wire, frozen=True, tag=3):
-    """SPEC 2, all n signers: one key for each request. Answer: `KeysAcknowledged`, then `KeysActivated`."""
+    """SPEC 2, all n signers: one key for each request. Answer: `KeysAcknowledged`, then `KeysActivated`; or `Recalled`,
+    unless `after` is the ceremony of what was answered under the request's name."""
 
     ceremony: Bytes16
     requests: Annotated[tuple[ClientRequest, ...], msgspec.Meta(min_length=1, max_length=MAX_KEYS_PER_CEREMONY)]
     nonces: tuple[SignedNonce, ...]
+    after: Bytes16 | None = None
 
 
 class PresignOrder(Wire, frozen=True, tag=4):
@@ -287,13 +289,17 @@ class PresignOrder(Wire, frozen=True, tag=4):
 
 class SignOrder(Wire, frozen=True, tag=5):
     """SPEC 4.1: a client's signing request. Answer: `Authorized`, `RequestRefused`, `GatePending` or
-    `UnknownPresignature`. Sent again with the same request it is the next attempt (three at most)."""
+    `UnknownPresignature`. Sent again with the same request it is the next attempt (three at most).
+
+    Where something was answered under the request's name (SPEC 4.10), the answer is `Recalled` instead, unless
+    `after` is that answer's ceremony: then it came to nothing elsewhere."""
 
     ceremony: Bytes16
     key_id: KeyId
     request: ClientRequest
     committee: Committee
     presignature: PresignatureName
+    after: Bytes16 | None = None
 
 
 class OnlineOrder(Wire, frozen=True, tag=6):
@@ -340,6 +346,7 @@ class BatchSignOrder(Wire, frozen=True, tag=11):
     request: ClientRequest
     committee: Committee
     presignatures: Annotated[tuple[PresignatureName, ...], msgspec.Meta(min_length=1, max_length=MAX_HASHES)]
+    after: Bytes16 | None = None
 
 
 class BatchOnlineOrder(Wire, frozen=True, tag=12):
@@ -348,6 +355,14 @@ class BatchOnlineOrder(Wire, frozen=True, tag=12):
     ceremony: Bytes16
     key_id: KeyId
     authorizations: Annotated[tuple[SignedBatchAuthorization, ...], msgspec.Meta(min_length=3, max_length=16)]
+
+
+class RecallOrder(Wire, frozen=True, tag=13):
+    """SPEC 4.10: what did this signer answer last under the name of `request`? What it has authorised under that name
+    and not answered yet is withdrawn. Answer: `Recalled` or `RequestRefused`."""
+
+    ceremony: Bytes16
+    request: ClientRequest
 
 
 OrderBody = (
@@ -363,6 +378,7 @@ OrderBody = (
     | PoolsOrder
     | BatchSignOrder
     | BatchOnlineOrder
+    | RecallOrder
 )
 
 
@@ -527,6 +543,33 @@ class Convicted(Wire, frozen=True, tag=19):
     evidence: Bytes32
 
 
+class Kept(Wire, frozen=True):
+    """SPEC 4.10: what an answer is to. `name`: of the client's external id; `body`: digest of what it asked for;
+    `request`: digest of the request as signed; `committee`: whose answers belong together."""
+
+    name: Bytes32
+    body: Bytes32
+    request: Bytes32
+    committee: Committee
+
+
+KeptReport = ShareReport | BatchShareReport | KeysAcknowledged | KeysActivated
+
+
+class Answer(Wire, frozen=True):
+    """SPEC 4.10: a report that may have left this signer, and to what it was the answer. Nothing in it is secret."""
+
+    kept: Kept
+    report: KeptReport
+
+
+class Recalled(Wire, frozen=True, tag=20):
+    """SPEC 4.10: the last answer under the request's name; None where there was none."""
+
+    ceremony: Bytes16
+    answer: Answer | None
+
+
 ReportBody = (
     NonceReport
     | LinkReport
@@ -547,6 +590,7 @@ ReportBody = (
     | UnknownPresignatures
     | BatchShareReport
     | Convicted
+    | Recalled
 )
 
 
@@ -584,11 +628,13 @@ class PeerFrame(Wire, frozen=True, tag=3):
 
 
 class Order(Wire, frozen=True, tag=4):
-    """A coordinator's order; `key` is the stored record of `body.key_id` where the order has one."""
+    """A coordinator's order; `key` is the stored record of `body.key_id` where the order has one, `answer` what the
+    store keeps under the name of its request."""
 
     coordinator: Name
     body: OrderBody
     key: Record | None
+    answer: Answer | None = None
 
 
 class GateReply(Wire, frozen=True, tag=5):
@@ -652,11 +698,13 @@ class ToPeer(Wire, frozen=True, tag=2):
 
 
 class Report(Wire, frozen=True, tag=3):
-    """A report for `coordinator`. `audit` must be committed *before* the report leaves the signer."""
+    """A report for `coordinator`. `audit` must be committed *before* the report leaves the signer, and with it, where
+    `kept` is not None, the report as the newest answer of that name (SPEC 4.10)."""
 
     coordinator: Name
     body: ReportBody
     audit: tuple[AuditEntry, ...]
+    kept: Kept | None = None
 
 
 class Store(Wire, frozen=True, tag=4):

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from policies.transcript import Tag, digest
+
 KEYS_PATH = "/v1/keys"
 
 LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,95}$(?!\n)"
@@ -151,3 +153,13 @@ def signatures_path(key_id: str) -> str:
 def signature_batches_path(key_id: str) -> str:
     """The path a batch of hashes is sent to, and that its JWS must name."""
     return f"{KEYS_PATH}/{key_id}/signature-batches"
+
+
+def request_name(network: str, client_id: str, external_id: str) -> bytes:
+    """32 bytes naming what a client asks for under one external id, however often and wherever it asks (SPEC 4.10)."""
+    return digest(Tag.REQUEST_NAME, network.encode(), client_id.encode(), external_id.encode())
+
+
+def body_digest(path: str, body: bytes) -> bytes:
+    """32 bytes by which two requests of one name are compared: what they ask for, and where."""
+    return digest(Tag.REQUEST_BODY, path.encode(), body)

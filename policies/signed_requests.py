@@ -18,6 +18,7 @@ import msgspec
 from policies.errors import Refused
 from policies.json_strict import JsonInvalid, parse_json
 from policies.model import Algorithm, Client
+from policies.requests import request_name
 
 MAX_LIFETIME_S = 300
 CLOCK_SKEW_S = 30
@@ -76,6 +77,23 @@ def split_jws(jws: str) -> UnverifiedJws:
         raise Refused("request/jws", f"a signature of {len(signature)} bytes, not {SIGNATURE_BYTES}")
     header = parse_strictly(_decode(parts[0]), ProtectedHeader, "request/header")
     return UnverifiedJws(parts[0], header, signature)
+
+
+class _NamedHeader(msgspec.Struct, frozen=True):
+    kid: Text
+
+
+class _NamedBody(msgspec.Struct, frozen=True, rename="camel"):
+    external_id: Text
+
+
+def claimed_name(network: str, jws: str, body: bytes) -> bytes | None:
+    """The request's name (SPEC 4.10) as it claims to be, unverified; None where it can have none."""
+    try:
+        header = msgspec.json.decode(_decode(jws.partition(".")[0]), type=_NamedHeader)
+        return request_name(network, header.kid, msgspec.json.decode(body, type=_NamedBody).external_id)
+    except (Refused, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def parse_strictly(data: bytes, kind: type[T], rule: str) -> T:

@@ -21,6 +21,8 @@ class Tag(StrEnum):
     FINGERPRINT = "keymoot/v1/identity-fingerprint"
     # requests
     CLIENT_REQUEST = "keymoot/v1/client-request"
+    REQUEST_NAME = "keymoot/v1/request-name"
+    REQUEST_BODY = "keymoot/v1/request-body"
     GATE_REQUEST = "keymoot/v1/gate-signer-info"
     # channels (TRANSPORT)
     HANDSHAKE = "keymoot/v1/channel/handshake"

@@ -11,7 +11,8 @@ import msgspec
 from aiohttp import web
 
 from appliance.api.batches import UNFINISHED as UNFINISHED_BATCH
-from appliance.api.models import KeyList, KeyState, Readiness, SignatureList, SignatureState
+from appliance.api.batches import SignatureBatch
+from appliance.api.models import Key, KeyList, KeyState, Readiness, Signature, SignatureList, SignatureState
 from appliance.api.paths import COORDINATOR_PATH, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.coordinator.admission import READER, SIGNED, Admission
 from appliance.coordinator.identity import Identity
@@ -32,6 +33,7 @@ from appliance.coordinator.problems import Handler, NotFound, Unprocessable, ans
 from appliance.coordinator.views import show_batch, show_key, show_keys, show_signature
 from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
+from appliance.store.accepted import CONFLICT, ExternalIdTaken
 from appliance.store.coordinator import SignatureRow
 from appliance.store.keys import KeyRow
 from policies.errors import CallerError
@@ -246,8 +248,11 @@ def _burst(request: web.Request) -> int | None:
     return int(text)
 
 
-def _posted(shown: msgspec.Struct, new: bool, *, ended: bool) -> web.Response:
-    """202 while it is under way; 201 for a new resource that has ended, 200 for one that was there already."""
+def _posted(shown: Key | Signature | SignatureBatch, new: bool, *, ended: bool) -> web.Response:
+    """202 while it is under way; 201 for a new resource that has ended, 200 for one that was there already. Raises
+    `ExternalIdTaken` where the signers know the external id as another request's."""
+    if shown.reason is not None and shown.reason.code == CONFLICT:
+        raise ExternalIdTaken(f"externalId {shown.external_id}: {shown.reason.message}")
     return _json(shown, 202 if not ended else 201 if new else 200)
 
 

@@ -15,23 +15,23 @@ from appliance.api.derivation import derive
 from appliance.api.models import SignatureValue
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.combine import CombineFailed, combine
-from appliance.coordinator.errors import SPENT_RULES, CeremonyEnded, failure
+from appliance.coordinator.errors import CeremonyEnded, failure
 from appliance.coordinator.pools import BatchReservation, Pools
-from appliance.coordinator.signing import AUTHORISE_TIMEOUT_S, MAX_ATTEMPTS, loop_deadline_s
+from appliance.coordinator.recall import After, Earlier, Recall, until_done
+from appliance.coordinator.signing import AUTHORISE_TIMEOUT_S, loop_deadline_s
 from enclave import wire
 from policies.requests import HashBatch
 
 ITEMS_AT_ONCE = 16
 # Every round may use up one of the attempts that the enclaves allow a request.
 MAX_ROUNDS = 3
-COMMITTEE_TIMEOUT_S = 90.0
 ONLINE_TIMEOUT_S = 60.0
 
 
 class Network(Protocol):
     """What batches need of the rest of the coordinator."""
 
-    async def committee_for_batch(self, timeout_s: float, count: int) -> tuple[int, ...]:
+    async def committee_for_batch(self, count: int, *, patient: bool = False) -> tuple[int, ...]:
         """Exactly 2t+1 linked signers that have `count` presignatures. Raises `CeremonyEnded`."""
 
     async def activate_key(self, index: int, key_id: str) -> None:
@@ -52,12 +52,15 @@ class Item:
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """What is to be signed. `on_pending` is called when a gate says that it needs time."""
+    """What is to be signed. `on_pending` is called when a gate says that it needs time. `recall_first`: it may have
+    been answered before. `patient`: signers may be on their way back."""
 
     client: wire.ClientRequest
     key_id: str
     items: tuple[Item, ...]
     on_pending: Callable[[], Awaitable[None]]
+    recall_first: bool = False
+    patient: bool = False
 
 
 T = TypeVar("T")
@@ -82,34 +85,52 @@ def _derive(paths: Sequence[tuple[int, ...]], key: wire.Acknowledgement) -> dict
 class BatchSigning:
     """Runs batches. `wall_clock`: Unix seconds."""
 
-    def __init__(self, ceremonies: Ceremonies, pools: Pools, network: Network, wall_clock: Callable[[], float]) -> None:
-        self._ceremonies, self._pools, self._network = ceremonies, pools, network
+    def __init__(
+        self,
+        ceremonies: Ceremonies,
+        pools: Pools,
+        network: Network,
+        recall: Recall,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._ceremonies, self._pools, self._network, self._recall = ceremonies, pools, network, recall
         self._clock = wall_clock
         self._combining = asyncio.Lock()
 
     async def sign(self, request: BatchRequest) -> tuple[ItemResult, ...]:
         """A verified signature for each hash, or why there is none; one at least. Raises as `Signing.sign`."""
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            committee = await self._network.committee_for_batch(COMMITTEE_TIMEOUT_S, len(request.items))
-            try:
-                return await self._attempt(request, committee)
-            except CeremonyEnded as error:
-                if attempt == MAX_ATTEMPTS or error.code in SPENT_RULES:
-                    raise
-                if error.code == "key/pending":
-                    await self._network.activate_key(error.signer, request.key_id)
-        raise AssertionError("unreachable")
+        return await until_done(
+            lambda after: self._attempt(request, after),
+            lambda: self._recalled(request),
+            lambda signer: self._network.activate_key(signer, request.key_id),
+            recall_first=request.recall_first,
+        )
 
-    async def _attempt(self, request: BatchRequest, committee: tuple[int, ...]) -> tuple[ItemResult, ...]:
+    async def _recalled(self, request: BatchRequest) -> tuple[tuple[ItemResult, ...] | None, After]:
+        """SPEC 4.10: the results of an earlier attempt, where all its shares were given."""
+        # All of a committee must be there, or there is nobody to ask.
+        await self._network.committee_for_batch(1, patient=request.patient)
+        recalled = await self._recall.ask(request.client)
+        for shares in recalled.complete(wire.BatchShareReport, self._recall.roster.is_committee):
+            try:
+                _check_counts(shares, request)
+                return await self._combine(request.items, shares), {}
+            except CeremonyEnded:
+                # Somebody gave wrong shares: that attempt has no result.
+                continue
+        return None, recalled.after()
+
+    async def _attempt(self, request: BatchRequest, after: After) -> tuple[ItemResult, ...]:
+        committee = await self._network.committee_for_batch(len(request.items), patient=request.patient)
         given = False
         reservation = BatchReservation(self._pools, committee, len(request.items))
         try:
             with self._ceremonies.open(committee) as approval:
                 try:
-                    authorizations = await self._authorise(approval, request, reservation)
+                    authorizations = await self._authorise(approval, request, reservation, after)
                     # Some member may take them out of its pool from here on.
                     reservation.spend()
-                    shares = await self._online_step(request, committee, authorizations)
+                    shares = await self._online_step(request, committee, authorizations, after)
                     given = True
                 finally:
                     if not given:
@@ -119,14 +140,17 @@ class BatchSigning:
         return await self._combine(request.items, shares)
 
     async def _authorise(
-        self, approval: Ceremony, request: BatchRequest, reservation: BatchReservation
+        self, approval: Ceremony, request: BatchRequest, reservation: BatchReservation, after: After
     ) -> tuple[wire.SignedBatchAuthorization, ...]:
         """SPEC 4.7: every member's authorization of the whole batch, for the presignatures of the last round."""
         for _ in range(MAX_ROUNDS):
             names = reservation.names
-            approval.order_all(
-                wire.BatchSignOrder(approval.id, request.key_id, request.client, approval.members, names)
-            )
+            key_id, members = request.key_id, approval.members
+            for index in members:
+                approval.order(
+                    index,
+                    wire.BatchSignOrder(approval.id, key_id, request.client, members, names, after.get(index)),
+                )
             got, unknown = await self._answers(approval, request, names)
             if not unknown:
                 _check_terms(got, request, names)
@@ -156,6 +180,8 @@ class BatchSigning:
                     got[index] = signed
                 case wire.UnknownPresignatures(_, lacking) if index in silent and named.issuperset(lacking):
                     unknown |= dict.fromkeys(lacking, index)
+                case wire.Recalled():
+                    raise Earlier(index)
                 case _:
                     raise failure(index, report)
             silent.discard(index)
@@ -166,14 +192,15 @@ class BatchSigning:
         request: BatchRequest,
         committee: tuple[int, ...],
         authorizations: tuple[wire.SignedBatchAuthorization, ...],
+        after: After,
     ) -> dict[int, wire.BatchShareReport]:
         """SPEC 4.8, 4.9: every member's shares of all hashes. A ceremony of its own, as for one signature."""
         with self._ceremonies.open(committee) as online:
+            # What is answered to this attempt has come to nothing where there is another one.
+            after.update(dict.fromkeys(committee, online.id))
             online.order_all(wire.BatchOnlineOrder(online.id, request.key_id, authorizations))
             shares = await online.one_each(wire.BatchShareReport, ONLINE_TIMEOUT_S)
-        for index, report in shares.items():
-            if (len(report.r_points), len(report.s)) != (len(request.items),) * 2:
-                raise CeremonyEnded("unexpected-report", "not one share for each hash", index)
+        _check_counts(shares, request)
         return shares
 
     async def _combine(
@@ -204,6 +231,13 @@ def _combine_some(
         except CombineFailed as error:
             results.append(error)
     return results
+
+
+def _check_counts(shares: Mapping[int, wire.BatchShareReport], request: BatchRequest) -> None:
+    """Raises `CeremonyEnded`."""
+    for index, report in shares.items():
+        if (len(report.r_points), len(report.s)) != (len(request.items),) * 2:
+            raise CeremonyEnded("unexpected-report", "not one share for each hash", index)
 
 
 def _check_terms(

@@ -27,6 +27,7 @@ KINDS: Mapping[type[wire.Wire], str] = {
     wire.OnlineOrder: "online",
     wire.BatchSignOrder: "batch-authorize",
     wire.BatchOnlineOrder: "batch-online",
+    wire.RecallOrder: "recall",
 }
 
 # The steps of these take every member the same work, and no gate is asked.

@@ -88,6 +88,14 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("pool.low is above pool.high")
 
 
+class WaitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long a request waits before it fails: `signers_s` while fewer signers are online than it needs, `pool_s`
+    for links and presignatures, three times as long for a batch."""
+
+    signers_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 5.0
+    pool_s: Annotated[float, msgspec.Meta(ge=1, le=600)] = 30.0
+
+
 class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`coordinator.yaml`. `name` is what signers call this coordinator.
 
@@ -101,6 +109,7 @@ class CoordinatorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     signers: SignersSettings
     api: ApiSettings
     pool: PoolSettings = msgspec.field(default_factory=PoolSettings)
+    wait: WaitSettings = msgspec.field(default_factory=WaitSettings)
     metrics: LoopbackListen | None = None
 
 

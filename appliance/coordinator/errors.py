@@ -8,7 +8,7 @@ from policies.errors import KeymootError, Refused
 # Refusals of these rules say nothing about what was asked: the request has failed, it was not rejected.
 STATE_RULES = frozenset({"unavailable", "busy", "committee", "key/pending", "key", "record"})
 # Neither do these, but trying the same request once more is pointless: its client must sign it anew.
-SPENT_RULES = frozenset({"request/boot", "request/attempts"})
+SPENT_RULES = frozenset({"request/boot", "request/attempts", "request/expired"})
 
 
 class CeremonyEnded(KeymootError):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from appliance.api.certificates import CertificateRefused, verify_certificate
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.errors import CeremonyEnded, Rejected, failure
 from appliance.coordinator.prepare import collect_nonces
+from appliance.coordinator.recall import After, Earlier, Recall, Recalled, until_done
 from enclave import wire
 from policies.roster import Roster
 
 KEYGEN_TIMEOUT_S = 75.0
 ACTIVATE_TIMEOUT_S = 15.0
+REPLAYED = "request/replayed"
 
 Certificate = tuple[wire.SignedAcknowledgement, ...]
 
@@ -27,15 +30,84 @@ class NewKey:
     activated: frozenset[int]
 
 
-async def keygen(ceremonies: Ceremonies, roster: Roster, request: wire.ClientRequest, label: str) -> NewKey:
-    """Let all signers make the key that `request` asks for. Raises `CeremonyEnded` or `Rejected`.
+async def keygen(
+    ceremonies: Ceremonies,
+    roster: Roster,
+    request: wire.ClientRequest,
+    label: str,
+    recall: Recall,
+    everybody: Callable[[], Awaitable[None]],
+    *,
+    recall_first: bool = False,
+) -> NewKey:
+    """The key that `request` asks for: made by all signers, or the one that was made before (SPEC 4.10).
+
+    `everybody()` returns once all signers are linked. Raises `CeremonyEnded` or `Rejected`.
+    """
+
+    async def attempt(after: After) -> NewKey:
+        await everybody()
+        return await _make(ceremonies, roster, request, label, after)
+
+    async def recalled() -> tuple[NewKey | None, After]:
+        await everybody()
+        return _made_before(await recall.ask(request), roster, label)
+
+    async def nothing(_: int) -> None:
+        return
+
+    try:
+        # Enclaves carry out a request for a key once; its client may sign it anew.
+        return await until_done(attempt, recalled, nothing, recall_first=recall_first, most=1)
+    except Rejected as error:
+        if error.rule != REPLAYED:
+            raise
+        raise CeremonyEnded(error.rule, error.reason, error.signer) from error
+
+
+def _made_before(recalled: Recalled, roster: Roster, label: str) -> tuple[NewKey | None, After]:
+    """The key, where somebody holds its certificate or all acknowledgements of one ceremony are there."""
+
+    def everybody(members: tuple[int, ...]) -> bool:
+        return members == roster.indices
+
+    reports = {j: answer.report for j, answer in recalled.answers.items() if answer is not None}
+    activated = {j: report for j, report in reports.items() if isinstance(report, wire.KeysActivated)}
+    for report in activated.values():
+        for certificate in report.certificates:
+            key = _proven(certificate, roster, label, frozenset(activated))
+            if key is not None:
+                return key, {}
+    for each in recalled.complete(wire.KeysAcknowledged, everybody):
+        certificate = tuple(signed for j in roster.indices for signed in each[j].acknowledgements)
+        key = _proven(certificate, roster, label, frozenset())
+        if key is not None:
+            return key, {}
+    return None, recalled.after()
+
+
+def _proven(certificate: Certificate, roster: Roster, label: str, activated: frozenset[int]) -> NewKey | None:
+    """The key with its certificate, where that verifies and is of this label."""
+    try:
+        proven = verify_certificate(certificate, roster)
+    except CertificateRefused:
+        return None
+    return NewKey(proven, certificate, activated) if proven.label == label else None
+
+
+async def _make(
+    ceremonies: Ceremonies, roster: Roster, request: wire.ClientRequest, label: str, after: After
+) -> NewKey:
+    """Let all signers make a key. Raises `CeremonyEnded` or `Rejected`.
 
     Once all acknowledgements are there the key exists, whatever fails afterwards: who missed its activation gets the
     certificate later.
     """
     with ceremonies.open(roster.indices) as ceremony:
         nonces = await collect_nonces(ceremony, "keygen")
-        ceremony.order_all(wire.KeygenOrder(ceremony.id, (request,), nonces))
+        for index in ceremony.members:
+            ceremony.order(index, wire.KeygenOrder(ceremony.id, (request,), nonces, after.get(index)))
+        after.update(dict.fromkeys(ceremony.members, ceremony.id))
         acknowledged: dict[int, wire.SignedAcknowledgement] = {}
         activated: set[int] = set()
         try:
@@ -70,6 +142,8 @@ async def _collect(
                 for signed in certificate:
                     if signed.acknowledgement.index in members:
                         acknowledged.setdefault(signed.acknowledgement.index, signed)
+            case wire.Recalled():
+                raise Earlier(index)
             case _:
                 raise failure(index, report)
 

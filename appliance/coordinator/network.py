@@ -13,7 +13,7 @@ import structlog
 from appliance import relay
 from appliance.coordinator.ceremonies import Ceremonies
 from appliance.coordinator.changes import Changes
-from appliance.coordinator.config import PoolSettings
+from appliance.coordinator.config import PoolSettings, WaitSettings
 from appliance.coordinator.convictions import Convictions
 from appliance.coordinator.errors import CeremonyEnded
 from appliance.coordinator.keybook import KeyBook
@@ -21,12 +21,15 @@ from appliance.coordinator.keygen import activate
 from appliance.coordinator.learning import KeyLearning
 from appliance.coordinator.line import Line
 from appliance.coordinator.pools import Pools
+from appliance.coordinator.recall import Recall
 from appliance.coordinator.refill import Refill, marks_of
 from appliance.coordinator.sessions import Signers
 from appliance.coordinator.standing import Standing
 from appliance.coordinator.upkeep import Upkeep
 from enclave import wire
 from policies.roster import Roster
+
+BATCH_PATIENCE = 3
 
 log = structlog.get_logger()
 
@@ -52,11 +55,14 @@ class Network:
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
         convicted: Path | None = None,
+        wait: WaitSettings | None = None,
     ) -> None:
         """`wall_clock`: Unix seconds, for what is shown to people; `clock`: monotonic seconds; `convicted`: the file of
         convictions, None to keep them in memory. Raises `CallerError` for one that is not ours."""
         self._roster, self._changes, self._keybook = roster, changes, keybook
-        self._random = random
+        self._random, self._wait, self._clock = random, wait or WaitSettings(), clock
+        # At `k`: since when fewer than `k` signers are online, on the monotonic clock.
+        self._fewer_since_s = [clock()] * (roster.n + 2)
         self.signers = Signers(roster, changes, self, wall_clock)
         self.convictions = Convictions(roster, convicted, changes.notify, wall_clock, clock)
         self.standing = Standing(clock, self.convictions.indices)
@@ -75,6 +81,7 @@ class Network:
             self.forget_batch,
             clock,
         )
+        self.recall = Recall(self.ceremonies, roster, self.signers.online)
         self._upkeep = Upkeep(self, roster, changes, keybook)
         self._learning = KeyLearning(roster, keybook, self.signers.ask_keys, self._upkeep.activate_at)
 
@@ -90,6 +97,7 @@ class Network:
     def on_lost(self, index: int) -> None:
         """Its ceremonies end."""
         log.info("signer-lost", signer=self.signers.name(index))
+        self._fewer_since_s[len(self.signers.online()) + 1] = self._clock()
         self.pools.forget_member(index)
         self._upkeep.on_lost(index)
         self.ceremonies.on_lost(index)
@@ -127,14 +135,17 @@ class Network:
 
     # --- what requests need ---
 
-    async def committee(self, timeout_s: float, count: int = 1) -> tuple[int, ...]:
+    async def committee(self, count: int = 1, *, patient: bool = False) -> tuple[int, ...]:
         """The committee with most presignatures among those that can sign now, `count` of them at least; one without
         signers that failed or are slow, where there is one.
 
         Where there is none, requests wait in the order in which they came. Whoever gets a committee takes its
         presignatures before it awaits anything else. Raises `CeremonyEnded` where there is none in time, saying what
-        is missing.
+        is missing: soon where too few signers are online, unless the request is `patient`.
         """
+        return await self._committee(self._wait.pool_s, count, patient)
+
+    async def _committee(self, timeout_s: float, count: int, patient: bool) -> tuple[int, ...]:
         if not len(self.line):
             best = self._best(count)
             if best is not None:
@@ -142,13 +153,14 @@ class Network:
             # Filling goes on without a pause while somebody waits.
             self._changes.notify()
         try:
+            arrived_s = self._clock()
             async with asyncio.timeout(timeout_s), self.line.turn():
                 while True:
                     change = self._changes.next()
                     best = self._best(count)
                     if best is not None:
                         return best
-                    await change.wait()
+                    await self._next_change(change, self._roster.committee_size, arrived_s, patient)
         except TimeoutError:
             missing = self.trouble() or f"not {count} presignatures in time: the pools were used up by others"
             raise CeremonyEnded("no-committee", missing) from None
@@ -158,23 +170,37 @@ class Network:
         able = [committee for committee in self._candidates() if self.pools.available(committee) >= count]
         return min(able, key=lambda c: (len(avoided.intersection(c)), -self.pools.available(c)), default=None)
 
-    async def committee_for_batch(self, timeout_s: float, count: int) -> tuple[int, ...]:
+    async def _next_change(self, change: asyncio.Event, needed: int, since_s: float, patient: bool) -> None:
+        """Wait for `change`. Raises `TimeoutError` once fewer than `needed` signers have been online for too long for
+        somebody who waits since `since_s`."""
+        online = len(self.signers.online())
+        if patient or online >= needed:
+            await change.wait()
+            return
+        left_s = max(since_s, self._fewer_since_s[online + 1]) + self._wait.signers_s - self._clock()
+        async with asyncio.timeout(left_s):
+            await change.wait()
+
+    async def committee_for_batch(self, count: int, *, patient: bool = False) -> tuple[int, ...]:
         """As `committee`; its pool is filled up to `count` where that is more than it is kept at."""
         self.refill.wanted.append(count)
         self._changes.notify()
         try:
-            return await self.committee(timeout_s, count)
+            return await self._committee(BATCH_PATIENCE * self._wait.pool_s, count, patient)
         finally:
             self.refill.wanted.remove(count)
 
-    async def everybody(self, timeout_s: float) -> None:
-        """Until all signers are linked. Raises `CeremonyEnded` where they aren't in time."""
+    async def everybody(self, *, patient: bool = False) -> None:
+        """Until all signers are linked. Raises `CeremonyEnded` where they aren't in time, as `committee` does."""
         try:
-            async with asyncio.timeout(timeout_s):
+            since_s = self._clock()
+            async with asyncio.timeout(self._wait.pool_s):
                 while not self.signers.linked(self._roster.indices):
-                    await self._changes.next().wait()
+                    await self._next_change(self._changes.next(), self._roster.n, since_s, patient)
         except TimeoutError:
-            raise CeremonyEnded("no-committee", self.trouble() or "the links came too late") from None
+            away = [each.name for each in self._roster.signers if each.index not in self.signers.online()]
+            missing = f"all signers must be online; away: {', '.join(away)}" if away else "the links came too late"
+            raise CeremonyEnded("no-committee", missing) from None
 
     async def activate_key(self, index: int, key_id: str) -> None:
         """Let signer `index` activate a pending key by its certificate. Raises `CeremonyEnded`, `Unavailable`."""

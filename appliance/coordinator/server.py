@@ -147,10 +147,10 @@ class Coordinator:
         keybook = KeyBook(store, time.time)
         convicted = config.state.parent / CONVICTED_FILE
         self.network = network = Network(
-            roster, config.pool, Changes(), keybook, secrets.token_bytes, convicted=convicted
+            roster, config.pool, Changes(), keybook, secrets.token_bytes, convicted=convicted, wait=config.wait
         )
-        signing = Signing(network.ceremonies, network.pools, network, time.time)
-        batches = BatchSigning(network.ceremonies, network.pools, network, time.time)
+        signing = Signing(network.ceremonies, network.pools, network, network.recall, time.time)
+        batches = BatchSigning(network.ceremonies, network.pools, network, network.recall, time.time)
         work = Work(store, roster, network, signing, batches, keybook, secrets.token_bytes, time.time, self._fail)
         stack.push_async_callback(work.close)
         await work.resume()

@@ -9,14 +9,13 @@ from typing import Protocol
 
 from appliance.api.models import SignatureValue
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
-from appliance.coordinator.combine import combine
-from appliance.coordinator.errors import SPENT_RULES, CeremonyEnded, failure
+from appliance.coordinator.combine import CombineFailed, combine
+from appliance.coordinator.errors import CeremonyEnded, failure
 from appliance.coordinator.pools import Pools, Reservation
+from appliance.coordinator.recall import After, Earlier, Recall, until_done
 from enclave import wire
 
-MAX_ATTEMPTS = 3
 MAX_RENAMES = 3
-COMMITTEE_TIMEOUT_S = 30.0
 AUTHORISE_TIMEOUT_S = 75.0
 ONLINE_TIMEOUT_S = 20.0
 MAX_GATE_WAIT_S = 24 * 3600.0
@@ -26,7 +25,7 @@ GATE_MARGIN_S = 15.0
 class Network(Protocol):
     """What signing needs of the rest of the coordinator."""
 
-    async def committee(self, timeout_s: float) -> tuple[int, ...]:
+    async def committee(self, *, patient: bool = False) -> tuple[int, ...]:
         """Exactly 2t+1 linked signers that have presignatures. Raises `CeremonyEnded`."""
 
     async def activate_key(self, index: int, key_id: str) -> None:
@@ -40,7 +39,8 @@ class Network(Protocol):
 class SigningRequest:
     """What is to be signed. `h`: the 32-byte hash; `public_key`: the child key, 33 bytes.
 
-    `on_pending` is called when a gate says that it needs time.
+    `on_pending` is called when a gate says that it needs time. `recall_first`: it may have been answered before.
+    `patient`: signers may be on their way back.
     """
 
     client: wire.ClientRequest
@@ -48,38 +48,57 @@ class SigningRequest:
     h: bytes
     public_key: bytes
     on_pending: Callable[[], Awaitable[None]]
+    recall_first: bool = False
+    patient: bool = False
 
 
 class Signing:
     """Runs signing requests. `wall_clock`: Unix seconds."""
 
-    def __init__(self, ceremonies: Ceremonies, pools: Pools, network: Network, wall_clock: Callable[[], float]) -> None:
-        self._ceremonies, self._pools, self._network = ceremonies, pools, network
+    def __init__(
+        self,
+        ceremonies: Ceremonies,
+        pools: Pools,
+        network: Network,
+        recall: Recall,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._ceremonies, self._pools, self._network, self._recall = ceremonies, pools, network, recall
         self._clock = wall_clock
 
     async def sign(self, request: SigningRequest) -> SignatureValue:
         """A verified signature. Raises `Rejected` where a signer said no, else `CeremonyEnded` of the last attempt."""
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            committee = await self._network.committee(COMMITTEE_TIMEOUT_S)
-            try:
-                return await self._attempt(request, committee)
-            except CeremonyEnded as error:
-                if attempt == MAX_ATTEMPTS or error.code in SPENT_RULES:
-                    raise
-                if error.code == "key/pending":
-                    await self._network.activate_key(error.signer, request.key_id)
-        raise AssertionError("unreachable")
+        return await until_done(
+            lambda after: self._attempt(request, after),
+            lambda: self._recalled(request),
+            lambda signer: self._network.activate_key(signer, request.key_id),
+            recall_first=request.recall_first,
+        )
 
-    async def _attempt(self, request: SigningRequest, committee: tuple[int, ...]) -> SignatureValue:
+    async def _recalled(self, request: SigningRequest) -> tuple[SignatureValue | None, After]:
+        """SPEC 4.10: the signature of an earlier attempt, where all its shares were given."""
+        # All of a committee must be there, or there is nobody to ask.
+        await self._network.committee(patient=request.patient)
+        recalled = await self._recall.ask(request.client)
+        for shares in recalled.complete(wire.ShareReport, self._recall.roster.is_committee):
+            try:
+                return combine(request.h, shares, request.public_key), {}
+            except CombineFailed:
+                # Somebody gave a wrong share: that attempt has no result.
+                continue
+        return None, recalled.after()
+
+    async def _attempt(self, request: SigningRequest, after: After) -> SignatureValue:
+        committee = await self._network.committee(patient=request.patient)
         signed = False
         reservation = Reservation(self._pools, committee)
         try:
             with self._ceremonies.open(committee) as approval:
                 try:
-                    authorizations = await self._authorise(approval, request, reservation)
+                    authorizations = await self._authorise(approval, request, reservation, after)
                     # Some member may take it out of its pool from here on.
                     reservation.spend()
-                    shares = await self._online_step(request, committee, authorizations)
+                    shares = await self._online_step(request, committee, authorizations, after)
                     value = combine(request.h, shares, request.public_key)
                     signed = True
                     return value
@@ -90,14 +109,14 @@ class Signing:
             reservation.release()
 
     async def _authorise(
-        self, approval: Ceremony, request: SigningRequest, reservation: Reservation
+        self, approval: Ceremony, request: SigningRequest, reservation: Reservation, after: After
     ) -> tuple[wire.SignedAuthorization, ...]:
         """SPEC 4.1: every member's authorization of the request, for one presignature."""
         members = approval.members
         got: dict[int, wire.SignedAuthorization] = {}
         deadline_s = asyncio.get_running_loop().time() + AUTHORISE_TIMEOUT_S
         pending, renames = False, 0
-        self._order_signing(approval, request, reservation)
+        self._order_signing(approval, request, reservation, after)
         while len(got) < len(members):
             index, report = await approval.next(deadline_s, set(members) - got.keys())
             match report:
@@ -121,25 +140,32 @@ class Signing:
                         raise CeremonyEnded("no-presignatures", "the pools of the signers do not agree", index)
                     reservation.rename(index)
                     got.clear()
-                    self._order_signing(approval, request, reservation)
+                    self._order_signing(approval, request, reservation, after)
+                case wire.Recalled():
+                    raise Earlier(index)
                 case _:
                     raise failure(index, report)
         _check_terms(got, request)
         return tuple(got[index] for index in members)
 
-    def _order_signing(self, approval: Ceremony, request: SigningRequest, reservation: Reservation) -> None:
-        approval.order_all(
-            wire.SignOrder(approval.id, request.key_id, request.client, approval.members, reservation.name)
-        )
+    def _order_signing(
+        self, approval: Ceremony, request: SigningRequest, reservation: Reservation, after: After
+    ) -> None:
+        key_id, members, name = request.key_id, approval.members, reservation.name
+        for index in members:
+            approval.order(index, wire.SignOrder(approval.id, key_id, request.client, members, name, after.get(index)))
 
     async def _online_step(
         self,
         request: SigningRequest,
         committee: tuple[int, ...],
         authorizations: tuple[wire.SignedAuthorization, ...],
+        after: After,
     ) -> dict[int, wire.ShareReport]:
         """SPEC 4.2: every member's signature share. A ceremony of its own, so that no share of another attempt fits."""
         with self._ceremonies.open(committee) as online:
+            # What is answered to this attempt has come to nothing where there is another one.
+            after.update(dict.fromkeys(committee, online.id))
             online.order_all(wire.OnlineOrder(online.id, request.key_id, authorizations))
             return await online.one_each(wire.ShareReport, ONLINE_TIMEOUT_S)
 

@@ -20,6 +20,7 @@ from appliance.api.models import (
     SignatureState,
     SignatureValue,
 )
+from appliance.store.accepted import shown_external_id
 from appliance.store.batches import BatchRow
 from appliance.store.certificates import decode_certificate
 from appliance.store.coordinator import SignatureRow
@@ -57,7 +58,7 @@ def _show_key(row: KeyRow, roster: Roster) -> Key:
         tolerate=roster.tolerate,
         scheme_statement=describe_scheme(roster.n, roster.tolerate),
         label=row.label,
-        external_id="" if row.learned else row.external_id,
+        external_id="" if row.learned else shown_external_id(row.external_id),
         created_at=_time(row.created_at_ms),
         reason=_reason(row),
     )
@@ -83,7 +84,7 @@ def show_signature(row: SignatureRow) -> Signature:
             status=SignatureState(row.state),
             kind=row.kind,
             derivation_path=msgspec.json.decode(row.derivation_path, type=tuple[int, ...]),
-            external_id=row.external_id,
+            external_id=shown_external_id(row.external_id),
             created_at=_time(row.created_at_ms),
             signature=None if row.result is None else msgspec.json.decode(row.result, type=SignatureValue),
             reason=_reason(row),
@@ -98,7 +99,7 @@ def show_batch(row: BatchRow) -> SignatureBatch:
             key_id=row.key_id,
             status=BatchState(row.state),
             count=row.count,
-            external_id=row.external_id,
+            external_id=shown_external_id(row.external_id),
             created_at=_time(row.created_at_ms),
             results=() if row.result is None else msgspec.json.decode(row.result, type=tuple[BatchResult, ...]),
             reason=_reason(row),

@@ -23,23 +23,22 @@ from appliance.coordinator.keygen import keygen
 from appliance.coordinator.messages import message_hash
 from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing, SigningRequest
+from appliance.coordinator.unfinished import client_request, wanted_items, wanted_label, wanted_signature
 from appliance.durations import DurationsBy
 from appliance.store import CoordinatorStore
-from appliance.store.accepted import Accepted
+from appliance.store.accepted import CONFLICT, Accepted
 from appliance.store.batches import BatchRow
 from appliance.store.coordinator import SignatureRow
-from appliance.store.failures import Damaged, StoreFailed
+from appliance.store.failures import StoreFailed
 from appliance.store.keys import KeyRow
 from enclave import wire
-from policies.errors import CallerError, Unavailable
+from policies.errors import Unavailable
 from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
 
 MAX_UNDER_WAY = 4096
 MAX_BATCHES_UNDER_WAY = 64
 KEYGENS_AT_ONCE = 4
-LINK_TIMEOUT_S = 30.0
-RESUME_WITHIN_S = 300
 
 log = structlog.get_logger()
 
@@ -72,17 +71,19 @@ class Work:
     # --- acceptance ---
 
     async def create_key(self, client: wire.ClientRequest, body: KeyCreation) -> tuple[str, bool]:
-        """Accept the request for a key. Returns its id, and False where its external id stood for it already.
+        """Accept the request for a key. Returns its id, and False where its external id stood for it already; where
+        that has failed, it is taken up again.
 
         Raises `ExternalIdTaken`; `Unavailable` where nothing was accepted.
         """
         self._check_room()
-        accepted = self._accepted("kreq_", client, body.external_id)
-        request_id, new = await self._store.keys.accept(accepted, body.label)
-        self._log_accepted(request_id, "Key", client, new=new)
-        if new:
-            self._start(request_id, "Key", self._run_key(request_id, client, body.label))
-        return request_id, new
+        request = self._accepted("kreq_", client, body.external_id)
+        accepted = await self._store.keys.accept(request, body.label)
+        self._log_accepted(accepted.id, "Key", client, new=accepted.new)
+        if accepted.run:
+            run = self._run_key(accepted.id, client, body.label, again=not accepted.new)
+            self._start(accepted.id, "Key", run)
+        return accepted.id, accepted.new
 
     async def create_signature(
         self, client: wire.ClientRequest, key: CertifiedKey, body: SigningBody
@@ -94,14 +95,14 @@ class Work:
         public_key, _ = derive(acknowledgement.public_key, acknowledgement.chain_code, body.derivation_path)
         # Typed data that has no hash is refused before it is accepted.
         message_hash(body)
-        accepted = self._accepted("sig_", client, body.external_id)
+        request = self._accepted("sig_", client, body.external_id)
         key_id, kind = acknowledgement.key_id, type(body).__name__
-        signature_id, new = await self._store.accept_signature(accepted, key_id, kind, body.derivation_path)
-        self._log_accepted(signature_id, kind, client, new=new)
-        if new:
-            run = self._run_signature(signature_id, client, key_id, public_key, body)
-            self._start(signature_id, kind, run)
-        return signature_id, new
+        accepted = await self._store.accept_signature(request, key_id, kind, body.derivation_path)
+        self._log_accepted(accepted.id, kind, client, new=accepted.new)
+        if accepted.run:
+            run = self._run_signature(accepted.id, client, key_id, public_key, body, again=not accepted.new)
+            self._start(accepted.id, kind, run)
+        return accepted.id, accepted.new
 
     async def create_batch(self, client: wire.ClientRequest, key: CertifiedKey, body: HashBatch) -> tuple[str, bool]:
         """Accept a batch under `key`. Returns and raises as `create_signature`."""
@@ -112,17 +113,18 @@ class Work:
         begun = False
         try:
             items = await batch_items(body, key.acknowledgement)
-            accepted = self._accepted("batch_", client, body.external_id)
+            request = self._accepted("batch_", client, body.external_id)
             key_id = key.acknowledgement.key_id
-            batch_id, new = await self._store.batches.accept(accepted, key_id, len(items))
-            self._log_accepted(batch_id, "HashBatch", client, new=new)
-            if new:
-                self._start(batch_id, "HashBatch", self._run_batch(batch_id, client, key_id, items))
+            accepted = await self._store.batches.accept(request, key_id, len(items))
+            self._log_accepted(accepted.id, "HashBatch", client, new=accepted.new)
+            if accepted.run:
+                run = self._run_batch(accepted.id, client, key_id, items, again=not accepted.new)
+                self._start(accepted.id, "HashBatch", run)
                 begun = True
         finally:
             if not begun:
                 self._batches -= 1
-        return batch_id, new
+        return accepted.id, accepted.new
 
     async def wait(self, request_id: str, timeout_s: float) -> None:
         """Until the request has ended, or the time is over."""
@@ -153,13 +155,19 @@ class Work:
 
     # --- execution ---
 
-    async def _run_key(self, request_id: str, client: wire.ClientRequest, label: str) -> str:
+    async def _run_key(
+        self, request_id: str, client: wire.ClientRequest, label: str, *, again: bool, resumed: bool = False
+    ) -> str:
+        """`again`: it may have been answered before; `resumed`: signers may be on their way back."""
+        network = self._network
+        everybody = partial(network.everybody, patient=resumed)
         try:
             async with self._keygen_slots:
-                await self._network.everybody(LINK_TIMEOUT_S)
-                key = await keygen(self._network.ceremonies, self._roster, client, label)
+                key = await keygen(
+                    network.ceremonies, self._roster, client, label, network.recall, everybody, recall_first=again
+                )
         except (Rejected, CeremonyEnded, Unavailable) as error:
-            return await self._end(partial(self._store.keys.end, request_id), error)
+            return await self._end(request_id, self._store.keys.end, error)
         await self._written(partial(self._keybook.add, request_id, key))
         self._network.activate_later(set(self._roster.indices) - key.activated)
         return KeyState.ACTIVE
@@ -171,24 +179,36 @@ class Work:
         key_id: str,
         public_key: bytes,
         body: SigningBody,
+        *,
+        again: bool,
+        resumed: bool = False,
     ) -> str:
         pending = partial(_tell, self._store.set_executing, signature_id)
-        request = SigningRequest(client, key_id, message_hash(body), public_key, pending)
+        request = SigningRequest(client, key_id, message_hash(body), public_key, pending, again, resumed)
         try:
             value = await self._signing.sign(request)
         except (Rejected, CeremonyEnded, Unavailable) as error:
-            return await self._end(partial(self._store.end_signature, signature_id), error)
+            return await self._end(signature_id, self._store.end_signature, error)
         await self._written(partial(self._store.finish_signature, signature_id, msgspec.json.encode(value)))
         return SignatureState.SIGNED
 
-    async def _run_batch(self, batch_id: str, client: wire.ClientRequest, key_id: str, items: tuple[Item, ...]) -> str:
+    async def _run_batch(
+        self,
+        batch_id: str,
+        client: wire.ClientRequest,
+        key_id: str,
+        items: tuple[Item, ...],
+        *,
+        again: bool,
+        resumed: bool = False,
+    ) -> str:
         """Ends what was counted in `_batches`."""
         batches = self._store.batches
-        request = BatchRequest(client, key_id, items, partial(_tell, batches.set_executing, batch_id))
+        request = BatchRequest(client, key_id, items, partial(_tell, batches.set_executing, batch_id), again, resumed)
         try:
             results = await self._batch_signing.sign(request)
         except (Rejected, CeremonyEnded, Unavailable) as error:
-            return await self._end(partial(batches.end, batch_id), error)
+            return await self._end(batch_id, batches.end, error)
         else:
             whole = all(isinstance(result, SignatureValue) for result in results)
             state = BatchState.SIGNED if whole else BatchState.PARTLY_SIGNED
@@ -200,7 +220,8 @@ class Work:
 
     async def _end(
         self,
-        end: Callable[[str, str, str, str], Awaitable[None]],
+        request_id: str,
+        end: Callable[[str, str, str, str, str], Awaitable[None]],
         error: Rejected | CeremonyEnded | Unavailable,
     ) -> str:
         """Let a request end of which nothing comes; the state it ends in."""
@@ -211,7 +232,9 @@ class Work:
             state, rest = "Failed", (error.code, error.reason, name(error.signer))
         else:
             state, rest = "Failed", ("unavailable", str(error), "")
-        await self._written(partial(end, state, *rest))
+        if rest[0] == CONFLICT:
+            await self._written(partial(self._store.release, request_id))
+        await self._written(partial(end, request_id, state, *rest))
         return state
 
     async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
@@ -237,7 +260,9 @@ class Work:
         task.add_done_callback(partial(self._ended, request_id, kind, time.perf_counter()))
 
     def _ended(self, request_id: str, kind: str, started_s: float, task: asyncio.Task[str]) -> None:
-        del self._tasks[request_id]
+        # Taken up again, it may run in another task by now.
+        if self._tasks.get(request_id) is task:
+            del self._tasks[request_id]
         if task.cancelled():
             return
         error = task.exception()
@@ -254,45 +279,48 @@ class Work:
     # --- restart and stop ---
 
     async def resume(self) -> None:
-        """Take up what the last run of this process left unfinished, or end it. Raises `Unavailable`."""
-        for key in self._store.keys.unfinished():
-            await self._store.keys.end(key.id, "Failed", "restart", _restarted(key), "")
-        await self._end_batches()
-        oldest_ms = int((self._clock() - RESUME_WITHIN_S) * 1000)
-        for row in self._store.unfinished_signatures():
-            try:
-                again = None if row.created_at_ms < oldest_ms else self._again(row)
-            except Damaged as error:
-                await self._store.end_signature(row.id, "Failed", "damaged", str(error), "")
-                continue
-            if again is None or len(self._tasks) >= MAX_UNDER_WAY:
-                await self._store.end_signature(row.id, "Failed", "restart", _restarted(row), "")
-            else:
-                client, public_key, body = again
-                run = self._run_signature(row.id, client, row.key_id, public_key, body)
-                with structlog.contextvars.bound_contextvars(request_id=row.id):
-                    self._log_accepted(row.id, type(body).__name__, client, new=False)
-                    self._start(row.id, type(body).__name__, run)
+        """Take up what the last run of this process left unfinished: it was accepted, so it ends. What the signers
+        answered to it before is recalled first. Raises `Unavailable`."""
+        store = self._store
+        for key in store.keys.unfinished():
+            with structlog.contextvars.bound_contextvars(request_id=key.id):
+                await self._resume_key(key)
+        for row in store.unfinished_signatures():
+            with structlog.contextvars.bound_contextvars(request_id=row.id):
+                await self._resume_signature(row)
+        for batch in store.batches.unfinished():
+            with structlog.contextvars.bound_contextvars(request_id=batch.id):
+                await self._resume_batch(batch)
 
-    def _again(self, row: SignatureRow) -> tuple[wire.ClientRequest, bytes, SigningBody] | None:
-        """What an unfinished request asks for; None where its key is not there. Raises `Damaged`."""
-        key = self._keybook.get(row.key_id)
-        if key is None:
-            return None
+    async def _resume_key(self, row: KeyRow) -> None:
         try:
-            body = msgspec.json.decode(row.body, type=SigningBody)
-            message_hash(body)
-            facts = key.acknowledgement
-            public_key, _ = derive(facts.public_key, facts.chain_code, body.derivation_path)
-        except (msgspec.DecodeError, UnicodeDecodeError, CallerError) as error:
-            raise Damaged(row.id, str(error)) from None
-        # What its client called it is not on disk.
-        return wire.ClientRequest("POST", row.path, row.body, row.jws, row.id), public_key, body
+            self._check_room()
+            run = self._run_key(row.id, client_request(row), wanted_label(row), again=True, resumed=True)
+            self._start(row.id, "Key", run)
+        except Unavailable as error:
+            await self._store.keys.end(row.id, "Failed", "restart", str(error), "")
 
-    async def _end_batches(self) -> None:
-        """Batches are not taken up: what their presignatures were spent on is not known any more."""
-        for row in self._store.batches.unfinished():
-            await self._store.batches.end(row.id, "Failed", "restart", _restarted(row), "")
+    async def _resume_signature(self, row: SignatureRow) -> None:
+        try:
+            self._check_room()
+            wanted = wanted_signature(row, self._keybook)
+            run = self._run_signature(
+                row.id, wanted.client, row.key_id, wanted.public_key, wanted.body, again=True, resumed=True
+            )
+            self._start(row.id, type(wanted.body).__name__, run)
+        except Unavailable as error:
+            await self._store.end_signature(row.id, "Failed", "restart", str(error), "")
+
+    async def _resume_batch(self, row: BatchRow) -> None:
+        try:
+            self._check_room()
+            items = await wanted_items(row, self._keybook)
+        except Unavailable as error:
+            await self._store.batches.end(row.id, "Failed", "restart", str(error), "")
+            return
+        self._batches += 1
+        run = self._run_batch(row.id, client_request(row), row.key_id, items, again=True, resumed=True)
+        self._start(row.id, "HashBatch", run)
 
     async def close(self) -> None:
         """Cancel what is under way; it stays unfinished on disk."""
@@ -312,7 +340,3 @@ def _shown(result: ItemResult) -> BatchResult:
     if isinstance(result, SignatureValue):
         return BatchResult(signature=result)
     return BatchResult(reason=Reason(result.code, result.reason))
-
-
-def _restarted(row: KeyRow | SignatureRow | BatchRow) -> str:
-    return f"the coordinator restarted while {row.external_id} was under way: ask again under another externalId"

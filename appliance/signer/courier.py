@@ -22,12 +22,14 @@ from appliance.signer.enclave_link import EnclaveLink
 from appliance.signer.evidence import EvidenceFiles
 from appliance.signer.flow import until_first_ends
 from appliance.signer.gate_caller import GateCaller, unreachable
+from appliance.signer.key_pages import KeyPages
 from appliance.signer.metrics import SignerMetrics
 from appliance.signer.status import condition_of
 from appliance.store.certificates import Certificate
 from enclave import wire
 from policies.errors import Unavailable
 from policies.repeats import Allowance, Repeats
+from policies.signed_requests import claimed_name
 
 MAX_COMMITS_WAITING = 1024
 MAX_GATE_CALLS_WAITING = 256
@@ -36,7 +38,6 @@ ORDERS_TOLD_PER_S, ORDERS_TOLD_AT_ONCE = 500.0, 5000
 OWN_QUOTA = "signer"
 METRICS_QUOTA = "metrics"
 STATUS_TIMEOUT_S = 2.0
-PAUSE_S = 0.005
 NOTHING: Mapping[str, relay.Up] = {}
 
 log = structlog.get_logger()
@@ -54,8 +55,16 @@ class Store(Protocol):
     async def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> None:
         """Returns when the records are on disk."""
 
-    async def append_audit(self, entries: Sequence[wire.AuditEntry], certificates: Sequence[Certificate] = ()) -> None:
-        """Returns when the entries are on disk, and the certificates of keys with them."""
+    async def append_audit(
+        self,
+        entries: Sequence[wire.AuditEntry],
+        certificates: Sequence[Certificate] = (),
+        answer: wire.Answer | None = None,
+    ) -> None:
+        """Returns when the entries are on disk, and with them certificates of keys and an answer to a request."""
+
+    def answer(self, name: bytes) -> wire.Answer | None:
+        """The newest answer under the name of a request."""
 
     def certificates_after(self, seq: int, key_id: str, limit: int) -> tuple[int, list[tuple[int, Certificate]]]:
         """At most `limit` numbered certificates, and the number after which they come."""
@@ -87,7 +96,7 @@ class Courier:
         self._evidence = evidence
         self._status_asked: asyncio.Future[wire.Status] | None = None
         self._links: dict[str, CoordinatorLink] = {}
-        self._questions: dict[str, asyncio.Queue[relay.KeysAfter]] = {}
+        self._pages = KeyPages((), lambda *question: self._store.certificates_after(*question), self._cannot_read)
         self._departures: deque[_Departure] = deque()
         self._departed = asyncio.Condition()
         self._repeats = Repeats(time.monotonic)
@@ -100,7 +109,7 @@ class Courier:
         Raises `LinkDown`, `LinkOverflow` or `Malformed` for the enclave; errors of the store as they come.
         """
         self._links = {link.name: link for link in links}
-        self._questions = {link.name: asyncio.Queue(1) for link in links}
+        self._pages = KeyPages(links, self._store.certificates_after, self._cannot_read)
         for name in self._links:
             self.lost(name)
         self._metrics.serving = self
@@ -111,7 +120,7 @@ class Courier:
                 self._depart_in_order(),
                 self._tell_condition(),
                 *(link.run() for link in links),
-                *(self._answer_questions(link) for link in links),
+                *(self._pages.answer(link) for link in links),
                 *(self._call_gate() for _ in range(GATE_CALLS_AT_ONCE)),
             )
         finally:
@@ -131,10 +140,10 @@ class Courier:
             case relay.Deliver(sender, data):
                 self._enclave.send(name, wire.PeerFrame(name, sender, data))
             case relay.KeysAfter():
-                self._queue_question(name, message)
+                self._pages.ask(name, message)
             case relay.OrderDown(body):
                 self._log_order(name, body)
-                self._enclave.send(name, wire.Order(name, body, self._key_record(body)))
+                self._enclave.send(name, wire.Order(name, body, self._key_record(body), self._answer(body)))
 
     def _log_order(self, name: str, body: wire.OrderBody) -> None:
         """One line for each order that a client's request is behind, as far as a coordinator is not flooding."""
@@ -154,6 +163,27 @@ class Courier:
     def lost(self, name: str) -> None:
         """Tell the enclave that the link to coordinator `name` is down."""
         self._enclave.send(OWN_QUOTA, wire.Presence(name, ()))
+
+    def _answer(self, body: wire.OrderBody) -> wire.Answer | None:
+        """What is kept under the name of the request that an order carries (SPEC 4.10). The enclave checks the name."""
+        match body:
+            case wire.SignOrder() | wire.BatchSignOrder() | wire.RecallOrder():
+                request = body.request
+            case wire.KeygenOrder():
+                request = body.requests[0]
+            case _:
+                return None
+        name = claimed_name(self._enclave.attached.network, request.jws, request.body)
+        try:
+            return None if name is None else self._store.answer(name)
+        except Unavailable as error:
+            self._cannot_read(error)
+            return None
+
+    def _cannot_read(self, error: Unavailable) -> None:
+        before = self._repeats.due("store", str(error))
+        if before is not None:
+            log.error("store-unreadable", reason=str(error)[:512], before=before)
 
     def _key_record(self, body: wire.OrderBody) -> wire.Record | None:
         match body:
@@ -182,8 +212,8 @@ class Courier:
             match message:
                 case wire.ToPeer(coordinator, receiver, bulk, data):
                     self._to_coordinator(coordinator, relay.Forward(receiver, data), bulk=bulk)
-                case wire.Report(coordinator, body, audit):
-                    await self._report(coordinator, body, audit)
+                case wire.Report(coordinator, body, audit, kept):
+                    await self._report(coordinator, body, audit, kept)
                 case wire.Store(ticket, records):
                     await self._after_commit(
                         self._store.put_records(records),
@@ -202,7 +232,9 @@ class Courier:
                 case wire.Attached():
                     raise wire.Malformed("the enclave attached twice on one connection")
 
-    async def _report(self, coordinator: str, body: wire.ReportBody, audit: tuple[wire.AuditEntry, ...]) -> None:
+    async def _report(
+        self, coordinator: str, body: wire.ReportBody, audit: tuple[wire.AuditEntry, ...], kept: wire.Kept | None
+    ) -> None:
         """To the coordinator it is for; what concerns the others too, to all."""
         message = relay.ReportUp(body)
         then = partial(self._to_coordinator, coordinator, message, bulk=False)
@@ -213,7 +245,9 @@ class Courier:
         elif isinstance(body, wire.KeysActivated):
             certificates = body.certificates
             then = partial(self._to_all, relay.KeyAdded(), {coordinator: message})
-        await self._after_commit(self._store.append_audit(audit, certificates) if audit else None, then)
+        answer = wire.Answer(kept, body) if kept is not None and isinstance(body, wire.KeptReport) else None
+        commit = self._store.append_audit(audit, certificates, answer) if audit else None
+        await self._after_commit(commit, then)
 
     def _to_coordinator(self, name: str, message: relay.Up, *, bulk: bool) -> None:
         """Send, or drop where the link is down or not configured: the enclave was told (`Presence`)."""
@@ -227,29 +261,6 @@ class Courier:
         """Tell every coordinator whose link is up; some of them, by name, something else `instead`."""
         for name, link in self._links.items():
             link.send(instead.get(name, message), bulk=False)
-
-    # --- certificates, for coordinators -----------------------------------------------------------------
-
-    def _queue_question(self, name: str, question: relay.KeysAfter) -> None:
-        """An honest coordinator has one question at a time: more are dropped."""
-        waiting = self._questions[name]
-        if not waiting.full():
-            waiting.put_nowait(question)
-
-    async def _answer_questions(self, link: CoordinatorLink) -> NoReturn:
-        """Page after page, with a pause in which other work has its turn."""
-        while True:
-            question = await self._questions[link.name].get()
-            try:
-                seq, found = self._store.certificates_after(question.after, question.key_id, relay.KEYS_A_PAGE + 1)
-            except Unavailable as error:
-                before = self._repeats.due("certificates", str(error))
-                if before is not None:
-                    log.error("certificates-unreadable", reason=str(error)[:512], before=before)
-                continue
-            keys = tuple(relay.NumberedKey(*each) for each in found[: relay.KEYS_A_PAGE])
-            link.send(relay.KeyPage(seq, keys, len(found) > len(keys)), bulk=False)
-            await asyncio.sleep(PAUSE_S)
 
     # --- effects that wait for the disk -----------------------------------------------------------------
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, String, Table, select
+from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, String, Table, delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from appliance.store.statements import Statement, parameter
 from policies.errors import Bug, CallerError
 
 UNFINISHED = ("Pending", "Executing")
+# The rule by which signers say that an external id stands for another request of its client (SPEC 4.10).
+CONFLICT = "request/external-id"
+# Between an external id that was released and the id of the request that it was: none contains it.
+RELEASED = "#"
 
 metadata = MetaData()
 
@@ -55,11 +59,21 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     digest: bytes
 
 
+class Acceptance(msgspec.Struct, frozen=True):
+    """What the external id stands for now. `new`: it stood for nothing before; `run`: it has to be carried out, because
+    it is new or has failed before."""
+
+    id: str
+    new: bool
+    run: bool
+
+
 class ExternalIdTaken(CallerError):
     """The external id stands for another request."""
 
 
 _INSERT_EXTERNAL = Statement(insert(external_ids).on_conflict_do_nothing())
+_FORGET_EXTERNAL = Statement(delete(external_ids).where(external_ids.c.id == parameter("row")))
 _SELECT_EXTERNAL = Statement(
     select(external_ids.c.digest, external_ids.c.id).where(external_ids.c.external_id == parameter("external_id"))
 )
@@ -82,17 +96,44 @@ def request_row(request: Accepted) -> dict[str, object]:
 
 
 def accept(
-    connection: Connection, request: Accepted, statement: Statement, values: Mapping[str, object]
-) -> tuple[str, bool]:
-    """Insert `values` by `statement`, unless the external id is known. Returns the id that it stands for, and
-    whether it is new. Raises `ExternalIdTaken`."""
+    connection: Connection, request: Accepted, statement: Statement, restart: Statement, values: Mapping[str, object]
+) -> Acceptance:
+    """Insert `values` by `statement`, unless the external id is known; `restart` the request it stands for, where that
+    has failed. Raises `ExternalIdTaken`."""
     external = {"external_id": request.external_id, "digest": request.digest, "id": request.id}
     if _INSERT_EXTERNAL.run(connection, external).rowcount == 1:
         statement.run(connection, values)
-        return request.id, True
+        return Acceptance(request.id, new=True, run=True)
     known = _SELECT_EXTERNAL.one(connection, {"external_id": request.external_id})
     if known is None:
         raise Bug(f"externalId {request.external_id} is neither new nor known")
     if known["digest"] != request.digest:
         raise ExternalIdTaken(f"externalId {request.external_id} was used for another request")
-    return str(known["id"]), False
+    run = restart.run(connection, {"row": known["id"], "new_jws": request.jws}).rowcount == 1
+    return Acceptance(str(known["id"]), new=False, run=run)
+
+
+def restarting(table: Table) -> Statement:
+    """Takes a failed request up again, as it was signed now."""
+    values = {"state": "Pending", "jws": parameter("new_jws")} | dict.fromkeys(
+        ("reason_code", "reason_message", "reason_signer"), ""
+    )
+    return Statement(update(table).where(table.c.id == parameter("row"), table.c.state == "Failed").values(**values))
+
+
+def releasing(table: Table) -> Statement:
+    """Takes its external id from a request (`release`)."""
+    held = ~table.c.external_id.contains(RELEASED)
+    changed = table.c.external_id + RELEASED + table.c.id
+    return Statement(update(table).where(table.c.id == parameter("row"), held).values(external_id=changed))
+
+
+def release(connection: Connection, statements: Iterable[Statement], request_id: str) -> None:
+    """The signers know the external id as another request's: here it stands for nothing any more."""
+    for statement in (_FORGET_EXTERNAL, *statements):
+        statement.run(connection, {"row": request_id})
+
+
+def shown_external_id(external_id: str) -> str:
+    """As its client wrote it."""
+    return external_id.partition(RELEASED)[0]

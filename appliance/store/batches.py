@@ -7,7 +7,16 @@ from collections.abc import Mapping
 import msgspec
 from sqlalchemy import Column, Connection, Index, Integer, LargeBinary, String, Table, select, update
 
-from appliance.store.accepted import UNFINISHED, Accepted, accept, metadata, request_columns, request_row
+from appliance.store.accepted import (
+    UNFINISHED,
+    Acceptance,
+    Accepted,
+    accept,
+    metadata,
+    request_columns,
+    request_row,
+    restarting,
+)
 from appliance.store.database import Database
 from appliance.store.rows import fetch, parse_row, parse_rows
 from appliance.store.statements import Statement, insertion, parameter
@@ -25,6 +34,7 @@ batches = Table(
 )
 
 
+_RESTART_BATCH = restarting(batches)
 _INSERT_BATCH = insertion(batches, without=("seq", "result"))
 
 
@@ -57,10 +67,12 @@ class SignatureBatches:
     def __init__(self, database: Database, writer: GroupCommitWriter) -> None:
         self._database, self._writer = database, writer
 
-    async def accept(self, request: Accepted, key_id: str, count: int) -> tuple[str, bool]:
+    async def accept(self, request: Accepted, key_id: str, count: int) -> Acceptance:
         """Commit a request for a batch. Returns and raises as `Keys.accept`."""
         values = {**request_row(request), "key_id": key_id, "count": count}
-        return await self._writer.submit(lambda connection: accept(connection, request, _INSERT_BATCH, values))
+        return await self._writer.submit(
+            lambda connection: accept(connection, request, _INSERT_BATCH, _RESTART_BATCH, values)
+        )
 
     async def set_executing(self, batch_id: str) -> None:
         """A gate takes its time."""

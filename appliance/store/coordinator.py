@@ -21,10 +21,21 @@ from sqlalchemy import (
 )
 
 from appliance.durations import Durations
-from appliance.store.accepted import UNFINISHED, Accepted, accept, metadata, request_columns, request_row
-from appliance.store.batches import SignatureBatches
+from appliance.store.accepted import (
+    UNFINISHED,
+    Acceptance,
+    Accepted,
+    accept,
+    metadata,
+    release,
+    releasing,
+    request_columns,
+    request_row,
+    restarting,
+)
+from appliance.store.batches import SignatureBatches, batches
 from appliance.store.database import Database
-from appliance.store.keys import Keys
+from appliance.store.keys import Keys, keys
 from appliance.store.rows import fetch, parse_row, parse_rows
 from appliance.store.statements import Statement, insertion, parameter
 from appliance.store.writer import GroupCommitWriter
@@ -62,6 +73,8 @@ class SignatureRow(msgspec.Struct, frozen=True, kw_only=True):
     result: bytes | None
 
 
+_RESTART_SIGNATURE = restarting(signatures)
+_RELEASE = tuple(releasing(table) for table in (keys, signatures, batches))
 _INSERT_SIGNATURE = insertion(signatures, without=("seq", "result"))
 _SIGNATURE_BY_ID = Statement(select(signatures).where(signatures.c.id == parameter("row")))
 _UNFINISHED_SIGNATURES = Statement(
@@ -122,7 +135,7 @@ class CoordinatorStore:
 
     async def accept_signature(
         self, request: Accepted, key_id: str, kind: str, derivation_path: tuple[int, ...]
-    ) -> tuple[str, bool]:
+    ) -> Acceptance:
         """Commit a signing request. Returns and raises as `Keys.accept`."""
         values = {
             **request_row(request),
@@ -130,7 +143,13 @@ class CoordinatorStore:
             "kind": kind,
             "derivation_path": msgspec.json.encode(derivation_path),
         }
-        return await self._writer.submit(lambda connection: accept(connection, request, _INSERT_SIGNATURE, values))
+        return await self._writer.submit(
+            lambda connection: accept(connection, request, _INSERT_SIGNATURE, _RESTART_SIGNATURE, values)
+        )
+
+    async def release(self, request_id: str) -> None:
+        """The request's external id stands for nothing any more, since the signers know it as another request's."""
+        await self._writer.submit(lambda connection: release(connection, _RELEASE, request_id))
 
     # --- progress ---
 

@@ -9,7 +9,16 @@ import msgspec
 from sqlalchemy import Column, Connection, Integer, LargeBinary, String, Table, delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from appliance.store.accepted import UNFINISHED, Accepted, accept, metadata, request_columns, request_row
+from appliance.store.accepted import (
+    UNFINISHED,
+    Acceptance,
+    Accepted,
+    accept,
+    metadata,
+    request_columns,
+    request_row,
+    restarting,
+)
 from appliance.store.database import Database
 from appliance.store.rows import fetch, parse_row, parse_rows
 from appliance.store.statements import Statement, insertion, parameter
@@ -81,6 +90,7 @@ class _Source(msgspec.Struct, frozen=True):
     key_id: str
 
 
+_RESTART_KEY = restarting(keys)
 _INSERT_KEY = insertion(keys, without=("seq", "key_id", "certificate"))
 _LEARN_KEY = Statement(
     insert(keys).values({c.name: parameter(c.name) for c in keys.c if c.name != "seq"}).on_conflict_do_nothing()
@@ -120,13 +130,12 @@ class Keys:
     def __init__(self, database: Database, writer: GroupCommitWriter) -> None:
         self._database, self._writer = database, writer
 
-    async def accept(self, request: Accepted, label: str) -> tuple[str, bool]:
-        """Commit a key's request. Returns its id, and False where the external id stood for it already.
-
-        Raises `ExternalIdTaken`; `Unavailable` where the disk does not take it.
-        """
+    async def accept(self, request: Accepted, label: str) -> Acceptance:
+        """Commit a key's request. Raises `ExternalIdTaken`; `Unavailable` where the disk does not take it."""
         values = {**request_row(request), "label": label, "activated": 0}
-        return await self._writer.submit(lambda connection: accept(connection, request, _INSERT_KEY, values))
+        return await self._writer.submit(
+            lambda connection: accept(connection, request, _INSERT_KEY, _RESTART_KEY, values)
+        )
 
     async def certify(self, request_id: str, key_id: str, certificate: bytes, activated: int) -> None:
         """The key is there: its verified certificate and who can use it. State `Active`."""

@@ -24,6 +24,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 
 from appliance.durations import Durations
+from appliance.store.answers import AnswerStore, answers_table
 from appliance.store.certificates import Certificate, Certificates, certificates_table
 from appliance.store.database import Database
 from appliance.store.failures import RESTORE_REMEDY, StoreFailed, store_failure
@@ -58,6 +59,7 @@ audit = Table(
 )
 
 _CERTIFICATES = certificates_table(metadata)
+_ANSWERS = answers_table(metadata)
 
 _SELECT_RECORD = select(records.c.version, records.c.sealed).where(
     records.c.kind == bindparam("kind"), records.c.name == bindparam("name")
@@ -106,6 +108,7 @@ class SignerStore:
         self._cache = RecordCache(MAX_CACHED_BYTES)
         self.recovery = self._writer.recovery
         self.certificates = Certificates(database, _CERTIFICATES)
+        self._answers = AnswerStore(database, _ANSWERS)
         self._head = _read_head(database)
 
     @classmethod
@@ -130,16 +133,27 @@ class SignerStore:
             self._cache.put(record)
         self._advance(audit)
 
-    async def append_audit(self, entries: Sequence[wire.AuditEntry], certificates: Sequence[Certificate] = ()) -> None:
+    async def append_audit(
+        self,
+        entries: Sequence[wire.AuditEntry],
+        certificates: Sequence[Certificate] = (),
+        answer: wire.Answer | None = None,
+    ) -> None:
         """Commit audit entries; those that are stored already are passed over. With them, certificates of keys that
-        are active here. Raises as `put_records`."""
+        are active here, and an answer to a request. Raises as `put_records`."""
 
         def write(connection: Connection) -> None:
             _append(connection, entries)
             self.certificates.write(connection, certificates)
+            if answer is not None:
+                self._answers.write(connection, answer)
 
         await self._writer.submit(write)
         self._advance(entries)
+
+    def answer(self, name: bytes) -> wire.Answer | None:
+        """The newest answer under a request's name: see `AnswerStore.get`."""
+        return self._answers.get(name)
 
     def certificates_after(self, seq: int, key_id: str, limit: int) -> tuple[int, list[tuple[int, Certificate]]]:
         """A page of certificates: see `Certificates.after`."""

@@ -96,6 +96,11 @@ class Links:
             counted[coordinator] = (up, len(online) - up, peers - len(online))
         return counted
 
+    @property
+    def coordinators(self) -> int:
+        """How many coordinators the signer has told of."""
+        return len(self._online)
+
     def on_presence(self, coordinator: str, online: tuple[int, ...]) -> None:
         """Peers that went away lose their link; with those that came, one is brought up."""
         others = frozenset(j for j in online if j in self._identity.roster.indices) - {self._identity.me}

@@ -18,7 +18,7 @@ from policies.model import Kind
 from policies.requests import Hash, HashBatch, signature_batches_path, signatures_path
 from tests.adversarial.conftest import COMMITTEE, Desk
 from tests.adversarial.test_payload_kinds import permit_only
-from tests.adversarial.test_signing import finish, only, refusals, remaining, verify
+from tests.adversarial.test_signing import FINISHED, finish, only, refusals, remaining, verify
 from tests.fakes.enclaves import authorizations_of
 
 HASHES = tuple(hashlib.sha256(bytes([i])).digest() for i in range(4))
@@ -37,11 +37,13 @@ def names(desk: Desk, *numbers: int) -> Names:
     return tuple(desk.name(l) for l in numbers)
 
 
-def authorise(desk: Desk, request: wire.ClientRequest, presignatures: Names | dict[int, Names]) -> dict[int, list[Any]]:
+def authorise(
+    desk: Desk, request: wire.ClientRequest, presignatures: Names | dict[int, Names], after: bytes | None = None
+) -> dict[int, list[Any]]:
     ceremony = os.urandom(16)
     for j in COMMITTEE:
         named = presignatures[j] if isinstance(presignatures, dict) else presignatures
-        desk.net.order(j, wire.BatchSignOrder(ceremony, desk.key_id, request, COMMITTEE, named))
+        desk.net.order(j, wire.BatchSignOrder(ceremony, desk.key_id, request, COMMITTEE, named, after))
     desk.net.run()
     return desk.net.drain()
 
@@ -202,9 +204,9 @@ def test_a_batch_serves_once_and_not_after_its_time(desk: Desk) -> None:
 def test_a_batch_gets_three_attempts(desk: Desk) -> None:
     request = batch_request(desk, HASHES[:2], ((),))
     for numbers in ((1, 2), (3, 4), (5, 6)):
-        signed = authorizations(authorise(desk, request, names(desk, *numbers)))
+        signed = authorizations(authorise(desk, request, names(desk, *numbers), FINISHED))
         verify_batch(desk, online(desk, signed), HASHES[:2], ((), ()))
-    assert refusals(authorise(desk, request, names(desk, 7, 8))) == {"request/attempts"}
+    assert refusals(authorise(desk, request, names(desk, 7, 8), FINISHED)) == {"request/attempts"}
 
 
 def test_every_field_of_a_peers_batch_authorization_counts(desk: Desk) -> None:

@@ -17,6 +17,7 @@ from enclave.crypto.curve import SECP256K1
 from tests.adversarial.conftest import COMMITTEE, Desk
 from tests.fakes.enclaves import authorizations_of
 
+FINISHED = b"online-ceremony-"  # what `Net.online` calls every ceremony
 H1, H2 = hashlib.sha256(b"one").digest(), hashlib.sha256(b"two").digest()
 
 
@@ -108,9 +109,9 @@ def test_wrong_header(desk: Desk, header: dict[str, object], rule: str) -> None:
 def test_replayed_request_gets_three_attempts_for_one_message(desk: Desk) -> None:
     request = desk.client.sign_hash(desk.key_id, H1)
     for l in (1, 2, 3):
-        reports = desk.net.authorise(request, desk.key_id, COMMITTEE, desk.name(l))
+        reports = desk.net.authorise(request, desk.key_id, COMMITTEE, desk.name(l), FINISHED)
         verify(desk, finish(desk, authorizations_of(reports)), H1)
-    reports = desk.net.authorise(request, desk.key_id, COMMITTEE, desk.name(4))
+    reports = desk.net.authorise(request, desk.key_id, COMMITTEE, desk.name(4), FINISHED)
     assert refusals(reports) == {"request/attempts"}
     assert remaining(desk) == [5, 5, 5]
 

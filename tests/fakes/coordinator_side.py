@@ -19,11 +19,18 @@ from appliance.api.credentials import new_token, token_sha256
 from appliance.api.derivation import derive
 from appliance.api.signatures import what_is_signed
 from appliance.coordinator.combine import lagrange_at_zero
-from appliance.coordinator.config import ApiSettings, CoordinatorConfig, PoolSettings, Reader, SignersSettings
+from appliance.coordinator.config import (
+    ApiSettings,
+    CoordinatorConfig,
+    PoolSettings,
+    Reader,
+    SignersSettings,
+    WaitSettings,
+)
 from appliance.coordinator.server import Coordinator
 from appliance.tls import client_context
 from enclave import wire
-from policies.requests import HashBatch, SigningBody
+from policies.requests import HashBatch, SigningBody, body_digest
 from tests.fakes.certificates import ORDER, Dealer
 from tests.fakes.clients import TestClient, open_policy
 
@@ -104,6 +111,11 @@ def attached(dealer: Dealer, index: int, **changes: object) -> wire.Attached:
     return msgspec.structs.replace(said, **changes)
 
 
+def external_id(request: wire.ClientRequest) -> str:
+    """The external id of a request's body."""
+    return str(msgspec.json.decode(request.body)["externalId"])
+
+
 class FakeSigner:
     """Answers every order honestly, unless `answers` has something else for its type. `orders`: all that came."""
 
@@ -114,6 +126,8 @@ class FakeSigner:
         self.delivered: list[relay.Deliver] = []
         self.asked_keys: list[relay.KeysAfter] = []
         self.certificates: list[tuple[wire.SignedAcknowledgement, ...]] = []
+        self.requests: dict[bytes, wire.ClientRequest] = {}
+        self.kept: dict[str, wire.Answer] = {}
         self.online: tuple[int, ...] = ()
         self.epoch = 0
         self.batches: dict[bytes, wire.PresignOrder] = {}
@@ -212,20 +226,41 @@ class FakeSigner:
                 sid = hashlib.sha256(ceremony).digest()
                 self.batches[sid] = order
                 return [wire.PresignDone(ceremony, sid, committee, count)]
+            case wire.RecallOrder():
+                return [wire.Recalled(order.ceremony, self.kept.get(external_id(order.request)))]
+            case wire.SignOrder() | wire.BatchSignOrder() if self.is_answered(order):
+                return [wire.Recalled(order.ceremony, self.kept[external_id(order.request)])]
             case wire.SignOrder():
                 return [wire.Authorized(order.ceremony, self.authorization(order))]
             case wire.OnlineOrder():
-                return [self.share(order)]
+                return [self.keep(order, self.share(order))]
             case wire.BatchSignOrder():
                 return [wire.BatchAuthorized(order.ceremony, self.batch_authorization(order))]
             case wire.BatchOnlineOrder():
-                return [self.batch_shares(order)]
+                return [self.keep(order, self.batch_shares(order))]
             case wire.PoolsOrder() | wire.ForgetBatchOrder():
                 if isinstance(order, wire.ForgetBatchOrder):
                     self.batches.pop(order.sid, None)
                 return [self.pools()]
             case _:
                 return []
+
+    def is_answered(self, order: wire.SignOrder | wire.BatchSignOrder) -> bool:
+        """Whether something was answered to this request that is not what the order names (SPEC 4.10)."""
+        self.requests[order.request.digest("test")] = order.request
+        answer = self.kept.get(external_id(order.request))
+        return answer is not None and answer.report.ceremony != order.after
+
+    def keep(self, order: wire.OnlineOrder | wire.BatchOnlineOrder, report: wire.KeptReport) -> wire.KeptReport:
+        """Keep an answer as a signer's store does; the report itself."""
+        terms = order.authorizations[0].authorization.terms
+        request = self.requests.get(terms.request_digest)
+        if request is None:
+            return report
+        body = body_digest(request.path, request.body)
+        kept = wire.Kept(bytes(32), body, terms.request_digest, terms.committee)
+        self.kept[external_id(request)] = wire.Answer(kept, report)
+        return report
 
     def acknowledgements(
         self, request: wire.ClientRequest
@@ -346,12 +381,19 @@ class FakeNetwork:
     @classmethod
     @asynccontextmanager
     async def start(
-        cls, directory: pathlib.Path, n: int = 3, t: int = 1, batch: int = 8, **api: object
+        cls,
+        directory: pathlib.Path,
+        n: int = 3,
+        t: int = 1,
+        batch: int = 8,
+        wait: WaitSettings | None = None,
+        **api: object,
     ) -> AsyncIterator[FakeNetwork]:
         """The coordinator alone; signers come when a test connects them. `api` overrides its settings of the API."""
         files, dealer = Files(directory), Dealer.make(n, t)
         config = files.config(dealer, PoolSettings(low=2, high=batch, batch=batch))
-        config = msgspec.structs.replace(config, api=msgspec.structs.replace(config.api, **api))
+        api_settings = msgspec.structs.replace(config.api, **api)
+        config = msgspec.structs.replace(config, api=api_settings, wait=wait or config.wait)
         async with Coordinator(config) as coordinator:
             net = cls(dealer, files, config)
             net.use(coordinator)

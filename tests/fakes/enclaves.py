@@ -34,6 +34,7 @@ from enclave.worker import FromWorker, ToWorker, Worker
 from policies.acceptance import AcceptedState
 from policies.model import Policy
 from policies.roster import Roster, RosterSigner
+from policies.signed_requests import claimed_name
 
 COORDINATOR = "main"
 
@@ -94,6 +95,7 @@ class Member:
     said: list[Any] = field(default_factory=list)
     audit: list[wire.AuditEntry] = field(default_factory=list)
     gate_calls: list[wire.CallGate] = field(default_factory=list)
+    answers: dict[bytes, wire.Answer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -191,10 +193,11 @@ class Net:
 
     def reboot(self, j: int, disk: Disk | None = None) -> None:
         """Kill the enclave of signer `j` and start it again, with its disk or an older copy of it."""
-        disk = disk or self.copy_disk(j)
+        disk, answers = disk or self.copy_disk(j), self.members[j].answers
         self.presence(tuple(i for i in self.members if i != j))
         self.members[j] = self._boot(j, self.members[j].hsm, dict(disk.records), self.roster)
         self.members[j].audit = list(disk.audit)
+        self.members[j].answers = dict(answers)
         self.attach(j)
 
     def start_copy(self, j: int, disk: Disk) -> Member:
@@ -250,11 +253,17 @@ class Net:
         """Queue a message for the enclave of `j`, as its signer would say it."""
         self.queue.append((j, message))
 
-    def order(self, j: int, body: Any) -> None:
+    def order(self, j: int, body: Any, coordinator: str = COORDINATOR) -> None:
         """Queue an order for the enclave of `j`, with the record its signer would attach."""
         key_id = getattr(body, "key_id", None)
         record = self.members[j].store.get(("key", key_id)) if key_id else None
-        self.tell(j, wire.Order(COORDINATOR, body, record))
+        self.tell(j, wire.Order(coordinator, body, record, self.answer(j, body)))
+
+    def answer(self, j: int, body: Any) -> wire.Answer | None:
+        """What the store of `j` keeps under the name of an order's request."""
+        (request,) = getattr(body, "requests", (getattr(body, "request", None),))
+        name = request and claimed_name("testnet", request.jws, request.body)
+        return self.members[j].answers.get(name) if name else None
 
     def run(self) -> None:
         """Deliver until nothing is left. Every message passes the codec, as on the socket."""
@@ -285,6 +294,8 @@ class Net:
                 tell(receiver, wire.PeerFrame(message.coordinator, sender, data))
         elif isinstance(message, wire.Report):
             member.audit.extend(message.audit)
+            if message.kept is not None:
+                member.answers[message.kept.name] = wire.Answer(message.kept, message.body)
             self.reports[j].append(message.body)
         elif isinstance(message, wire.Audit):
             member.audit.extend(message.entries)
@@ -352,13 +363,15 @@ class Net:
         key_id: str,
         committee: tuple[int, ...],
         names: wire.PresignatureName | dict[int, wire.PresignatureName],
+        after: bytes | None = None,
+        coordinator: str = COORDINATOR,
     ) -> dict[int, list[Any]]:
         """Sign orders to the committee (one request for all, or one each); everybody's reports."""
         ceremony = os.urandom(16)
         for j in committee:
             request = requests[j] if isinstance(requests, dict) else requests
             name = names[j] if isinstance(names, dict) else names
-            self.order(j, wire.SignOrder(ceremony, key_id, request, committee, name))
+            self.order(j, wire.SignOrder(ceremony, key_id, request, committee, name, after), coordinator)
         self.run()
         return self.drain()
 

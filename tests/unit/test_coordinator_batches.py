@@ -166,7 +166,7 @@ async def test_a_pending_gate_is_executing_and_then_signed(net: FakeNetwork) -> 
     assert (await net.post(path_of(key_id), batch()))[1]["status"] == "Signed"
 
 
-async def test_after_a_restart_an_unfinished_batch_has_failed_and_a_finished_one_is_there(
+async def test_after_a_restart_an_unfinished_batch_goes_on_and_a_finished_one_is_there(
     tmp_path: pathlib.Path,
 ) -> None:
     async with FakeNetwork.start(tmp_path) as net:
@@ -179,10 +179,13 @@ async def test_after_a_restart_an_unfinished_batch_has_failed_and_a_finished_one
         config = net.config
     async with Coordinator(config) as again:
         net.use(again)
-        async with net.client():
+        net.signers[0].answers.clear()
+        for signer in net.signers:
+            signer.online = ()
+        async with net.client(), net.all_connected():
             assert await net.get(f"{path_of(key_id)}/{done['id']}") == (200, done)
-            _, shown = await net.get(f"{path_of(key_id)}/{hanging['id']}")
-            assert shown["status"] == "Failed"
+            status, shown = await net.post(path_of(key_id), batch(external_id="batch-2"))
+            assert (status, shown["status"], shown["id"]) == (200, "Signed", hanging["id"])
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,13 @@ class GatedStore:
     async def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> None:
         await self._commit(records)
 
-    async def append_audit(self, entries: Sequence[wire.AuditEntry], certificates: Sequence[object] = ()) -> None:
+    async def append_audit(
+        self, entries: Sequence[wire.AuditEntry], certificates: Sequence[object] = (), answer: object = None
+    ) -> None:
         await self._commit(entries)
+
+    def answer(self, name: bytes) -> None:
+        return None
 
     def certificates_after(self, seq: int, key_id: str, limit: int) -> tuple[int, list[tuple[int, Any]]]:
         return seq, []
