@@ -109,12 +109,14 @@ class GateSetup:
 
 @dataclass(frozen=True)
 class ClientSetup:
-    """Everything client.yaml is written from. `token` is what the client shows to read."""
+    """Everything client.yaml is written from. `others`: API and CA of further coordinators. `token` is what the client
+    shows to read."""
 
     network: str
     name: str
     api: str
     ca_pem: bytes
+    others: tuple[tuple[str, bytes], ...] = ()
     token: str = field(default_factory=new_token, repr=False)
 
 
@@ -174,6 +176,8 @@ def write_client(directory: Path, setup: ClientSetup) -> ClientKey:
     save_client_key(key, directory / "client.key")
     save_token(setup.token, directory / TOKEN_FILE)
     pki.write_new(directory / "api-ca.pem", setup.ca_pem)
+    for number, (_, ca_pem) in enumerate(setup.others, 2):
+        pki.write_new(directory / f"api-{number}-ca.pem", ca_pem)
     pki.write_new(directory / "client.yaml", _client_yaml(setup).encode())
     return key
 
@@ -376,6 +380,12 @@ rules:
 
 
 def _client_yaml(setup: ClientSetup) -> str:
+    others = "".join(
+        f"  - api: {quoted(api)}\n    ca: api-{number}-ca.pem\n" for number, (api, _) in enumerate(setup.others, 2)
+    )
+    others = "# Other coordinators of the network, asked in turn where the first does not answer.\nothers:" + (
+        "\n" + others if others else " []\n"
+    )
     return f"""# A client of the API: what `keymoot keys` and `keymoot sign` use.
 network: {quoted(setup.network)}
 api: {quoted(setup.api)}
@@ -388,4 +398,4 @@ client: {quoted(setup.name)}
 key: client.key
 # What it shows to read; the coordinator knows the token's SHA-256.
 token: {TOKEN_FILE}
-"""
+{others}"""

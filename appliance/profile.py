@@ -15,10 +15,18 @@ from policies.load import load_yaml
 from policies.roster import Roster
 
 
+class OtherApi(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another coordinator of the network: its API, and the CA of its certificate."""
+
+    api: Annotated[str, msgspec.Meta(pattern=r"^https://")]
+    ca: Path
+
+
 class ProfileFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`client.yaml` as written. Relative paths are taken from its directory. `client` is the `kid` of its requests.
 
-    To read it shows `token`, a file, or the client certificate `certificate` with its `certificate_key`, or both.
+    `others` are asked in turn where `api` does not answer. To read it shows `token`, a file, or the client certificate
+    `certificate` with its `certificate_key`, or both.
     """
 
     network: str
@@ -30,6 +38,7 @@ class ProfileFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: Path | None = None
     certificate: Path | None = None
     certificate_key: Path | None = None
+    others: Annotated[tuple[OtherApi, ...], msgspec.Meta(max_length=8)] = ()
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.certificate_key is None):
@@ -45,6 +54,7 @@ class Profile:
     key: ClientKey
     ca: Path
     credential: Credential
+    others: tuple[tuple[str, Path], ...] = ()
 
 
 def load_profile(path: Path, token: Path | None = None) -> Profile:
@@ -67,9 +77,9 @@ def load_profile(path: Path, token: Path | None = None) -> Profile:
         certificate=_in(directory, file.certificate),
         key=_in(directory, file.certificate_key),
     )
-    return Profile(
-        file.api, roster, load_client_key(directory / file.key, file.client), directory / file.ca, credential
-    )
+    others = tuple((other.api, directory / other.ca) for other in file.others)
+    key = load_client_key(directory / file.key, file.client)
+    return Profile(file.api, roster, key, directory / file.ca, credential, others)
 
 
 def _in(directory: Path, file: Path | None) -> Path | None:

@@ -10,7 +10,7 @@ import asyncio
 import pathlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,11 +19,11 @@ import msgspec
 from appliance.api import batches, models
 from appliance.api.certificates import CertificateRefused, verify_key
 from appliance.api.credentials import Credential
+from appliance.api.failover import Transports, at_any
 from appliance.api.jws import SIGNATURE_HEADER, ClientKey, new_jti, sign_request
 from appliance.api.paths import COORDINATOR_PATH, HEALTH_PATHS, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.api.results import ApiError, CertifiedKey, ListedKey, require
 from appliance.api.signatures import verify_signature, what_is_signed
-from appliance.api.transport import Transport
 from policies.errors import CallerError, Unavailable
 from policies.requests import (
     KEYS_PATH,
@@ -53,7 +53,8 @@ class AsyncClient:
     """An asynchronous client of one network. Use it as `async with`. Times are in seconds.
 
     `ca` is the pinned CA of the coordinator; `key` may be None for a client that only reads. `credential` is what it
-    shows to read; a signed request needs none.
+    shows to read; a signed request needs none. `others`: further coordinators' URLs with their CAs, asked in turn where
+    one does not answer.
     """
 
     def __init__(
@@ -64,10 +65,11 @@ class AsyncClient:
         ca: pathlib.Path,
         *,
         credential: Credential | None = None,
+        others: Sequence[tuple[str, pathlib.Path]] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Raises `CallerError` for files that cannot be used, and for a URL that is not https."""
-        self._transport = Transport(url, ca, credential or Credential())
+        self.transports = Transports([(url, ca), *others], credential or Credential())
         self._roster = roster
         self._key = key
         self._clock = clock
@@ -76,10 +78,12 @@ class AsyncClient:
     @classmethod
     def of(cls, profile: Profile) -> AsyncClient:
         """The client of a profile."""
-        return cls(profile.api, profile.roster, profile.key, profile.ca, credential=profile.credential)
+        return cls(
+            profile.api, profile.roster, profile.key, profile.ca, credential=profile.credential, others=profile.others
+        )
 
     async def __aenter__(self) -> AsyncClient:
-        self._transport.open()
+        self.transports.open()
         return self
 
     async def __aexit__(
@@ -89,10 +93,11 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._transport.close()
+        await self.transports.close()
 
     # --- keys -------------------------------------------------------------------------------------------
 
+    @at_any
     async def create_key(self, label: str, external_id: str, *, timeout_s: float = WAIT_TIMEOUT_S) -> CertifiedKey:
         """A new key with the roster's `n` and `t`, once all signers certified it.
 
@@ -119,6 +124,7 @@ class AsyncClient:
             raise CertificateRefused(f"asked for a key with label {label}, was shown one with {key.label}")
         return key
 
+    @at_any
     async def get_key(self, key_id: str) -> CertifiedKey:
         """The key, verified. Raises `ApiError`, `CertificateRefused`, and `Failed` where it is not active."""
         answer = await self._get(f"{KEYS_PATH}/{key_id}", models.Key)
@@ -127,6 +133,7 @@ class AsyncClient:
             raise CertificateRefused(f"asked for {key_id}, was shown {key.id}")
         return key
 
+    @at_any
     async def list_keys(self) -> tuple[ListedKey, ...]:
         """All keys, oldest first, each active one verified. Raises `ApiError`, `CertificateRefused`."""
         listed: list[ListedKey] = []
@@ -142,6 +149,7 @@ class AsyncClient:
 
     # --- signatures -------------------------------------------------------------------------------------
 
+    @at_any
     async def sign(self, key_id: str, body: SigningBody, *, timeout_s: float = WAIT_TIMEOUT_S) -> models.Signature:
         """The finished signature over `body`, verified under the certified child key.
 
@@ -171,6 +179,7 @@ class AsyncClient:
         verify_signature(answer.signature, key.public_key(path), None if body is None else what_is_signed(body))
         return answer
 
+    @at_any
     async def list_signatures(self, key_id: str, *, limit: int = LISTED) -> tuple[models.Signature, ...]:
         """The key's first `limit` signing requests, oldest first; each signature in them is verified under the path
         and over the hash that the answer names. Raises as `get_signature`."""
@@ -190,6 +199,7 @@ class AsyncClient:
 
     # --- the network ------------------------------------------------------------------------------------
 
+    @at_any
     async def list_signers(self) -> tuple[models.Signer, ...]:
         """The signers, who they are checked against the pinned roster; their state is the coordinator's word.
 
@@ -201,27 +211,33 @@ class AsyncClient:
             raise CertificateRefused("the signers shown are not those of your roster: compare roster.yaml")
         return shown
 
+    @at_any
     async def list_pools(self) -> tuple[models.Pool, ...]:
         """The pools of presignatures, as the coordinator says. Raises `ApiError`, `Unavailable`."""
         return (await self._get(POOLS_PATH, models.PoolList)).items
 
+    @at_any
     async def pools(self, burst: int | None = None) -> models.PoolList:
         """As `list_pools`, with what waits for them, and with marks recommended for a `burst` of signatures at once."""
         return await self._get(POOLS_PATH, models.PoolList, {} if burst is None else {"burst": str(burst)})
 
+    @at_any
     async def coordinator(self) -> models.Coordinator:
         """What the coordinator says of itself. Raises `ApiError`, `Unavailable`."""
         return await self._get(COORDINATOR_PATH, models.Coordinator)
 
+    @at_any
     async def readiness(self) -> models.Readiness:
         """Who can sign now. Raises `ApiError` with code `not-ready`, what is missing and what to do, where nobody can;
         `Unavailable`."""
-        return await self._transport.exchange("GET", READY_PATH, models.Readiness, retried=False)
+        return await self.transports.current.exchange("GET", READY_PATH, models.Readiness, retried=False)
 
+    @at_any
     async def health(self) -> models.Health:
         """What is there and what is missing, as the coordinator says. Raises `ApiError`, `Unavailable`."""
         return await self._get(HEALTH_PATHS[0], models.Health)
 
+    @at_any
     async def sign_batch(
         self, key_id: str, body: HashBatch, *, timeout_s: float = WAIT_TIMEOUT_S
     ) -> batches.SignatureBatch:
@@ -266,10 +282,10 @@ class AsyncClient:
         jws = sign_request(self._key, self._roster.network, "POST", path, data, now_s=int(self._clock()), jti=new_jti())
         headers = {SIGNATURE_HEADER: jws, "content-type": "application/json"}
         params = {"wait": str(POST_WAIT_S)}
-        return await self._transport.exchange("POST", path, kind, data=data, headers=headers, params=params)
+        return await self.transports.current.exchange("POST", path, kind, data=data, headers=headers, params=params)
 
     async def _get(self, path: str, kind: type[A], params: dict[str, str] | None = None) -> A:
-        return await self._transport.exchange("GET", path, kind, params=params or {})
+        return await self.transports.current.exchange("GET", path, kind, params=params or {})
 
     async def _until(
         self, get: Callable[[], Coroutine[Any, Any, A]], answer: A, done: Callable[[A], bool], timeout_s: float

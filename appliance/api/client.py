@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,16 +75,19 @@ class Client:
         ca: pathlib.Path,
         *,
         credential: Credential | None = None,
+        others: Sequence[tuple[str, pathlib.Path]] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         """As `AsyncClient`."""
-        self._client = AsyncClient(url, roster, key, ca, credential=credential, clock=clock)
+        self._client = AsyncClient(url, roster, key, ca, credential=credential, others=others, clock=clock)
         self._runner = asyncio.Runner()
 
     @classmethod
     def of(cls, profile: Profile) -> Client:
         """The client of a profile."""
-        return cls(profile.api, profile.roster, profile.key, profile.ca, credential=profile.credential)
+        return cls(
+            profile.api, profile.roster, profile.key, profile.ca, credential=profile.credential, others=profile.others
+        )
 
     def __enter__(self) -> Client:
         self._runner.run(self._client.__aenter__())

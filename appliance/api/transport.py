@@ -27,6 +27,10 @@ MAX_RETRY_S = 10.0
 A = TypeVar("A", bound=models.ApiStruct)
 
 
+class NoAnswer(Unavailable):
+    """Nobody answered at the API's address: another coordinator may."""
+
+
 class Transport:
     """Exchanges with one API. `open` it inside the event loop.
 
@@ -92,7 +96,7 @@ class Transport:
             async with self._session.request(method, self._url + path, allow_redirects=False, **arguments) as response:
                 return response.status, response.headers, await _read_bounded(response)
         except (aiohttp.ClientError, OSError) as error:
-            raise Unavailable(
+            raise NoAnswer(
                 f"API {self._url}: {describe(error)}",
                 "see whether the coordinator runs and the pinned CA is the one of its API",
             ) from error

@@ -148,8 +148,10 @@ def init_client(
     directory: Directory,
     network: Network,
     name: Annotated[str, typer.Option(help="The client's name (kid), as policies will list it.")],
-    api: Annotated[str, typer.Option(help="https://HOST:PORT of the coordinator's API.")],
-    api_ca: Annotated[Path, typer.Option(help="The CA of the API's certificate.")],
+    api: Annotated[
+        list[str], typer.Option(help="https://HOST:PORT of a coordinator's API; several are asked in turn.")
+    ],
+    api_ca: Annotated[list[Path], typer.Option(help="The CA of the API's certificate, one for each --api.")],
     as_json: Json = False,
 ) -> None:
     """Write a client's profile and a new key, and print what the signers' policies must say."""
@@ -162,9 +164,13 @@ def init_client(
     named(network, "--network")
     if not re.match(CLIENT_ID_PATTERN, name):
         raise CallerError(f"--name {name}: letters, digits, dots, dashes and _, at most 63")
-    if not api.startswith("https://"):
-        raise CallerError(f"--api {api}: the API is served over TLS alone: write it as https://HOST:PORT")
-    setup = configure.ClientSetup(network, name, api, configure.read_ca(api_ca, "the API's CA"))
+    for url in api:
+        if not url.startswith("https://"):
+            raise CallerError(f"--api {url}: the API is served over TLS alone: write it as https://HOST:PORT")
+    if len(api) != len(api_ca):
+        raise CallerError("give --api-ca once for each --api, in the same order")
+    first, *others = [(url, configure.read_ca(ca, "the API's CA")) for url, ca in zip(api, api_ca, strict=True)]
+    setup = configure.ClientSetup(network, name, *first, others=tuple(others))
     with configure.undone_on_failure(directory):
         key = configure.write_client(directory, setup)
         load_yaml(directory / "client.yaml", ProfileFile)

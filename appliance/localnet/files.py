@@ -90,11 +90,13 @@ def write_network(plan: Plan) -> Written:
     bundle = b"".join((plan.signer(index) / "ca.pem").read_bytes() for index in plan.indices)
     for name in setups:
         pki.write_new(plan.root / name / "signers-ca.pem", bundle)
+    apis = [
+        (f"https://{setup.listen_api}", address.ca_pem)
+        for setup, address in zip(setups.values(), addresses, strict=True)
+    ]
     client = configure.write_client(
         plan.root / "client",
-        configure.ClientSetup(
-            plan.network, CLIENT, f"https://{setups[COORDINATOR].listen_api}", addresses[0].ca_pem, token
-        ),
+        configure.ClientSetup(plan.network, CLIENT, *apis[0], others=tuple(apis[1:]), token=token),
     )
     roster = _provision(plan)
     policy = _policy(base64url(client.public_bytes))

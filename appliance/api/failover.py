@@ -1,0 +1,74 @@
+"""Several coordinators as one API: where one does not answer, the same is asked of the next."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from appliance.api.credentials import Credential
+from appliance.api.transport import NoAnswer, Transport
+from policies.errors import CallerError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Transports:
+    """The APIs in the order in which they are tried: `current` is the one that answered last."""
+
+    def __init__(self, apis: Sequence[tuple[str, pathlib.Path]], credential: Credential) -> None:
+        """`apis`: each URL with its pinned CA. Raises `CallerError`."""
+        if not apis:
+            raise CallerError("a client needs the URL of a coordinator's API")
+        self._all = [Transport(url, ca, credential) for url, ca in apis]
+        self.current = self._all[0]
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def open(self) -> None:
+        """Make ready for exchanges."""
+        for each in self._all:
+            each.open()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for each in self._all:
+            await each.close()
+
+    def leave(self, failed: Transport) -> None:
+        """`failed` did not answer: the next one is tried, unless somebody else has seen to it."""
+        if self.current is failed:
+            self.current = self._all[(self._all.index(failed) + 1) % len(self._all)]
+
+
+class HasTransports(Protocol):
+    """A client of several APIs."""
+
+    transports: Transports
+
+
+C = TypeVar("C", bound=HasTransports)
+
+
+def at_any(
+    method: Callable[Concatenate[C, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[C, P], Coroutine[Any, Any, R]]:
+    """A method whose requests all go to one coordinator, and from the beginning to the next where it does not answer.
+
+    What is asked for has an `externalId`, so that it is not done twice.
+    """
+
+    @functools.wraps(method)
+    async def tried(client: C, /, *arguments: P.args, **named: P.kwargs) -> R:
+        for _ in range(len(client.transports) - 1):
+            used = client.transports.current
+            try:
+                return await method(client, *arguments, **named)
+            except NoAnswer:
+                client.transports.leave(used)
+        return await method(client, *arguments, **named)
+
+    return tried
