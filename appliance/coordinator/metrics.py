@@ -11,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from appliance.coordinator.listener import Listener
 from appliance.coordinator.network import Network
+from appliance.coordinator.network_views import show_pools
 from appliance.coordinator.work import Work
 from appliance.durations import DurationsBy
 from appliance.metrics import counter, counters, gauge, histogram, histograms
@@ -77,6 +78,7 @@ class CoordinatorMetrics:
         yield from self._collect_requests()
         yield from self._collect_ceremonies()
         yield from self._collect_signers()
+        yield from self._collect_pools()
         yield histogram(
             "keymoot_coordinator_commit_seconds", "Duration of the store's transactions.", self._store.commit_seconds
         )
@@ -91,7 +93,7 @@ class CoordinatorMetrics:
             "keymoot_coordinator_queue_length",
             "What waits in the coordinator's queues.",
             "queue",
-            {"requests": self._work.under_way, "store": self._store.waiting}
+            {"requests": self._work.under_way, "store": self._store.waiting, "presignatures": len(self._network.line)}
             | {f"to-signer/{name}": session.waiting for name, session in sessions.items() if session is not None},
         )
 
@@ -140,14 +142,36 @@ class CoordinatorMetrics:
             "keymoot_coordinator_ceremonies_open", "Ceremonies under way.", value=float(len(ceremonies))
         )
 
-    def _collect_signers(self) -> Iterable[Metric]:
-        pools, signers = self._network.pools, self._network.signers
+    def _collect_pools(self) -> Iterable[Metric]:
+        pools = {"-".join(map(str, pool.committee)): pool for pool in show_pools(self._network, None).items}
         yield gauge(
             "keymoot_coordinator_presignatures",
             "Presignatures that can be named now.",
             "committee",
-            {"-".join(map(str, committee)): pools.available(committee) for committee in pools.committees()},
+            {name: pool.available for name, pool in pools.items()},
         )
+        yield gauge(
+            "keymoot_coordinator_pool_spent_per_second",
+            "Presignatures used, over the last minute.",
+            "committee",
+            {name: pool.spent_per_s for name, pool in pools.items()},
+        )
+        yield gauge(
+            "keymoot_coordinator_pool_seconds_to_empty",
+            "Until a pool is empty at that rate, without a refill.",
+            "committee",
+            {name: pool.seconds_to_empty for name, pool in pools.items() if pool.seconds_to_empty is not None},
+        )
+        marks = GaugeMetricFamily("keymoot_coordinator_pool_mark", "Marks of the pools.", labels=["committee", "mark"])
+        for name, pool in pools.items():
+            marks.add_metric([name, "low"], pool.low)
+            marks.add_metric([name, "high"], pool.high)
+            marks.add_metric([name, "recommended_low"], pool.recommended_low)
+            marks.add_metric([name, "recommended_high"], pool.recommended_high)
+        yield marks
+
+    def _collect_signers(self) -> Iterable[Metric]:
+        signers = self._network.signers
         online = signers.online()
         yield gauge(
             "keymoot_coordinator_signer_up",

@@ -86,11 +86,11 @@ class Refill:
         if await self._paused():
             return True
         count = self._size_of_next(committee)
-        self._make_room(committee, count)
         filling = self._fillings.setdefault(committee, Filling())
         filling.under_way, started_s = True, self.clock()
         self.pools.presigning(committee, under_way=True)
         try:
+            self._make_room(committee, count)
             sid = await presign(self.ceremonies, committee, count)
             self.pools.add(sid, committee, count)
         except (CeremonyEnded, Rejected) as error:
