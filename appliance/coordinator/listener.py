@@ -46,9 +46,17 @@ log = structlog.get_logger()
 
 
 class Listener:
-    """Serves one application on one port over TLS. `what` names it in logs."""
+    """Serves one application on one port over TLS. `what` names it in logs; `fatal` is told why it accepts no more."""
 
-    def __init__(self, what: str, app: web.Application, tls: ssl.SSLContext, limits: LimitSettings) -> None:
+    def __init__(
+        self,
+        what: str,
+        app: web.Application,
+        tls: ssl.SSLContext,
+        limits: LimitSettings,
+        fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._fatal = fatal
         self._what, self._tls, self._limits = what, tls, limits
         self._runner = web.AppRunner(app, access_log=None)
         self._server: _Server | None = None
@@ -95,7 +103,13 @@ class Listener:
     def _start(self, run: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(run)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._fatal(error)
 
     async def _accept_forever(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -158,9 +172,13 @@ class Listener:
             # Its peer did not speak TLS, has no business here, or has gone: nothing that an operator can mend.
             log.debug("no-handshake", listener=self._what, address=address, reason=str(error)[:200])
             release()
-        except BaseException:
+        except asyncio.CancelledError:
             release()
             raise
+        except Exception:
+            # The edge of the process: whatever a stranger's handshake breaks is that connection alone.
+            log.exception("handshake-failed", listener=self._what, address=address)
+            release()
 
     def _release(self, address: str) -> None:
         self.open -= 1

@@ -185,7 +185,7 @@ class Coordinator:
     async def _listen(
         self, what: str, app: web.Application, listen: str, tls: ssl.SSLContext, limits: LimitSettings
     ) -> None:
-        listener = self.listeners[what] = Listener(what, app, tls, limits)
+        listener = self.listeners[what] = Listener(what, app, tls, limits, self._fail)
         self._stack.push_async_callback(listener.close, SHUTDOWN_S)
         self.ports[what] = await listener.start(*split_listen(listen))
 
