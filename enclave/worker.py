@@ -26,7 +26,7 @@ from enclave.errors import CallerError, KeymootError, LinkFault, PeerFault, Refu
 from enclave.framing import Stream
 from enclave.protocol import presign
 from enclave.protocol.blame import Blame, Outcome, accountable
-from enclave.protocol.blame_messages import BLAME_ROUNDS
+from enclave.protocol.blame_messages import BLAME_ROUNDS, MAX_PROOF_BYTES
 from enclave.protocol.charges import Charge, Facts
 from enclave.protocol.opening import Opener
 from enclave.protocol.presign_material import SubSeeds
@@ -51,6 +51,7 @@ MAX_QUEUED_BYTES = 128 * 1024 * 1024
 # Largest: the bodies of four rounds of 13 members and 16,384 presignatures.
 MAX_CHARGE_BYTES = 48 * 1024 * 1024
 CHARGE_PART_BYTES = 1024 * 1024
+PROOF_ALLOWANCE_BYTES = 128 * 1024
 _PR_SET_PDEATHSIG = 1
 
 SubSeed = tuple[tuple[int, ...], Bytes32]
@@ -136,6 +137,11 @@ ToWorker = Begin | Incoming | End
 FromWorker = Outgoing | Finished | Failed | Charged
 
 
+def proof_bytes(count: int) -> int:
+    """The largest proof in a batch: a body of any of its rounds, and room for the rest of a frame (`WorkerRun`)."""
+    return min(MAX_PROOF_BYTES, count * (SCALAR_BYTES + AFFINE_POINT_BYTES) + PROOF_ALLOWANCE_BYTES)
+
+
 class _Run:
     """One batch under way, or done and still answered for."""
 
@@ -150,7 +156,7 @@ class _Run:
         frame_keys = {keys.peer: keys.frame_key for keys in begin.peers} | {begin.me: begin.frame_secret[32:]}
         facts = Facts(begin.sid, begin.committee, begin.tolerate, frame_keys, rules)
         opener = Opener(facts, rules, sub_seeds)
-        self._blame = Blame(facts, self._session, log, self._transmit, opener)
+        self._blame = Blame(facts, self._session, log, self._transmit, opener, proof_bytes(begin.count))
         routine = presign.presign(self._session, curve, begin.tolerate, begin.count, sub_seeds)
         self._delivered = False
         self.task: Task[Outcome] = Task(accountable(routine, self._blame, self._deliver), self._ended)

@@ -10,23 +10,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from enclave.bodies import BROADCAST, BodyLog, BodyRef
-from enclave.errors import KeymootError, Malformed, PeerFault, Unproven
-from enclave.protocol.blame_messages import (
-    CLOSING,
-    MAX_PROOF_BYTES,
-    STOP,
-    VIEWS,
-    Closing,
-    OpenedSeed,
-    Stop,
-    Views,
-)
-from enclave.protocol.charges import Charge, Facts, Verdict, judge, read_body
+from enclave.bodies import BodyLog, BodyRef
+from enclave.errors import KeymootError, PeerFault
+from enclave.protocol.accusations import Accusations
+from enclave.protocol.blame_messages import CLOSING, MAX_PROOF_BYTES, STOP, VIEWS, Closing, OpenedSeed, Stop, Views
+from enclave.protocol.charges import Charge, Facts, read_body
 from enclave.protocol.opening import Opener
 from enclave.protocol.session import RoundMessage, Session, Transmit
 from enclave.tasks import Promise
-from enclave.wire import decode, encode
+from enclave.wire import encode
 
 T = TypeVar("T")
 
@@ -47,13 +39,21 @@ class Outcome:
 class Blame:
     """Answers for a ceremony, from its first failed check or another member's stop to the verdict."""
 
-    def __init__(self, facts: Facts, session: Session, log: BodyLog, transmit: Transmit, opener: Opener | None) -> None:
-        """`opener`: None in ceremonies in which nothing is ever opened."""
+    def __init__(
+        self,
+        facts: Facts,
+        session: Session,
+        log: BodyLog,
+        transmit: Transmit,
+        opener: Opener | None,
+        max_proof_bytes: int = MAX_PROOF_BYTES,
+    ) -> None:
+        """`opener`: None in ceremonies in which nothing is ever opened. `max_proof_bytes`: a frame's room."""
         self._facts, self._session, self._log, self._transmit = facts, session, log, transmit
         self._opener = opener
         self._me = session.me
         self._said: dict[tuple[int, int], RoundMessage] = {}
-        self._proven: list[tuple[Charge, Verdict]] = []
+        self._accusations = Accusations(facts, log, session.me, max_proof_bytes)
         self._fault: PeerFault | None = None
         self._told = False
         self._running = False
@@ -86,14 +86,14 @@ class Blame:
         """A body of a round of blame has verified, and is in the log."""
         body = self._log.body(number, sender)
         if body is None or (number, sender) in self._said:
-            self._note_conflicts()
+            self._accusations.note_conflicts()
         elif number > STOP and (number - 1, sender) not in self._said:
             return  # out of order: as good as silent
         else:
             try:
                 message = read_body(self._facts, body)
             except PeerFault as fault:
-                self._accuse(Charge("bad-body", (body,)))
+                self._accusations.add(Charge("bad-body", (body,)))
                 self._call(fault)
             else:
                 self._learn(sender, number, message)
@@ -109,36 +109,37 @@ class Blame:
 
     async def _inquire(self) -> None:
         # SPEC 0.9
-        self._search()
+        self._accusations.search()
         self._say(STOP, self._stop())
         await self._gather(STOP)
         # SPEC 0.10
-        self._search()
-        self._say(VIEWS, Views(self._log.broadcast_refs(), self._proof()))
+        self._accusations.search()
+        self._say(VIEWS, Views(self._log.broadcast_refs(), self._accusations.proof()))
         await self._gather(VIEWS)
         # SPEC 0.11
-        self._search()
-        self._compare_views()
+        self._accusations.search()
+        stops = {j: said for (_, j), said in self._said.items() if isinstance(said, Stop)}
+        self._accusations.compare_views(stops, self._session.round)
         # SPEC 3.11
-        opening = self._opener is not None and not self._proven and self._opener.may_open(self._log, self._said)
+        opening = self._opener is not None and not self._accusations and self._opener.may_open(self._log, self._said)
         seeds: tuple[OpenedSeed, ...] = ()
         if opening and self._opener is not None:
             seeds = self._opener.open()
         views = tuple(ref for j in self._session.members if (ref := self._log.ref(VIEWS, j)) is not None)
-        self._say(CLOSING, Closing(views, seeds, self._proof()))
-        if self._proven or self._split():
+        self._say(CLOSING, Closing(views, seeds, self._accusations.proof()))
+        if self._accusations or self._accusations.split():
             return
         # SPEC 3.12
         await self._gather(CLOSING)
-        if opening and self._opener is not None and not self._proven:
+        if opening and self._opener is not None and not self._accusations:
             for charge in self._opener.accuse(self._log):
-                self._accuse(charge)
+                self._accusations.add(charge)
 
     def _stop(self) -> Stop:
         own = self._log.body(self._facts.rules.confirmation_round, self._me)
         follows = self._first_stop()
         fault = self._fault
-        number, refs, proof = self._session.round, self._log.broadcast_refs(), self._proof()
+        number, refs, proof = self._session.round, self._log.broadcast_refs(), self._accusations.proof()
         if fault is None or _follows(fault):
             return Stop("", number, 0, follows, own, refs, proof)
         accused = fault.culprits[0] if fault.culprits else 0
@@ -160,7 +161,7 @@ class Blame:
         self._waiting = None
 
     def _settled(self, number: int) -> bool:
-        if self._proven and not self._told and self._proof():
+        if self._accusations and not self._told and self._accusations.proof():
             return True
         if self._told:
             raise _Told
@@ -199,84 +200,17 @@ class Blame:
         elif isinstance(message, Closing):
             for ref in message.views:
                 self._log.hear(ref)
-        self._accept_proof(message.proof)  # type: ignore[attr-defined]
-        self._note_conflicts()
-
-    def _accept_proof(self, proof: bytes) -> None:
-        """Another member's proof; one that proves nothing is ignored."""
-        if proof:
-            try:
-                charge = decode(proof, Charge)
-            except Malformed:
-                return
-            self._accuse(charge)
-
-    def _proof(self) -> bytes:
-        """What we can prove, encoded; nothing where there is nothing, or it is too large to be sent."""
-        for charge, verdict in self._proven:
-            if verdict.culprits and len(proof := encode(charge)) <= MAX_PROOF_BYTES:
-                return proof
-        return b""
-
-    # --- accusations ---
-
-    def _accuse(self, charge: Charge) -> None:
-        """Keep a charge that convicts somebody who is not convicted yet, and never ourselves."""
-        try:
-            verdict = judge(self._facts, charge)
-        except Unproven:
-            return
-        known = {j for _, each in self._proven for j in each.culprits}
-        if set(verdict.culprits) - known and self._me not in verdict.culprits:
-            self._proven.append((charge, verdict))
-
-    def _note_conflicts(self) -> None:
-        for pair in self._log.conflicts.values():
-            self._accuse(Charge("two-bodies", refs=pair))
-
-    def _search(self) -> None:
-        """Everything that the bodies here prove by themselves."""
-        self._note_conflicts()
-        for body in self._log.bodies():
-            if body.sender != self._me:
-                self._accuse(Charge("bad-body", (body,)))
-        for charge in self._facts.rules.candidates(self._facts, self._log, self._me):
-            self._accuse(charge)
-
-    def _compare_views(self) -> None:
-        """SPEC 0.11: what the members say they hold, against what they sent and why they stopped."""
-        for j in self._session.peers:
-            views, stop = self._log.body(VIEWS, j), self._log.body(STOP, j)
-            if views is not None:
-                for number in range(1, len(self._facts.rules.rounds) + 1):
-                    for receiver in (BROADCAST, self._me):
-                        body = self._log.body(number, j, receiver)
-                        if body is not None:
-                            self._accuse(Charge("contradiction", (views, body)))
-            message = self._said.get((STOP, j))
-            if isinstance(message, Stop) and message.step and stop is not None:
-                number = self._facts.rules.stop_rounds.get(message.step, message.round)
-                seen = (views,) if message.step == "0.5" and views is not None else ()
-                self._accuse(Charge("false-stop", (stop, *seen, *self._log.round(number, self._facts.members))))
-
-    def _split(self) -> tuple[Charge, Verdict] | None:
-        for charge in self._facts.rules.split_group(self._facts, self._log):
-            try:
-                return charge, judge(self._facts, charge)
-            except Unproven:
-                continue
-        return None
+        self._accusations.add_proof(message.proof)  # type: ignore[attr-defined]
+        self._accusations.note_conflicts()
 
     # --- the verdict ---
 
     def _outcome(self, ended: KeymootError | None) -> Outcome:
-        if self._proven:
-            culprits = sorted({j for _, verdict in self._proven for j in verdict.culprits})
-            first = self._proven[0][1]
-            charges = tuple(charge for charge, _ in self._proven)
-            return Outcome(first.step, first.reason, tuple(culprits), (), (), charges)
+        found = self._accusations
+        if found:
+            return Outcome(found.first.step, found.first.reason, found.culprits, (), (), found.charges)
         step, reason, culprits_here, subset = self._own_account()
-        split = self._split()
+        split = found.split()
         if split is not None:
             charge, verdict = split
             return Outcome(verdict.step, verdict.reason, (), verdict.subset, (), (charge,))
