@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import msgspec
 
 from enclave.audit import AuditLog
-from enclave.ceremonies import Ceremonies, CeremonyRun, LocalRun, Ticket, failed_report, report_failed
+from enclave.batch_run import WorkerRun
+from enclave.ceremonies import Ceremonies, LocalRun, Ticket, failed_report, report_failed
 from enclave.channels.frames import PeerKeys, ceremony_keys
 from enclave.channels.handshake import Link, verify_identity
 from enclave.channels.links import Links
@@ -16,10 +17,9 @@ from enclave.crypto.curve import SECP256K1
 from enclave.errors import KeymootError, LinkFault, Refused, Unavailable
 from enclave.evidence import CeremonyRecord
 from enclave.members import NonceBook, OwnSession, ceremony_context, verify_nonces
-from enclave.pool import BYTES_PER_PRESIGNATURE, BatchKey, PresignaturePool
+from enclave.pool import BatchKey, PresignaturePool
 from enclave.protocol import keygen, presign, setup
-from enclave.protocol.blame_messages import BLAME_ROUNDS
-from enclave.protocol.charges import Charge, Rules
+from enclave.protocol.charges import Rules
 from enclave.protocol.keygen_rules import KeygenRules
 from enclave.protocol.setup_rules import SetupRules
 from enclave.prss_state import PrssState
@@ -41,7 +41,6 @@ from enclave.wire import (
     SetupOrder,
     SignedAcknowledgement,
     SignedNonce,
-    decode,
     encode,
 )
 from enclave.worker import Begin, Charged, End, Finished, FromWorker, Incoming, Outgoing
@@ -50,8 +49,6 @@ from policies.roster import Roster
 FIRST_KEY_EPOCH = 1
 MAX_BATCHES_UNDER_WAY = 4
 MAX_EPOCH_STEP = 1024
-# Beside its scalars and points a frame holds commitments, references or sub-seeds; a proof holds a whole body.
-FRAME_ALLOWANCE_BYTES = 192 * 1024
 
 
 @dataclass(frozen=True)
@@ -406,36 +403,6 @@ class CeremonyOrders:
         shown = tuple(proofs[j] for j in members)
         record = CeremonyRecord(kind, around.roster.digest(), tuple(parameters), tuple(nonces), shown)
         return Ticket(coordinator, ceremony, kind, context, members, record), keys, links
-
-
-class WorkerRun(CeremonyRun):
-    """A batch under way in the worker."""
-
-    def __init__(self, orders: CeremonyOrders, ticket: Ticket, batch_key: BatchKey, count: int) -> None:
-        super().__init__(ticket)
-        self._orders, self.batch_key = orders, batch_key
-        self._max_frame_bytes = count * BYTES_PER_PRESIGNATURE + FRAME_ALLOWANCE_BYTES
-        self._frames = dict.fromkeys(batch_key.committee, 0)
-        self._parts: list[bytes] = []
-        self.charges: list[Charge] = []
-
-    def receive(self, sender: int, frame: bytes) -> None:
-        # Unverified, and the worker may be busy: what can wait for it is bounded here.
-        self._frames[sender] += 1
-        if self._frames[sender] > len(presign.ROUNDS) + len(BLAME_ROUNDS) or len(frame) > self._max_frame_bytes:
-            self.stop(LinkFault(sender, "more or larger frames than the protocol has"))
-        else:
-            self._orders.forward(self.ticket.context, sender, frame)
-
-    def take_charge(self, message: Charged) -> None:
-        """A part of what proves who broke the batch; the worker bounds the whole."""
-        self._parts.append(message.data)
-        if message.last:
-            self.charges.append(decode(b"".join(self._parts), Charge))
-            self._parts.clear()
-
-    def stop(self, error: KeymootError) -> None:
-        self._orders.give_up_batch(self, error)
 
 
 def _record(key: keygen.NewKey, active: bool) -> KeyRecord:

@@ -379,3 +379,25 @@ def test_outcomes_of_late_calls_are_verdicts_too() -> None:
     assert told(running, {CHEATER}) == BOTH
     assert len(running.parties[3].delivered) == 1
     assert isinstance(running.parties[3].outcome, Outcome)
+
+
+@pytest.mark.parametrize("name", ["setup", "keygen"])
+def test_a_late_proof_shows_no_private_body(name: str) -> None:
+    """In the last round seeds and shares are stored already. The cheater spoils it and then contradicts all that it
+    sent: what convicts it is broadcast bodies alone."""
+    running = court(name)
+    last = len(running.rules.rounds)
+    fewer = lambda m, r: msgspec.structs.replace(m, refs=tuple(ref for ref in m.refs if ref.sender != 1))  # noqa: E731
+    lie = lying({VIEWS: fewer})
+
+    def cheat(sender: int, receiver: int, number: int, content: bytes) -> bytes | None:
+        if (sender, number) == (CHEATER, last):
+            return bytes([content[0] ^ 1]) + content[1:]
+        return lie(sender, receiver, number, content)
+
+    running.cheat = cheat
+    assert told(running, {CHEATER}) == BOTH
+    for j in (1, 3):
+        charges = running.parties[j].outcome.charges
+        assert charges
+        assert all(body.receiver == BROADCAST for charge in charges for body in charge.bodies)
