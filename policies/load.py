@@ -200,6 +200,8 @@ class _Reader:
 
     def _scalar(self, event: yaml.ScalarEvent) -> object:
         text: str = event.value
+        if not _encodable(text):
+            self._refuse(_position(event.start_mark), "half of a surrogate pair is no character")
         if event.style is not None:
             return text
         if text in _NULLS:
@@ -216,6 +218,14 @@ class _Reader:
         if not math.isfinite(number):
             self._refuse(_position(event.start_mark), f"the number {text} is out of range")
         return number
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # an escape such as "\\ud800"
+        return False
+    return True
 
 
 def _position(mark: _Mark | None) -> Position:

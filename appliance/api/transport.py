@@ -23,6 +23,8 @@ REQUEST_TIMEOUT_S = 30.0
 RETRIED = (429, 503)
 MAX_TRIES = 4
 MAX_RETRY_S = 10.0
+# What the JSON decoder raises: of bytes that are not UTF-8 the last but one.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 A = TypeVar("A", bound=models.ApiStruct)
 
@@ -81,10 +83,7 @@ class Transport:
             if asyncio.get_running_loop().time() + pause_s > deadline_s:
                 raise error
             await asyncio.sleep(pause_s)
-        try:
-            return msgspec.json.decode(data, type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise ApiError(status, "malformed-answer", str(error)[:200]) from None
+        return parse_answer(status, data, kind)
 
     async def _once(self, method: str, path: str, arguments: dict[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body. Raises `Unavailable`."""
@@ -100,6 +99,14 @@ class Transport:
                 f"API {self._url}: {describe(error)}",
                 "see whether the coordinator runs and the pinned CA is the one of its API",
             ) from error
+
+
+def parse_answer(status: int, data: bytes, kind: type[A]) -> A:
+    """The body of an answer as a `kind`. Raises `ApiError`."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except UNREADABLE as error:
+        raise ApiError(status, "malformed-answer", str(error)[:200]) from None
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
@@ -119,6 +126,6 @@ def _problem(status: int, headers: Mapping[str, str], data: bytes) -> ApiError:
     retry_after_s = int(after) if after.isascii() and after.isdigit() and len(after) < 6 else None
     try:
         problem = msgspec.json.decode(data, type=models.Problem)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return api_error(status, f"http-{status}", "the answer is no problem document", retry_after_s)
     return api_error(status, problem.code, problem.detail, retry_after_s, problem.request_id)

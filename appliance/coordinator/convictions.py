@@ -133,7 +133,7 @@ def read_convictions(path: Path) -> dict[str, Conviction]:
         raise Unavailable(f"{path}: {error.strerror}", "see that the coordinator's user can read it") from None
     try:
         return msgspec.json.decode(data, type=_File).convicted
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CallerError(f"{path}: {error}; remove it to readmit everybody") from None
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from nacl.exceptions import BadSignatureError
 
 from appliance.coordinator.config import Reader
-from policies.errors import KeymootError, Refused
+from policies.errors import CallerError, KeymootError, Refused
 from policies.model import Algorithm, Client
 from policies.signed_requests import UnverifiedJws, split_jws
 
@@ -88,7 +88,11 @@ def _verifier(client: Client) -> Verify:
     key = client.key_bytes
     if client.alg is Algorithm.ED25519:
         return partial(_verify_ed25519, key)
-    return partial(_verify_es256, ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), key))
+    try:
+        point = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), key)
+    except ValueError:
+        raise CallerError(f"client {client.id}: public_key is not a point of P-256") from None
+    return partial(_verify_es256, point)
 
 
 def _verify_ed25519(key: bytes, signature: bytes, data: bytes) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import stat
@@ -11,6 +10,7 @@ from typing import Annotated
 import msgspec
 
 from policies.errors import CallerError
+from policies.json_strict import parse_json
 from policies.load import load_yaml
 
 MAX_SECRETS_BYTES = 4096
@@ -77,6 +77,6 @@ def load_secrets(path: pathlib.Path) -> GateSecrets:
     if mode & 0o077:
         raise CallerError(f"gate secrets {path} have mode {mode:04o}: run chmod 600 on the file")
     try:
-        return msgspec.convert(json.loads(data), GateSecrets)
+        return msgspec.convert(parse_json(data), GateSecrets)
     except (ValueError, msgspec.ValidationError):
         raise CallerError(f"gate secrets {path} are not {{request_hmac: whsec_…, answer_hmac: whsec_…}}") from None

@@ -1,0 +1,418 @@
+"""Everything that turns bytes from outside into values, in one table: any input is a value or the error that stands
+there, and nothing else. A new decoder without a line in the table fails the last test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from appliance import pki, relay, renewal
+from appliance.api import certificates, jws, models, signatures, transport
+from appliance.api.batches import SignatureBatch
+from appliance.api.results import ApiError
+from appliance.checkup import times
+from appliance.configure import read_ca
+from appliance.coordinator import api as coordinator_api
+from appliance.coordinator.convictions import read_convictions
+from appliance.coordinator.credentials import ClientKeys
+from appliance.coordinator.unfinished import wanted_label
+from appliance.coordinator.views import show_batch, show_signature
+from appliance.enrolment import Identity, make_roster, read_identity
+from appliance.expiry import first_end_s
+from appliance.gate.config import load_config as load_gate_config
+from appliance.gate.config import load_secrets
+from appliance.profile import load_profile
+from appliance.signer.config import load_config as load_signer_config
+from appliance.signer.enclave_link import _read
+from appliance.store.batches import BatchRow
+from appliance.store.certificates import decode_certificate
+from appliance.store.coordinator import SignatureRow
+from appliance.store.failures import Damaged
+from appliance.store.keys import KeyRow
+from appliance.store.rows import parse_row
+from enclave import gate, wire, worker
+from enclave.config import load_config as load_enclave_config
+from enclave.errors import CallerError, Malformed, Refused, Unavailable
+from enclave.evidence import verify_evidence
+from enclave.hsm.errors import HsmMisconfigured, SealBroken
+from enclave.hsm.keys import decode_point
+from enclave.hsm.records import RecordContext, parse_record
+from enclave.requests import VerifiedRequest, parse_hash_batch, parse_key_creation, parse_signing_body
+from enclave.webhooks import WebhookInvalid, parse_key, verify
+from policies.acceptance import AcceptedStates
+from policies.errors import KeymootError
+from policies.json_strict import JsonInvalid, parse_json
+from policies.load import load_policy, load_yaml
+from policies.requests import HashBatch, KeyCreation, SigningBody
+from policies.roster import Roster
+from policies.signed_requests import claimed_name, split_jws
+from tests.fakes.certificates import Dealer
+from tests.fakes.decoders import ROOT, decoding_places
+from tests.fakes.tls import TlsFiles
+from tests.property.covered_decoders import COVERED, OWN
+
+DEALER = Dealer.make()
+CONTEXT = RecordContext("network", 1, "key", "key_" + "ab" * 16, 1, 3)
+ACKNOWLEDGEMENT = DEALER.certificate()[0]
+
+# --- inputs: hostile by hand, good ones edited, and noise ---
+
+BOMBS = [
+    b"",
+    b"\0",
+    b"\xff" * 40,
+    b"\xef\xbb\xbf{}",
+    b"[" * 100_000,
+    b'{"a":' * 50_000,
+    b"\x91" * 100_000,
+    b"\x81\xa1a" * 50_000,
+    b"\xdd\xff\xff\xff\xff",
+    b"\xdf\xff\xff\xff\xff",
+    b"\xc6\xff\xff\xff\xff",
+    b"\xc7\x01\x01\x00",
+    b"\xc9\xff\xff\xff\xff\x01",
+    b"\xd6\xff\x00\x00\x00\x00",
+    b"\xc1",
+    b'{"a":1,"a":1}',
+    b"NaN",
+    b"-Infinity",
+    b"1" * 5000,
+    b"1e999999",
+    b'"\xff"',
+    b'{"title":"\xff\xfe"}',
+    b'"\\ud800"',
+    b'{"version":1e400}',
+    b"a: &x [*x]",
+    b"&a [*a,*a]",
+    b"? [a]\n: b",
+    b"!!python/object/apply:os.system [ls]",
+    b"a: 1\na: 2",
+    b"\ta: 1",
+    b"%YAML 1.1\n---\na",
+    b"<<: {a: 1}",
+    b"- " * 40_000,
+    b"a: !!binary AAAA",
+    b"{" * 2000,
+    b"'" * 3,
+    b"\x00\x00\x00\x05",
+    b"-----BEGIN CERTIFICATE-----\n",
+    b"-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n",
+    b"..",
+    b"a.b.c",
+    b"e30..e30",
+    b"0x",
+    b"whsec_",
+]
+EDITS = st.lists(st.tuples(st.integers(0, 10_000), st.sampled_from("fdic"), st.integers(0, 255)), max_size=4)
+
+
+def edited(data: bytes, edits: list[tuple[int, str, int]]) -> bytes:
+    """`data` with bytes flipped, dropped, inserted, or cut off."""
+    for place, what, byte in edits:
+        at = place % max(1, len(data))
+        head, tail = data[:at], data[at:]
+        data = {
+            "f": head + bytes([tail[0] ^ (byte or 1)]) + tail[1:] if tail else data,
+            "d": head + tail[1:],
+            "i": head + bytes([byte]) + tail,
+            "c": head,
+        }[what]
+    return data
+
+
+def inputs(*good: bytes) -> st.SearchStrategy[bytes]:
+    """Bombs, noise, and good input that was edited."""
+    edits = st.tuples(st.sampled_from(good or (b"{}", b"[]")), EDITS).map(lambda both: edited(*both))
+    return st.sampled_from(BOMBS) | st.binary(max_size=80) | edits
+
+
+# --- how each decoder is called ---
+
+
+def text(call: Callable[[str], object]) -> Callable[[bytes], object]:
+    return lambda data: call(data.decode("utf-8", "surrogateescape"))
+
+
+def file(call: Callable[[pathlib.Path], object]) -> Callable[[bytes], object]:
+    def on_disk(data: bytes) -> object:
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory) / "input"
+            path.write_bytes(data)
+            path.chmod(0o600)
+            return call(path)
+
+    return on_disk
+
+
+def canonical(kind: Any) -> Callable[[bytes], object]:
+    def check(data: bytes) -> object:
+        message = wire.decode(data, kind)
+        assert wire.encode(message) == data
+        return message
+
+    return check
+
+
+def answer(kind: type[Any]) -> Callable[[bytes], object]:
+    """What the client makes of an answer's body."""
+    return lambda data: transport.parse_answer(200, data, kind)
+
+
+def from_enclave(data: bytes) -> object:
+    async def read() -> object:
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        return await _read(reader, bytearray())
+
+    return asyncio.run(read())
+
+
+def split_or_none(data: bytes, kind: Any) -> object:
+    with contextlib.suppress(Malformed):
+        return relay.split(data, kind)
+    return None
+
+
+def renewed(data: bytes) -> object:
+    """A directory whose authority, certificate or key is the input."""
+    made = None
+    for name in ("ca.pem", "ca.key", "server.pem", "server.key"):
+        with tempfile.TemporaryDirectory() as directory:
+            files = TlsFiles.make(pathlib.Path(directory))
+            (files.directory / name).write_bytes(data)
+            with contextlib.suppress(CallerError):
+                made = renewal.renew(files.directory, pki.datetime.datetime.now(pki.datetime.UTC))
+                renewal.show(files.directory, pki.datetime.datetime.now(pki.datetime.UTC))
+    return made
+
+
+def verified(data: bytes) -> VerifiedRequest:
+    return VerifiedRequest("client", "jti", 0, data, bytes(32))
+
+
+def gate_answer(data: bytes) -> object:
+    """A body that the gate has signed."""
+    keys = gate.parse_gate_secrets(SECRETS)
+    info = gate.SignerInfo("Signing", "k", "p", "h", (), "c", "s", "ECDSA", "secp256k1", 1, (1, 2, 3), False)
+    request = gate.RequestInfo("r", "e", "n", {}, None)
+    call = gate.build_call(info, request, uid="u1", attempt=1, deadline_s=2000, now_s=1000, keys=keys)
+    signature = gate.webhooks.sign(keys.answer, "u1", 1000, data)
+    reply = wire.GateReply("u1", 200, "u1", "1000", signature, 0, data)
+    return gate.verify_reply(reply, call=call, keys=keys, now_s=1000)
+
+
+SECRETS = json.dumps(
+    {
+        name: "whsec_" + base64.b64encode(bytes([i]) * 32).decode()
+        for i, name in enumerate(("request_hmac", "answer_hmac"))
+    }
+).encode()
+GATE_ANSWER = json.dumps(
+    {
+        "type": "validation.answer",
+        "uid": "u1",
+        "request_digest": "x",
+        "signer_id": "s",
+        "kind": "Signing",
+        "dryRun": False,
+        "allowed": True,
+        "status": {},
+        "expiresAt": "2026-01-01T00:00:00Z",
+    }
+).encode()
+HASH = b'{"kind":"Hash","hash":"0x' + b"11" * 32 + b'","externalId":"e","derivationPath":[0,1]}'
+BATCH = b'{"kind":"HashBatch","hashes":["0x' + b"11" * 32 + b'"],"externalId":"e","derivationPaths":[[0]]}'
+CREATION = b'{"scheme":"ECDSA","curve":"secp256k1","signers":3,"tolerate":1,"label":"a","externalId":"e"}'
+ROSTER = msgspec.json.encode(DEALER.roster)
+PROBLEM = b'{"type":"about:blank","title":"t","status":400,"code":"c","detail":"d"}'
+KEY = msgspec.json.encode(DEALER.key_answer())
+IDENTITY = msgspec.json.encode(
+    Identity("test", "signer-1", "Op", DEALER.roster.signers[0].identity_key, DEALER.roster.signers[0].fingerprint)
+)
+SIGNER = (
+    b"network: n\nenclave_socket: e\nstate: s\n"
+    b"coordinators:\n  - {name: c, url: 'https://h:1', ca: a, certificate: b, key: c}\n"
+)
+ENCLAVE = (
+    b"network: n\nsigner: s\nroster: r\npolicy: p\nsocket: s\n"
+    b"hsm: {lib: /x, pin: 'file:p', token_label: t}\ngate: {mode: none}\n"
+)
+POLICY = (ROOT / "policies" / "exchange-deposits.yaml").read_bytes()
+ACCEPTED = b'version: 1\naccepted:\n  - {signer: s1, version: 4, boot: "' + b"ab" * 32 + b'"}\n'
+GATE_YAML = b"listen: 127.0.0.1:1\ncertificate: c\nkey: k\nsecrets: s\n"
+CLIENT_YAML = b"network: n\napi: https://h\nca: c\nroster: r\nclient: c\nkey: k\n"
+ROW = {
+    "seq": 1,
+    "id": "sig_1",
+    "external_id": "e",
+    "path": "p",
+    "body": b"",
+    "jws": "",
+    "state": "Signed",
+    "created_at_ms": 1,
+    "reason_code": "",
+    "reason_message": "",
+    "reason_signer": "",
+    "key_id": "k",
+}
+KEY_ROW = {name: value for name, value in ROW.items() if name not in ("key_id", "body")} | {
+    "label": "a",
+    "key_id": None,
+    "certificate": None,
+    "activated": 0,
+}
+# What whoever decodes a stored body catches.
+BODY_ERRORS = (msgspec.DecodeError, UnicodeDecodeError)
+SEALED = wire.encode(wire.Record("key", "k", 1, b"x" * 40))
+
+Fuzz = tuple[Callable[[bytes], object], tuple[type[Exception], ...], tuple[bytes, ...]]
+FUZZ: dict[str, Fuzz] = {
+    "json": (parse_json, (JsonInvalid,), (HASH, PROBLEM)),
+    "wire to enclave": (canonical(wire.ToEnclave), (Malformed,), (wire.encode(wire.Presence("c", (1, 2))), SEALED)),
+    "wire from enclave": (canonical(wire.FromEnclave), (Malformed,), (wire.encode(wire.Audit(())), SEALED)),
+    "relay up": (canonical(relay.Up), (Malformed,), (wire.encode(relay.Forward(2, b"x")),)),
+    "relay down": (canonical(relay.Down), (Malformed,), (wire.encode(relay.Online((1, 2))),)),
+    "relay split": (
+        lambda data: (split_or_none(data, relay.Up), split_or_none(data, relay.Down)),
+        (),
+        (wire.encode(relay.Online((1, 2))), wire.encode(relay.Forward(2, b"x"))),
+    ),
+    "stored answer": (canonical(wire.Answer), (Malformed,), ()),
+    "authority file": (file(lambda path: read_ca(path, "a CA")), (CallerError,), ()),
+    "claimed name": (lambda data: claimed_name("n", "e30..e30", data), (), (HASH,)),
+    "claimed name's header": (text(lambda given: claimed_name("n", given, HASH)), (), (b"e30..e30",)),
+    "wanted label": (lambda data: wanted_label(KeyRow(**KEY_ROW, body=data)), (Damaged,), (CREATION,)),
+    "wanted batch": (lambda data: msgspec.json.decode(data, type=HashBatch), BODY_ERRORS, (BATCH,)),
+    "worker": (canonical(worker.FromWorker), (Malformed,), (wire.encode(worker.Outgoing(bytes(32), 2, b"frame")),)),
+    "to worker": (canonical(worker.ToWorker), (Malformed,), (wire.encode(worker.Incoming(bytes(32), 2, b"frame")),)),
+    "socket to signer": (from_enclave, (Malformed, Unavailable), (wire.frame(wire.Audit(())),)),
+    "sealed record": (lambda data: parse_record(data, CONTEXT), (SealBroken,), (SEALED,)),
+    "acknowledgement": (
+        text(certificates._parse),
+        (certificates.CertificateRefused,),
+        (wire.encode(ACKNOWLEDGEMENT).hex().encode(),),
+    ),
+    "stored certificate": (decode_certificate, (Damaged,), (msgspec.msgpack.encode([wire.encode(ACKNOWLEDGEMENT)]),)),
+    "stored row": (
+        lambda data: parse_row({**ROW, "kind": data, "derivation_path": data, "result": data}, SignatureRow, "x"),
+        (Damaged,),
+        (b"[]",),
+    ),
+    "shown signature": (
+        lambda data: show_signature(SignatureRow(**ROW, kind="Hash", derivation_path=data, result=data)),
+        (Damaged,),
+        (b"[0]",),
+    ),
+    "shown batch": (
+        lambda data: show_batch(BatchRow(**ROW, count=1, result=data)),
+        (Damaged,),
+        (b'[{"reason":null}]',),
+    ),
+    "answer": (answer(models.Key), (ApiError,), (KEY,)),
+    "answer list": (answer(models.KeyList), (ApiError,), (b'{"items":[' + KEY + b"]}",)),
+    "answer batch": (answer(SignatureBatch), (ApiError,), (b'{"id":"b"}',)),
+    "problem": (lambda data: transport._problem(400, {}, data), (), (PROBLEM,)),
+    "hex of an answer": (
+        text(lambda given: signatures._bytes(given, 32)),
+        (signatures.SignatureRefused,),
+        (b"0x" + b"11" * 32,),
+    ),
+    "client key": (file(lambda path: jws.load_client_key(path, "kid")), (CallerError,), ()),
+    "api body": (lambda data: coordinator_api._parse(data, SigningBody), (KeymootError,), (HASH,)),
+    "api creation": (lambda data: coordinator_api._parse(data, KeyCreation), (KeymootError,), (CREATION,)),
+    "api batch": (lambda data: coordinator_api._parse(data, HashBatch), (KeymootError,), (BATCH,)),
+    "body": (lambda data: parse_signing_body(verified(data)), (Refused,), (HASH,)),
+    "creation": (lambda data: parse_key_creation(verified(data)), (Refused,), (CREATION,)),
+    "batch": (lambda data: parse_hash_batch(verified(data)), (Refused,), (BATCH,)),
+    "jws": (text(split_jws), (Refused,), (b"e30.." + b"A" * 86,)),
+    "gate answer": (gate_answer, (Refused,), (GATE_ANSWER,)),
+    "gate secrets": (gate.parse_gate_secrets, (CallerError,), (SECRETS,)),
+    "gate secrets of the handler": (file(load_secrets), (CallerError,), (SECRETS,)),
+    "webhook": (
+        lambda data: verify(
+            [parse_key("whsec_" + base64.b64encode(bytes(32)).decode())],
+            "id",
+            "1000",
+            data.decode("latin-1"),
+            data,
+            1000,
+        ),
+        (WebhookInvalid,),
+        (b"v1," + base64.b64encode(bytes(32)),),
+    ),
+    "webhook key": (text(parse_key), (CallerError,), (b"whsec_" + base64.b64encode(bytes(32)),)),
+    "evidence": (lambda data: verify_evidence(data, DEALER.roster), (Malformed, Refused), ()),
+    "HSM's point": (decode_point, (HsmMisconfigured,), (b"\x04" + bytes(64),)),
+    "identity": (file(read_identity), (CallerError,), (IDENTITY,)),
+    "identities": (
+        text(lambda key: make_roster([Identity("n", f"s-{i}", "o", key, "") for i in range(3)], 1)),
+        (CallerError,),
+        (DEALER.roster.signers[0].identity_key.encode(),),
+    ),
+    "convictions": (file(read_convictions), (CallerError, Unavailable), (b'{"version":1,"convicted":{}}',)),
+    "certificate file": (file(first_end_s), (), ()),
+    "renewal": (renewed, (), ()),
+    "time": (text(times.parse), (), (b"2026-01-01T00:00:00Z",)),
+    "signer.yaml": (file(load_signer_config), (CallerError,), (SIGNER,)),
+    "enclave.yaml": (file(load_enclave_config), (CallerError,), (ENCLAVE,)),
+    "gate.yaml": (file(load_gate_config), (CallerError,), (GATE_YAML,)),
+    "client.yaml": (file(load_profile), (CallerError,), (CLIENT_YAML,)),
+    "roster.yaml": (file(lambda path: load_yaml(path, Roster)), (CallerError,), (ROSTER,)),
+    "policy.yaml": (file(lambda path: ClientKeys(load_policy(path).clients, "n")), (CallerError,), (POLICY,)),
+    "accepted-states.yaml": (file(lambda path: load_yaml(path, AcceptedStates)), (CallerError,), (ACCEPTED,)),
+}
+SLOW = {"renewal": 6, "client key": 25, "evidence": 40}
+
+
+@pytest.mark.parametrize("name", FUZZ)
+def test_any_input_is_a_value_or_the_error_of_the_table(name: str) -> None:
+    call, allowed, good = FUZZ[name]
+
+    @settings(max_examples=SLOW.get(name, 60), deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(inputs(*good))
+    def fuzz(data: bytes) -> None:
+        with contextlib.suppress(*allowed):
+            call(data)
+
+    fuzz()
+    for bomb in BOMBS if name not in SLOW else ():
+        with contextlib.suppress(*allowed):
+            call(bomb)
+
+
+# --- which decoder is covered by what ---
+
+
+def test_every_decoder_in_the_code_is_covered() -> None:
+    """Add a fuzz to `FUZZ` (or name the test that does as much) and a line to `COVERED`, and take out what is gone."""
+    found = {place for place, _ in decoding_places()}
+    assert found - set(COVERED) == set(), "decoders without a fuzz"
+    assert set(COVERED) - found == set(), "lines for what is not there any more"
+    for place, by in COVERED.items():
+        assert by in FUZZ or by == OWN or (ROOT / by).is_file(), f"{place}: {by}"
+
+
+def test_the_guard_sees_a_new_decoder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.fakes import decoders
+
+    (tmp_path / "enclave").mkdir()
+    (tmp_path / "enclave" / "new.py").write_text(
+        "from enclave.wire import decode\nimport json\n\n\n"
+        "class A:\n    def f(self, data):\n        return decode(data, int)\n"
+        "\n\ndef g(data):\n    return json.loads(data)\n"
+    )
+    monkeypatch.setattr(decoders, "ROOT", tmp_path)
+    assert sorted(decoders.decoding_places()) == [("enclave.new:A.f", "decode"), ("enclave.new:g", "json.loads")]
