@@ -355,6 +355,11 @@ pool:
   high: {high}
   batch: {batch}
 
+# A request fails when too few signers have been online for `signers_s` seconds, and waits `pool_s` for presignatures.
+wait:
+  signers_s: 5
+  pool_s: 30
+
 # Metrics for Prometheus, in plain, on loopback alone (packaging/METRICS.md).
 # metrics: 127.0.0.1:9465
 """

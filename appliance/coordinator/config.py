@@ -89,8 +89,8 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WaitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long a request waits before it fails: `signers_s` while fewer signers are online than it needs, `pool_s`
-    for links and presignatures, three times as long for a batch."""
+    """How long a request waits before it fails: until fewer signers than it needs have been online for `signers_s`;
+    `pool_s` for links and presignatures, three times as long for a batch."""
 
     signers_s: Annotated[float, msgspec.Meta(ge=0, le=600)] = 5.0
     pool_s: Annotated[float, msgspec.Meta(ge=1, le=600)] = 30.0

@@ -153,14 +153,13 @@ class Network:
             # Filling goes on without a pause while somebody waits.
             self._changes.notify()
         try:
-            arrived_s = self._clock()
             async with asyncio.timeout(timeout_s), self.line.turn():
                 while True:
                     change = self._changes.next()
                     best = self._best(count)
                     if best is not None:
                         return best
-                    await self._next_change(change, self._roster.committee_size, arrived_s, patient)
+                    await self._next_change(change, self._roster.committee_size, patient)
         except TimeoutError:
             missing = self.trouble() or f"not {count} presignatures in time: the pools were used up by others"
             raise CeremonyEnded("no-committee", missing) from None
@@ -170,15 +169,12 @@ class Network:
         able = [committee for committee in self._candidates() if self.pools.available(committee) >= count]
         return min(able, key=lambda c: (len(avoided.intersection(c)), -self.pools.available(c)), default=None)
 
-    async def _next_change(self, change: asyncio.Event, needed: int, since_s: float, patient: bool) -> None:
-        """Wait for `change`. Raises `TimeoutError` once fewer than `needed` signers have been online for too long for
-        somebody who waits since `since_s`."""
-        online = len(self.signers.online())
-        if patient or online >= needed:
+    async def _next_change(self, change: asyncio.Event, needed: int, patient: bool) -> None:
+        """Wait for `change`. Raises `TimeoutError` once fewer than `needed` signers have been online for too long."""
+        if patient or len(self.signers.online()) >= needed:
             await change.wait()
             return
-        left_s = max(since_s, self._fewer_since_s[online + 1]) + self._wait.signers_s - self._clock()
-        async with asyncio.timeout(left_s):
+        async with asyncio.timeout(self._fewer_since_s[needed] + self._wait.signers_s - self._clock()):
             await change.wait()
 
     async def committee_for_batch(self, count: int, *, patient: bool = False) -> tuple[int, ...]:
@@ -193,10 +189,9 @@ class Network:
     async def everybody(self, *, patient: bool = False) -> None:
         """Until all signers are linked. Raises `CeremonyEnded` where they aren't in time, as `committee` does."""
         try:
-            since_s = self._clock()
             async with asyncio.timeout(self._wait.pool_s):
                 while not self.signers.linked(self._roster.indices):
-                    await self._next_change(self._changes.next(), self._roster.n, since_s, patient)
+                    await self._next_change(self._changes.next(), self._roster.n, patient)
         except TimeoutError:
             away = [each.name for each in self._roster.signers if each.index not in self.signers.online()]
             missing = f"all signers must be online; away: {', '.join(away)}" if away else "the links came too late"

@@ -127,8 +127,8 @@ async def until_done(
     while True:
         try:
             if recall_first:
-                recall_first = False
                 value, after = await recall()
+                recall_first = False
                 if value is not None:
                     return value
             return await attempt(after)

@@ -6,30 +6,24 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine
 from functools import partial
 
-import msgspec
 import structlog
 
-from appliance.api.batches import BatchResult, BatchState
 from appliance.api.derivation import derive
-from appliance.api.models import KeyState, Reason, SignatureState, SignatureValue
-from appliance.coordinator.batches import BatchRequest, BatchSigning, Item, ItemResult, batch_items
-from appliance.coordinator.errors import CeremonyEnded, Rejected
+from appliance.coordinator.batches import BatchSigning, Item, batch_items
+from appliance.coordinator.execution import Execution
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
-from appliance.coordinator.keygen import keygen
 from appliance.coordinator.messages import message_hash
 from appliance.coordinator.network import Network
-from appliance.coordinator.signing import Signing, SigningRequest
+from appliance.coordinator.signing import Signing
 from appliance.coordinator.unfinished import client_request, wanted_items, wanted_label, wanted_signature
 from appliance.durations import DurationsBy
 from appliance.store import CoordinatorStore
-from appliance.store.accepted import CONFLICT, Accepted
+from appliance.store.accepted import Accepted
 from appliance.store.batches import BatchRow
 from appliance.store.coordinator import SignatureRow
-from appliance.store.failures import StoreFailed
 from appliance.store.keys import KeyRow
 from enclave import wire
 from policies.errors import Unavailable
@@ -38,7 +32,6 @@ from policies.roster import Roster
 
 MAX_UNDER_WAY = 4096
 MAX_BATCHES_UNDER_WAY = 64
-KEYGENS_AT_ONCE = 4
 
 log = structlog.get_logger()
 
@@ -59,14 +52,14 @@ class Work:
         fatal: Callable[[BaseException], None],
     ) -> None:
         self._store, self._roster, self._network = store, roster, network
-        self._signing, self._batch_signing, self._keybook = signing, batch_signing, keybook
+        self._keybook = keybook
+        self._execution = Execution(store, roster, network, signing, batch_signing, keybook)
         self._random, self._clock, self._fatal = random, wall_clock, fatal
         self._tasks: dict[str, asyncio.Task[str]] = {}
         # By kind of request and outcome; how long they took, by kind.
         self.ended: Counter[tuple[str, ...]] = Counter()
         self.seconds = DurationsBy()
         self._batches = 0
-        self._keygen_slots = asyncio.Semaphore(KEYGENS_AT_ONCE)
 
     # --- acceptance ---
 
@@ -81,7 +74,7 @@ class Work:
         accepted = await self._store.keys.accept(request, body.label)
         self._log_accepted(accepted.id, "Key", client, new=accepted.new)
         if accepted.run:
-            run = self._run_key(accepted.id, client, body.label, again=not accepted.new)
+            run = self._execution.key(accepted.id, client, body.label, again=not accepted.new)
             self._start(accepted.id, "Key", run)
         return accepted.id, accepted.new
 
@@ -100,7 +93,7 @@ class Work:
         accepted = await self._store.accept_signature(request, key_id, kind, body.derivation_path)
         self._log_accepted(accepted.id, kind, client, new=accepted.new)
         if accepted.run:
-            run = self._run_signature(accepted.id, client, key_id, public_key, body, again=not accepted.new)
+            run = self._execution.signature(accepted.id, client, key_id, public_key, body, again=not accepted.new)
             self._start(accepted.id, kind, run)
         return accepted.id, accepted.new
 
@@ -153,105 +146,19 @@ class Work:
             digest=hashlib.sha256(len(path).to_bytes(4, "big") + path + client.body).digest(),
         )
 
-    # --- execution ---
-
-    async def _run_key(
-        self, request_id: str, client: wire.ClientRequest, label: str, *, again: bool, resumed: bool = False
-    ) -> str:
-        """`again`: it may have been answered before; `resumed`: signers may be on their way back."""
-        network = self._network
-        everybody = partial(network.everybody, patient=resumed)
-        try:
-            async with self._keygen_slots:
-                key = await keygen(
-                    network.ceremonies, self._roster, client, label, network.recall, everybody, recall_first=again
-                )
-        except (Rejected, CeremonyEnded, Unavailable) as error:
-            return await self._end(request_id, self._store.keys.end, error)
-        await self._written(partial(self._keybook.add, request_id, key))
-        self._network.activate_later(set(self._roster.indices) - key.activated)
-        return KeyState.ACTIVE
-
-    async def _run_signature(
-        self,
-        signature_id: str,
-        client: wire.ClientRequest,
-        key_id: str,
-        public_key: bytes,
-        body: SigningBody,
-        *,
-        again: bool,
-        resumed: bool = False,
-    ) -> str:
-        pending = partial(_tell, self._store.set_executing, signature_id)
-        request = SigningRequest(client, key_id, message_hash(body), public_key, pending, again, resumed)
-        try:
-            value = await self._signing.sign(request)
-        except (Rejected, CeremonyEnded, Unavailable) as error:
-            return await self._end(signature_id, self._store.end_signature, error)
-        await self._written(partial(self._store.finish_signature, signature_id, msgspec.json.encode(value)))
-        return SignatureState.SIGNED
-
-    async def _run_batch(
-        self,
-        batch_id: str,
-        client: wire.ClientRequest,
-        key_id: str,
-        items: tuple[Item, ...],
-        *,
-        again: bool,
-        resumed: bool = False,
-    ) -> str:
-        """Ends what was counted in `_batches`."""
-        batches = self._store.batches
-        request = BatchRequest(client, key_id, items, partial(_tell, batches.set_executing, batch_id), again, resumed)
-        try:
-            results = await self._batch_signing.sign(request)
-        except (Rejected, CeremonyEnded, Unavailable) as error:
-            return await self._end(batch_id, batches.end, error)
-        else:
-            whole = all(isinstance(result, SignatureValue) for result in results)
-            state = BatchState.SIGNED if whole else BatchState.PARTLY_SIGNED
-            data = msgspec.json.encode([_shown(result) for result in results])
-            await self._written(partial(batches.finish, batch_id, state, data))
-            return state
-        finally:
-            self._batches -= 1
-
-    async def _end(
-        self,
-        request_id: str,
-        end: Callable[[str, str, str, str, str], Awaitable[None]],
-        error: Rejected | CeremonyEnded | Unavailable,
-    ) -> str:
-        """Let a request end of which nothing comes; the state it ends in."""
-        name = self._network.signers.name
-        if isinstance(error, Rejected):
-            state, rest = "Rejected", (error.rule, error.reason, name(error.signer))
-        elif isinstance(error, CeremonyEnded):
-            state, rest = "Failed", (error.code, error.reason, name(error.signer))
-        else:
-            state, rest = "Failed", ("unavailable", str(error), "")
-        if rest[0] == CONFLICT:
-            await self._written(partial(self._store.release, request_id))
-        await self._written(partial(end, request_id, state, *rest))
-        return state
-
-    async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Do `write`, once more whenever a full disk has room again: what came of a request is not given up.
-
-        Raises `StoreFailed` where only a restart can help.
-        """
-        while True:
-            try:
-                return await write()
-            except StoreFailed:
-                await self._store.recovery.until_it_works()
-
     @property
     def under_way(self) -> int:
         """How many requests are carried out now."""
         return len(self._tasks)
+
+    async def _run_batch(
+        self, batch_id: str, client: wire.ClientRequest, key_id: str, items: tuple[Item, ...], **options: bool
+    ) -> str:
+        """Ends what was counted in `_batches`."""
+        try:
+            return await self._execution.batch(batch_id, client, key_id, items, **options)
+        finally:
+            self._batches -= 1
 
     def _start(self, request_id: str, kind: str, run: Coroutine[object, object, str]) -> None:
         """`run` returns how it ended."""
@@ -295,7 +202,7 @@ class Work:
     async def _resume_key(self, row: KeyRow) -> None:
         try:
             self._check_room()
-            run = self._run_key(row.id, client_request(row), wanted_label(row), again=True, resumed=True)
+            run = self._execution.key(row.id, client_request(row), wanted_label(row), again=True, resumed=True)
             self._start(row.id, "Key", run)
         except Unavailable as error:
             await self._store.keys.end(row.id, "Failed", "restart", str(error), "")
@@ -304,7 +211,7 @@ class Work:
         try:
             self._check_room()
             wanted = wanted_signature(row, self._keybook)
-            run = self._run_signature(
+            run = self._execution.signature(
                 row.id, wanted.client, row.key_id, wanted.public_key, wanted.body, again=True, resumed=True
             )
             self._start(row.id, type(wanted.body).__name__, run)
@@ -328,15 +235,3 @@ class Work:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _tell(write: Callable[[str], Awaitable[None]], request_id: str) -> None:
-    """What is only told to whoever asks meanwhile may be missing: the result is written in any case."""
-    with suppress(StoreFailed):
-        await write(request_id)
-
-
-def _shown(result: ItemResult) -> BatchResult:
-    if isinstance(result, SignatureValue):
-        return BatchResult(signature=result)
-    return BatchResult(reason=Reason(result.code, result.reason))

@@ -327,3 +327,59 @@ async def test_the_synchronous_client_does_the_same(tls: TlsFiles) -> None:
     async with serving(FakeApi().app(), tls) as port:
         signature = await asyncio.to_thread(use, port)
     assert signature.signature == value_of(HASH)
+
+
+@asynccontextmanager
+async def two_apis(tls: TlsFiles) -> AsyncIterator[tuple[FakeApi, FakeApi, AsyncClient, asyncio.Event]]:
+    """Two APIs and a client of both; the first dies when the event is set and it is asked something."""
+    first, second, dead = FakeApi(), FakeApi(), asyncio.Event()
+
+    @web.middleware
+    async def dying(request: web.Request, handler: Any) -> web.StreamResponse:
+        if dead.is_set():
+            assert request.transport is not None
+            request.transport.abort()
+        return await handler(request)
+
+    app = first.app()
+    app.middlewares.append(dying)
+    async with serving(app, tls) as one, serving(second.app(), tls) as two:
+        client = AsyncClient(
+            f"https://127.0.0.1:{one}", DEALER.roster, generate_client_key("alice"), tls.ca,
+            others=[(f"https://127.0.0.1:{two}", tls.ca)],
+        )  # fmt: skip
+        async with client:
+            yield first, second, client, dead
+
+
+async def test_where_a_coordinator_does_not_answer_the_next_is_asked_for_the_same(tls: TlsFiles) -> None:
+    async with two_apis(tls) as (first, second, client, dead):
+        await client.sign(KEY_ID, HASH)
+        assert (len(first.seen), len(second.seen)) == (1, 0)
+        dead.set()
+        first.polls_before_done = second.polls_before_done = 2
+        signed = await client.sign(KEY_ID, HASH)
+        assert signed.status == "Signed"
+        (method, path, body, jws) = second.seen[0]
+        assert (method, path, body) == first.seen[0][:3]
+        assert jws != first.seen[0][3]
+        # It stays with the one that answers.
+        seen = len(first.seen)
+        await client.get_key(KEY_ID)
+        assert len(first.seen) == seen
+
+
+async def test_many_at_once_leave_a_dead_coordinator_together(tls: TlsFiles) -> None:
+    async with two_apis(tls) as (_, second, client, dead):
+        dead.set()
+        second.polls_before_done = 0
+        bodies = [replace(HASH, external_id=f"many-{number}") for number in range(8)]
+        await asyncio.gather(*(client.create_key("treasury", body.external_id) for body in bodies))
+        assert len(second.seen) == len(bodies)
+
+
+async def test_where_none_answers_the_last_one_is_named(tls: TlsFiles) -> None:
+    client = AsyncClient("https://127.0.0.1:1", DEALER.roster, None, tls.ca, others=[("https://127.0.0.1:2", tls.ca)])
+    async with client:
+        with pytest.raises(Unavailable, match=r"127\.0\.0\.1:2"):
+            await client.get_key(KEY_ID)

@@ -1,0 +1,152 @@
+"""Carrying out accepted requests: what comes of each is on disk when its execution returns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+
+import msgspec
+
+from appliance.api.batches import BatchResult, BatchState
+from appliance.api.models import KeyState, Reason, SignatureState, SignatureValue
+from appliance.coordinator.batches import BatchRequest, BatchSigning, Item, ItemResult
+from appliance.coordinator.errors import CeremonyEnded, Rejected
+from appliance.coordinator.keybook import KeyBook
+from appliance.coordinator.keygen import keygen
+from appliance.coordinator.messages import message_hash
+from appliance.coordinator.network import Network
+from appliance.coordinator.signing import Signing, SigningRequest
+from appliance.store import CoordinatorStore
+from appliance.store.accepted import CONFLICT
+from appliance.store.failures import StoreFailed
+from enclave import wire
+from policies.errors import Unavailable
+from policies.requests import SigningBody
+from policies.roster import Roster
+
+KEYGENS_AT_ONCE = 4
+
+
+class Execution:
+    """One request each; raises `Unavailable` where its end could not be written down."""
+
+    def __init__(
+        self,
+        store: CoordinatorStore,
+        roster: Roster,
+        network: Network,
+        signing: Signing,
+        batch_signing: BatchSigning,
+        keybook: KeyBook,
+    ) -> None:
+        self._store, self._roster, self._network = store, roster, network
+        self._signing, self._batch_signing, self._keybook = signing, batch_signing, keybook
+        self._keygen_slots = asyncio.Semaphore(KEYGENS_AT_ONCE)
+
+    async def key(
+        self, request_id: str, client: wire.ClientRequest, label: str, *, again: bool, resumed: bool = False
+    ) -> str:
+        """A key. Returns the state in which the request has ended, here as in the others.
+
+        `again`: it may have been answered before; `resumed`: signers may be on their way back.
+        """
+        network = self._network
+        everybody = partial(network.everybody, patient=resumed)
+        try:
+            async with self._keygen_slots:
+                key = await keygen(
+                    network.ceremonies, self._roster, client, label, network.recall, everybody, recall_first=again
+                )
+        except (Rejected, CeremonyEnded, Unavailable) as error:
+            return await self._end(request_id, self._store.keys.end, error)
+        await self._written(partial(self._keybook.add, request_id, key))
+        self._network.activate_later(set(self._roster.indices) - key.activated)
+        return KeyState.ACTIVE
+
+    async def signature(
+        self,
+        signature_id: str,
+        client: wire.ClientRequest,
+        key_id: str,
+        public_key: bytes,
+        body: SigningBody,
+        *,
+        again: bool,
+        resumed: bool = False,
+    ) -> str:
+        """As `key`: a signature under the child key `public_key` (33 bytes)."""
+        pending = partial(_tell, self._store.set_executing, signature_id)
+        request = SigningRequest(client, key_id, message_hash(body), public_key, pending, again, resumed)
+        try:
+            value = await self._signing.sign(request)
+        except (Rejected, CeremonyEnded, Unavailable) as error:
+            return await self._end(signature_id, self._store.end_signature, error)
+        await self._written(partial(self._store.finish_signature, signature_id, msgspec.json.encode(value)))
+        return SignatureState.SIGNED
+
+    async def batch(
+        self,
+        batch_id: str,
+        client: wire.ClientRequest,
+        key_id: str,
+        items: tuple[Item, ...],
+        *,
+        again: bool,
+        resumed: bool = False,
+    ) -> str:
+        """As `key`: every hash of a batch."""
+        batches = self._store.batches
+        request = BatchRequest(client, key_id, items, partial(_tell, batches.set_executing, batch_id), again, resumed)
+        try:
+            results = await self._batch_signing.sign(request)
+        except (Rejected, CeremonyEnded, Unavailable) as error:
+            return await self._end(batch_id, batches.end, error)
+        whole = all(isinstance(result, SignatureValue) for result in results)
+        state = BatchState.SIGNED if whole else BatchState.PARTLY_SIGNED
+        data = msgspec.json.encode([_shown(result) for result in results])
+        await self._written(partial(batches.finish, batch_id, state, data))
+        return state
+
+    async def _end(
+        self,
+        request_id: str,
+        end: Callable[[str, str, str, str, str], Awaitable[None]],
+        error: Rejected | CeremonyEnded | Unavailable,
+    ) -> str:
+        """Let a request end of which nothing comes; the state it ends in."""
+        name = self._network.signers.name
+        if isinstance(error, Rejected):
+            state, rest = "Rejected", (error.rule, error.reason, name(error.signer))
+        elif isinstance(error, CeremonyEnded):
+            state, rest = "Failed", (error.code, error.reason, name(error.signer))
+        else:
+            state, rest = "Failed", ("unavailable", str(error), "")
+        if rest[0] == CONFLICT:
+            await self._written(partial(self._store.release, request_id))
+        await self._written(partial(end, request_id, state, *rest))
+        return state
+
+    async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Do `write`, once more whenever a full disk has room again: what came of a request is not given up.
+
+        Raises `StoreFailed` where only a restart can help.
+        """
+        while True:
+            try:
+                return await write()
+            except StoreFailed:
+                await self._store.recovery.until_it_works()
+
+
+async def _tell(write: Callable[[str], Awaitable[None]], request_id: str) -> None:
+    """What is only told to whoever asks meanwhile may be missing: the result is written in any case."""
+    with suppress(StoreFailed):
+        await write(request_id)
+
+
+def _shown(result: ItemResult) -> BatchResult:
+    if isinstance(result, SignatureValue):
+        return BatchResult(signature=result)
+    return BatchResult(reason=Reason(result.code, result.reason))
