@@ -50,11 +50,10 @@ class Answers:
         Raises `Refused` where the name stands for another body.
         """
         answer = stored if stored is not None and stored.kept.name == name else None
-        known = self._names.get(name)
-        if known is None:
-            known = _Name(body if answer is None else answer.kept.body, answer=answer)
-        if known.body != body:
+        known = self._names.get(name) or _Name(body if answer is None else answer.kept.body)
+        if known.body != body or (answer is not None and answer.kept.body != body):
             raise Refused("request/external-id", "this externalId stands for another request of this client")
+        known.answer = known.answer or answer
         known.claimants[claimant.digest] = claimant
         self._names[name] = known
 
