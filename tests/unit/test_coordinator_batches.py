@@ -189,9 +189,17 @@ async def test_after_a_restart_an_unfinished_batch_goes_on_and_a_finished_one_is
 
 
 @pytest.mark.parametrize(
-    "changes", [{"hashes": []}, {"derivationPaths": [[], []]}, {"hashes": ["0x00"]}, {"kind": "Hash"}]
+    ("changes", "problem"),
+    [
+        ({"hashes": []}, (400, "bad-request")),
+        ({"derivationPaths": [[], []]}, (422, "unprocessable")),
+        ({"hashes": ["0x00"]}, (400, "bad-request")),
+        ({"kind": "Hash"}, (400, "bad-request")),
+    ],
 )
-async def test_what_is_no_batch_is_a_problem(net: FakeNetwork, changes: dict[str, object]) -> None:
+async def test_what_is_no_batch_is_a_problem(
+    net: FakeNetwork, changes: dict[str, object], problem: tuple[int, str]
+) -> None:
     status, shown = await net.post(path_of(await make_key(net)), batch() | changes)
-    assert (status, shown["code"]) == (400, "bad-request")
+    assert (status, shown["code"]) == problem
     assert (await net.get(f"{path_of('key_' + '0' * 32)}/none"))[0] == 404
