@@ -17,6 +17,7 @@ from enclave.evidence import MAX_EVIDENCE_BYTES, verify_evidence
 from enclave.gate_secrets import seal_gate_secrets
 from enclave.hsm import HsmConfig, open_hsm, provision
 from enclave.hsm.check import check_module
+from enclave.rewrap import rewrap
 from enclave.run import run_enclave
 from enclave.serve import WorkerGone
 from policies.load import load_yaml
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> int:
     """Parse, run, and turn our errors into one line and an exit code: 2 the caller's, 3 something is away."""
     parser = argparse.ArgumentParser(prog="python -m enclave", description=__doc__)
     commands = {"run": _run, "provision": _provision, "seal-gate-secret": _seal_gate_secret, "describe": _describe}
+    commands["rewrap"] = _rewrap
     parser.add_argument("command", choices=[*commands, "hsm-check", "verify-evidence"])
     parser.add_argument("--config", type=Path, help="enclave.yaml")
     parser.add_argument("--hsm", help="hsm-check without a configuration: its hsm section, as JSON")
@@ -101,6 +103,11 @@ def _seal_gate_secret(path: Path) -> None:
         seal_gate_secrets(hsm, config.file.network, config.index, config.gate_secrets, secrets)
     finally:
         hsm.close()
+
+
+def _rewrap(path: Path) -> None:
+    """Bring the records on standard input under the present sealing key."""
+    rewrap(load_config(path), sys.stdin.buffer, sys.stdout.buffer)
 
 
 def _hsm_check(path: Path | None, section: str | None) -> None:

@@ -77,6 +77,12 @@ class Opening:
         self.plaintext.on_done(wipe)
 
 
+def record_context(network: str, signer: int, kind: str, name: str, version: int) -> RecordContext:
+    """What is bound into the seal of a record of this kind."""
+    epoch = {"prss": version, "key": version // 2}.get(kind, 0)
+    return RecordContext(network, signer, kind, name, epoch, version)
+
+
 class Vault:
     """Seals through the HSM, stores through the signer. Keeps public facts of keys, never a plaintext share."""
 
@@ -168,8 +174,7 @@ class Vault:
             self._facts.popitem(last=False)
 
     async def _seal(self, kind: str, name: str, version: int, plaintext: bytes) -> bytes:
-        epoch = {"prss": version, "key": version // 2}.get(kind, 0)
-        context = RecordContext(self._network, self._signer, kind, name, epoch, version)
+        context = record_context(self._network, self._signer, kind, name, version)
         sealed = await self._hsm(lambda hsm: hsm.seal(context, plaintext))
         assert isinstance(sealed, bytes)
         return sealed

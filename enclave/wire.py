@@ -764,6 +764,17 @@ class EvidencePart(Wire, frozen=True, tag=8):
 FromEnclave = Attached | ToPeer | Report | Store | CallGate | Audit | Status | EvidencePart
 
 
+# --- `python -m enclave rewrap`: `Record`s on standard input, one `Rewrapped` for each on standard output ---
+
+
+class Rewrapped(Wire, frozen=True):
+    """The record of the same place, sealed under the present sealing key: `sealed` is what it was where nothing was to
+    do, or where nothing can be done for the `reason` given."""
+
+    sealed: SealedBytes
+    reason: ShortText = ""
+
+
 # --- Codec ---
 
 T = TypeVar("T")

@@ -1,7 +1,8 @@
-"""`keymoot hsm check`: what a PKCS#11 module can really do."""
+"""`keymoot hsm check`: what a PKCS#11 module can really do; `keymoot hsm rewrap`: a new sealing key for all records."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ from policies.errors import CallerError, Unavailable
 if TYPE_CHECKING:
     from rich.table import Table
 
-app = typer.Typer(help="The HSM: what its PKCS#11 module can do.", no_args_is_help=True)
+    from appliance.rewrapping import Rewrapping
+
+app = typer.Typer(help="The HSM: what its PKCS#11 module can do; a new sealing key.", no_args_is_help=True)
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -43,11 +46,6 @@ class Checked(msgspec.Struct, frozen=True):
     operations: tuple[Operation, ...]
     profile: str | None
     reason: str
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `check` a subcommand."""
 
 
 @app.command("check")
@@ -86,6 +84,49 @@ def check(
     else:
         _show(checked)
     if checked.profile is None:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command("rewrap")
+def rewrap(
+    enclave: Annotated[Path, typer.Option("--config", "-c", help="The enclave's configuration.")],
+    signer: Annotated[Path, typer.Option(help="The signer's configuration, which names its store.")],
+    as_json: Json = False,
+) -> None:
+    """Bring every sealed record under the sealing key that the enclave's configuration names now.
+
+    For rotating the HSM's key: set a new hsm.sealing_key_label, name the old one in hsm.retired_key_labels, stop signer
+    and enclave, run this, start them. It makes the new key where it is missing, opens no share, and can be stopped and
+    run again at any moment. Exit codes: 1 where a record does not open.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from appliance.rewrapping import rewrap as rewrap_all
+    from appliance.signer.config import load_config
+    from appliance.store.signer import SignerStore
+
+    state = load_config(signer).state
+    if not state.exists():
+        raise CallerError(f"{signer}: there is no store {state}")
+
+    async def run() -> Rewrapping:
+        store = SignerStore.open(state)
+        try:
+            with Progress(console=Console(stderr=True)) as shown:
+                task = shown.add_task("Rewrapping")
+                return await rewrap_all(enclave, store, lambda n, total: shown.update(task, completed=n, total=total))
+        finally:
+            await store.close()
+
+    done = asyncio.run(run())
+    if as_json:
+        show_json(done)
+    else:
+        show_fields({"records": str(done.records), "rewrapped": str(done.rewrapped), "already": str(done.already)})
+        for reason in done.broken:
+            typer.echo(f"broken: {reason}")
+    if done.broken:
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -19,6 +19,8 @@ from sqlalchemy import (
     bindparam,
     func,
     select,
+    tuple_,
+    update,
 )
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
@@ -68,6 +70,22 @@ _READ_RECORD = Statement(
     select(records.c.version, records.c.sealed).where(
         records.c.kind == parameter("kind"), records.c.name == parameter("name")
     )
+)
+_READ_RECORDS = Statement(
+    select(records)
+    .where(tuple_(records.c.kind, records.c.name) > tuple_(parameter("kind"), parameter("name")))
+    .order_by(records.c.kind, records.c.name)
+    .limit(parameter("most"))
+)
+_RESEAL = Statement(
+    update(records)
+    .where(
+        records.c.kind == parameter("kind"),
+        records.c.name == parameter("name"),
+        records.c.version == parameter("version"),
+        records.c.sealed == parameter("sealed"),
+    )
+    .values(sealed=parameter("new"))
 )
 _UPSERT_RECORD = insert(records)
 _UPSERT_RECORD = _UPSERT_RECORD.on_conflict_do_update(
@@ -191,6 +209,26 @@ class SignerStore:
         except DBAPIError as error:
             raise store_failure(self._database.path, error) from error
 
+    def records_after(self, place: tuple[str, str], limit: int) -> list[wire.Record]:
+        """At most `limit` records after that kind and name, in order. Raises `StoreFailed`, `Damaged`."""
+        rows = fetch(self._database, _READ_RECORDS, {"kind": place[0], "name": place[1], "most": limit})
+        found = []
+        for row in rows:
+            stored = parse_row({"version": row["version"], "sealed": row["sealed"]}, _StoredRecord, "a record")
+            found.append(wire.Record(row["kind"], row["name"], stored.version, stored.sealed))
+        return found
+
+    async def replace_seals(self, pairs: Sequence[tuple[wire.Record, bytes]]) -> int:
+        """Give each record that is still as it was read its new seal, all in one transaction; how many were.
+
+        Raises `Unavailable`, and nothing is written, where the disk does not take it.
+        """
+
+        def write(connection: Connection) -> int:
+            return sum(_RESEAL.run(connection, _reseal_values(record, new)).rowcount for record, new in pairs)
+
+        return await self._writer.submit(write)
+
     @property
     def commit_seconds(self) -> Durations:
         """How long each transaction took to be on disk."""
@@ -245,6 +283,11 @@ def _read_head(database: Database) -> tuple[int, bytes]:
     if not (isinstance(seq, int) and isinstance(head, bytes) and len(head) == len(EMPTY_HEAD[1])):
         raise StoreFailed(database.path, "the last audit entry is damaged", RESTORE_REMEDY, lasting=True)
     return seq, head
+
+
+def _reseal_values(record: wire.Record, new: bytes) -> dict[str, object]:
+    names = {"kind": record.kind, "name": record.name, "version": record.version}
+    return {**names, "sealed": record.sealed, "new": new}
 
 
 def _put(connection: Connection, record: wire.Record) -> None:
