@@ -143,10 +143,21 @@ def work(net: LocalNet, stranger: ClientKey, shown: list[tuple[str | Path, bytes
             net.kill(victim, signal.SIGKILL)
             net.restart(victim)
             sign_when_back(client, key, said)
-        for arguments in (("show", key.id), ("list",)):
-            said.append(command(net, os.environ, "keys", *arguments, "--json", "--profile", str(net.profile)))
+        for words in (
+            ("keys", "show", key.id),
+            ("keys", "list"),
+            ("pool", "--once"),
+            ("status", *map(str, hosts(net))),
+        ):
+            said.append(command(net, os.environ, *words, "--json", "--profile", str(net.profile)))
+            assert len(said[-1][1]) > 100, said[-1]
     said += [(f"answer of {path}", answer(net, path)) for path in API_PATHS]
     return said
+
+
+def hosts(net: LocalNet) -> list[Path]:
+    """The directories of a signer, the coordinator and a gate, as an operator has them on a host."""
+    return [net.plan.signer(1), net.root / "coordinator", net.plan.gate_directory(1)]
 
 
 def command(net: LocalNet, environment: Mapping[str, str], *arguments: str) -> tuple[str | Path, bytes]:
