@@ -338,8 +338,8 @@ class CeremonyOrders:
         self._around.to_worker(encode(End(sid, reason[:500])))
 
     def give_up(self, error: KeymootError) -> None:
-        """Stop every batch in the worker: nobody awaits them any more."""
-        for run in list(self._batches.values()):
+        """Stop every batch in the worker, done ones too: nobody awaits them any more."""
+        for run in [*self._batches.values(), *self._finished.values()]:
             run.stop(error)
 
     def forward(self, sid: bytes, sender: int, frame: bytes) -> None:

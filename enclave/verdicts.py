@@ -56,7 +56,7 @@ class Verdicts:
             )
             told = (failure.step, failure.reason, failure.culprits, failure.group, evidence)
             self._report(coordinator, Convicted(failure.ceremony, record.kind, context, *told), (entry,))
-            name = f"convictions_{record.kind}"
+            name = f"convictions|{record.kind}"
             self.counters[name] = self.counters.get(name, 0) + 1
 
     def _write(self, record: CeremonyRecord, charge: Charge) -> bytes:

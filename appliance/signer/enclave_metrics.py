@@ -39,6 +39,7 @@ COUNTERS = {
     "gate_tries": Family("gate_tries", "Gate calls that brought no decision.", ("outcome",)),
     "frames_refused": Family("frames_refused", "Frames that could not be taken.", ("reason",)),
     "frames_of_no_ceremony": Family("frames_of_no_ceremony", "Frames of ceremonies that are not under way."),
+    "convictions": Family("convictions", "Charges that convicted a signer or named a group (SPEC 0.11).", ("kind",)),
     "peer_states": Family("peer_states", "States of peers that were refused, or accepted by hand.", ("event",)),
     "tasks_failed": Family("tasks_failed", "Tasks that ended with an error nobody was told of."),
     "hsm_openings": Family("hsm_openings", "How often the HSM was opened, all but the first again.", ("outcome",)),
