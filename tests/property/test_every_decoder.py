@@ -251,7 +251,7 @@ ENCLAVE = (
     b"hsm: {lib: /x, pin: 'file:p', token_label: t}\ngate: {mode: none}\n"
 )
 POLICY = (ROOT / "policies" / "exchange-deposits.yaml").read_bytes()
-ACCEPTED = b'version: 1\naccepted:\n  - {signer: s1, version: 4, boot: "' + b"ab" * 32 + b'"}\n'
+ACCEPTED = b'version: 1\naccepted:\n  - {signer: s1, version: 4, boot: "' + b"ab" * 8 + b'"}\n'
 GATE_YAML = b"listen: 127.0.0.1:1\ncertificate: c\nkey: k\nsecrets: s\n"
 CLIENT_YAML = b"network: n\napi: https://h\nca: c\nroster: r\nclient: c\nkey: k\n"
 ROW = {
