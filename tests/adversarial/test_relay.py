@@ -173,6 +173,21 @@ def test_a_spent_or_foreign_nonce_starts_nothing() -> None:
         assert [type(report) for report in net.drain()[1]] == [wire.OrderRefused]
 
 
+def test_a_nonce_that_was_spent_on_one_key_makes_no_other() -> None:
+    """Another request, so another context: it is the nonce alone that is refused."""
+    net, client = running()
+    nonces = net.nonces(COMMITTEE, "keygen")
+    told = []
+    for label in ("hot/one", "hot/two"):
+        for j in COMMITTEE:
+            net.order(j, wire.KeygenOrder(b"keygen-ceremony-", (client.create_key(label),), nonces))
+        net.run()
+        net.advance(61)
+        told.append({type(report) for report in net.drain()[1]})
+    assert wire.OrderRefused in told[1]
+    assert wire.KeysAcknowledged not in told[1]
+
+
 def test_different_nonces_shown_to_different_members() -> None:
     net, _ = running()
     first, second = net.nonces(COMMITTEE, "presign"), net.nonces(COMMITTEE, "presign")

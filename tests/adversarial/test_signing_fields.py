@@ -145,12 +145,14 @@ SIGN_VERDICTS: dict[type[Any], dict[str, dict[str, str]]] = {
     wire.SignOrder: {
         **REQUEST,
         "ceremony": fixed("Authorized"),
+        "after": {"given": "Authorized"},
         "presignature.sid": fixed("UnknownPresignature"),
         "presignature.index": {"other": "Authorized"},
     },
     wire.BatchSignOrder: {
         **REQUEST,
         "ceremony": fixed("BatchAuthorized"),
+        "after": {"given": "BatchAuthorized"},
         "presignatures": several("presignature", "presignature", "malformed"),
         "presignatures.[].sid": fixed("UnknownPresignatures"),
         "presignatures.[].index": {"other": "presignature"},

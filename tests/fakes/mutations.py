@@ -21,6 +21,7 @@ TUPLE: dict[str, Callable[[Any], Any]] = {
     "empty": lambda value: (),
 }
 OTHER: dict[str, Callable[[Any], Any]] = {"other": lambda value: value + 1 if isinstance(value, int) else value + "x"}
+OPTIONAL: dict[str, Callable[[Any], Any]] = {"given": lambda value: bytes(range(16)) if value is None else None}
 
 Path = tuple[str, ...]
 
@@ -45,6 +46,8 @@ def _walk(path: Path, info: inspect.Type) -> Iterator[tuple[Path, dict[str, Call
                 yield from _walk((*path, field.name), field.type)
         case inspect.IntType() | inspect.StrType():
             yield path, OTHER
+        case inspect.UnionType() if info.includes_none:
+            yield path, OPTIONAL
         case _:
             raise AssertionError(f"no mutations for {info} at {path}")
 

@@ -236,8 +236,8 @@ def keep_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shares that leave without their audit entry."""
     honest = Effects.report
 
-    def report(effects: Effects, coordinator: str, body: Any, audit: tuple[Any, ...] = ()) -> None:
-        honest(effects, coordinator, body, () if isinstance(body, ShareReport | BatchShareReport) else audit)
+    def report(effects: Effects, coordinator: str, body: Any, audit: Any = (), *others: Any) -> None:
+        honest(effects, coordinator, body, () if isinstance(body, ShareReport | BatchShareReport) else audit, *others)
 
     monkeypatch.setattr(Effects, "report", report)
 
