@@ -10,6 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.fakes import nss
 from tests.fakes.softhsm import SoftToken, library
 
 NAMES = ("north", "south", "west")
@@ -96,3 +99,57 @@ def test_a_wrong_pin_is_told_without_the_pin(tmp_path: Path) -> None:
     assert "PIN" in outcome.stderr
     assert "91827" not in outcome.stderr + outcome.stdout
     assert "Traceback" not in outcome.stderr
+
+
+def init_with(root: Path, *options: str | Path, conf: Path | None = None) -> subprocess.CompletedProcess[str]:
+    ca = root / "c" / "ca.pem"
+    if not ca.exists():
+        assert keymoot("init", "coordinator", root / "c", "--network", "net").returncode == 0
+    return keymoot(
+        *("init", "signer", root / "s", "--network", "net", "--name", "s", "--operator", "S", "--json"),
+        *("--coordinator", "c=https://127.0.0.1:9", "--coordinator-ca", ca, *options),
+        conf=conf,
+    )
+
+
+def test_a_token_named_by_its_slot(tmp_path: Path) -> None:
+    token = SoftToken(tmp_path / "hsm", "keymoot")
+    conf = token.create()
+    access = ("--lib", str(library()), "--pin", f"file:{token.directory / 'pin'}")
+    slot = json.loads(keymoot("hsm", "check", *access, "--token-label", "keymoot", "--json", conf=conf).stdout)["slot"]
+    done = init_with(tmp_path, *access, "--slot", str(slot), conf=conf)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = json.loads(done.stdout)
+    assert (shown["sealing"], shown["directory"]) == ("gcm", str(tmp_path / "s"))
+    assert shown["fingerprint"] == json.loads((tmp_path / "s" / "identity.json").read_text())["fingerprint"]
+    assert f"  slot: {slot}\n" in (tmp_path / "s" / "enclave.yaml").read_text()
+
+
+def test_a_wrong_pin_leaves_nothing_behind_and_the_right_one_then_works(tmp_path: Path) -> None:
+    token = SoftToken(tmp_path / "hsm", "keymoot")
+    conf = token.create()
+    pin = tmp_path / "pin"
+    pin.touch(0o600)
+    pin.write_text("not the PIN")
+    options = ("--lib", str(library()), "--pin", f"file:{pin}")
+    done = init_with(tmp_path, *options, conf=conf)
+    assert done.returncode == 2
+    assert "PIN" in done.stderr
+    assert not (tmp_path / "s").exists()
+    pin.write_bytes((token.directory / "pin").read_bytes())
+    assert init_with(tmp_path, *options, conf=conf).returncode == 0
+
+
+@pytest.mark.skipif(bool(nss.missing()), reason=f"needs Debian's {nss.missing()}")
+def test_nss_is_enrolled_where_its_export_of_keys_is_accepted(tmp_path: Path) -> None:
+    database = nss.NssDatabase(tmp_path / "nss")
+    database.create()
+    hsm = database.config
+    options = ("--lib", hsm.lib, "--pin", hsm.pin, "--token-label", nss.LABEL, "--init-args", hsm.init_args or "")
+    refused = init_with(tmp_path, *options)
+    assert refused.returncode == 2
+    assert "accept_key_export" in refused.stderr
+    assert not (tmp_path / "s").exists()
+    done = init_with(tmp_path, *options, "--accept-key-export")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["sealing"] == "hmac-kdf"

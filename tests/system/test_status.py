@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,6 +69,36 @@ def test_the_directories_of_a_host_that_is_well(net: LocalNet) -> None:
     (host,) = document["hosts"]
     assert (host["name"], host["status"]["enclave"], host["enclave"]["gate_mode"]) == ("signer-1", "ready", "signed")
     assert host["status"]["coordinators"][0]["up"]
+
+
+def test_the_pools_as_a_view_as_lines_and_as_json(net: LocalNet) -> None:
+    code, text = keymoot("pool", "--profile", net.profile, "--once", "--burst", "70")
+    assert code == 0
+    first, last = text.splitlines()
+    assert re.search(r"  pool 1-2-3  \d+ of 40\.\.100  used 0\.0/s  empty in -  refill not due$", first)
+    assert last.endswith("for 70 signatures at once: pool.low 70, pool.high 120")
+    code, text = keymoot("pool", "--profile", net.profile, "--once", "--json")
+    shown = json.loads(text)
+    assert (code, shown["waiting"], [one["committee"] for one in shown["pools"]]) == (0, 0, [[1, 2, 3]])
+
+
+def test_the_live_view_on_a_terminal(net: LocalNet) -> None:
+    screen, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "appliance.cli", "pool", "--profile", str(net.profile), "--interval", "0.2"],
+        stdin=child, stdout=child, stderr=child, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )  # fmt: skip
+    os.close(child)
+    seen = b""
+    try:
+        while seen.count(b"1-2-3") < 3:
+            seen += os.read(screen, 65_536)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    finally:
+        process.kill()
+        os.close(screen)
+    assert b"level" in seen
 
 
 def test_an_enclave_and_a_gate_that_are_gone_are_named_at_their_hosts_and_in_the_network(net: LocalNet) -> None:
