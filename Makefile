@@ -1,13 +1,14 @@
 # Two commands on a fresh Debian or Ubuntu with make and root or sudo: `make demo` and `make test`.
 BIN := .venv/bin
 
-.PHONY: help bootstrap hsm-modules demo test check lint soak bench clean
+.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan clean
 
 help:
 	@echo "make demo    three signers, a coordinator and gates on this machine: makes a key, signs, verifies"
 	@echo "make test    every check (the same as make check)"
 	@echo "make soak    the tests that take longer than a check may"
-	@echo "make bench   measures presigning and the online step"
+	@echo "make bench   measures presigning, the online step and whole requests"
+	@echo "make bench-wan   the same with signers 50 ms away from the coordinator"
 	@echo "make clean   removes the virtual environment and all caches"
 
 bootstrap:
@@ -35,6 +36,12 @@ bench: bootstrap
 	@$(BIN)/keymoot bench presign --signers 3 --tolerate 1 --batch 10000
 	@$(BIN)/keymoot bench presign --signers 5 --tolerate 2 --batch 10000
 	@$(BIN)/keymoot bench online
+	@$(BIN)/keymoot bench load --clients 16
+	@$(BIN)/keymoot bench load --clients 1
+	@$(BIN)/keymoot bench load --clients 2 --hashes 1000
+
+bench-wan: bootstrap
+	@$(BIN)/keymoot bench wan
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

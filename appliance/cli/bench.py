@@ -1,4 +1,4 @@
-"""`keymoot bench presign|online|load`."""
+"""`keymoot bench presign|online|load|wan`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MAX_BATCH = 16_384
 MAX_CLIENTS = 1024
 MAX_SECONDS = 3600
+MAX_DELAY_MS = 1000
 
 app = typer.Typer(help="Measure on this machine, with real processes on loopback.", no_args_is_help=True)
 
@@ -80,6 +81,24 @@ def load(
 
     with working("starting") as told:
         result = run(signers, tolerate, clients, seconds, hashes, refill, told)
+    _show(result, as_json)
+
+
+@app.command("wan")
+def wan(
+    signers: Signers = 3,
+    tolerate: Tolerate = 1,
+    delay_ms: Annotated[float, typer.Option(help="From each signer to the coordinator, one way.")] = 50.0,
+    as_json: Json = False,
+) -> None:
+    """Measure with signers far from the coordinator: presigning, key generation, a signature."""
+    _check_scheme(signers, tolerate)
+    if not 0 < delay_ms <= MAX_DELAY_MS:
+        raise CallerError(f"--delay-ms is more than 0 and at most {MAX_DELAY_MS}")
+    from appliance.bench.wan import run
+
+    with working("starting") as told:
+        result = run(signers, tolerate, delay_ms, told)
     _show(result, as_json)
 
 

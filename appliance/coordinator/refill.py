@@ -105,7 +105,8 @@ class Refill:
         if count == self.settings.batch or filling.batch_s is None:
             filling.batch_s = took_s * self.settings.batch / count
         self._resume_s = self.clock() + min(took_s * PAUSE_FACTOR, LONGEST_PAUSE_S)
-        log.info("presigned", committee=committee, count=count, available=self.pools.available(committee))
+        available = self.pools.available(committee)
+        log.info("presigned", committee=committee, count=count, available=available, ms=round(took_s * 1000, 1))
         return True
 
     def _next(self) -> tuple[int, ...] | None:

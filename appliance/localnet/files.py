@@ -32,7 +32,8 @@ CLIENT = "loopback"
 
 @dataclass(frozen=True)
 class Plan:
-    """What to set up. `refuse`: signer index → destinations its gate refuses. `gate` off: signers without a gate."""
+    """What to set up. `refuse`: signer index → destinations its gate refuses. `gate` off: signers without a gate.
+    `coordinator_port`: where signers look for the coordinator, if not where it listens."""
 
     root: Path
     network: str
@@ -42,6 +43,7 @@ class Plan:
     pool: tuple[int, int, int]
     refuse: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     coordinators: int = 1
+    coordinator_port: int | None = None
 
     @property
     def coordinator_names(self) -> tuple[str, ...]:
@@ -128,7 +130,8 @@ def _coordinator_setup(
 
 def _address(plan: Plan, setup: configure.CoordinatorSetup) -> configure.CoordinatorAddress:
     ca = (plan.root / setup.name / "ca.pem").read_bytes()
-    return configure.CoordinatorAddress(setup.name, f"https://{setup.listen_signers}", ca)
+    where = setup.listen_signers if plan.coordinator_port is None else f"{LOOPBACK}:{plan.coordinator_port}"
+    return configure.CoordinatorAddress(setup.name, f"https://{where}", ca)
 
 
 def free_ports(count: int) -> list[int]:

@@ -56,14 +56,27 @@ class LocalNet:
         refuse: Mapping[int, tuple[str, ...]] | None = None,
         directory: Path | None = None,
         coordinators: int = 1,
+        coordinator_port: int | None = None,
     ) -> None:
         """`pool`: low, high, batch, of each coordinator. `refuse`: signer index → destinations its gate refuses.
         The coordinators are called `coordinator`, `coordinator-2`, and so on; the profile names the first.
 
+        `coordinator_port`: signers look for the coordinator there, where somebody passes on to `signers_port`.
+
         `directory`: must be new or empty, and short, since socket paths end at 107 bytes; it is removed at the end.
         """
         self._owned = Path(tempfile.mkdtemp(prefix="keymoot-")) if directory is None else directory
-        self.plan = Plan(self._owned.resolve(), "loopback", signers, tolerate, gate, pool, refuse or {}, coordinators)
+        self.plan = Plan(
+            self._owned.resolve(),
+            "loopback",
+            signers,
+            tolerate,
+            gate,
+            pool,
+            refuse or {},
+            coordinators,
+            coordinator_port,
+        )
         self.processes: dict[str, ManagedProcess] = {}
         self._written: Written | None = None
 
@@ -155,6 +168,11 @@ class LocalNet:
             if time.monotonic() > deadline_s:
                 raise Unavailable(f"waited {timeout_s:.0f} s for {what}", "see what the processes said last")
             time.sleep(POLL_S)
+
+    @property
+    def signers_port(self) -> int:
+        """Where the first coordinator listens for signers. Raises `Unavailable` before the files are written."""
+        return int(self._files.coordinators[COORDINATOR].listen_signers.rpartition(":")[2])
 
     def wait_for_pool(self, count: int, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until every coordinator has `count` presignatures of every committee that it keeps ready.
