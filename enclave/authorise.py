@@ -296,7 +296,9 @@ class Authoriser:
         verified goes into the audit chain: others cost nothing to send, and would fill the disk."""
         self._count(f"requests_refused|{rule_label(rule)}")
         digest = state.digest if state is not None else order.request.digest(self._rules.roster.network)
-        self._log.refused("request refused", digest, order.request.request_id, rule=rule, reason=reason[:300])
+        self._log.refused(
+            coordinator, "request refused", digest, order.request.request_id, rule=rule, reason=reason[:300]
+        )
         entries: tuple[AuditEntry, ...] = ()
         ceremony = order.ceremony
         if state is not None:

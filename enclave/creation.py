@@ -65,7 +65,7 @@ class KeyCreation:
             for request in order.requests:
                 digest = request.digest(self._rules.roster.network)
                 facts = {"rule": refusal.rule, "reason": refusal.reason[:300]}
-                self._log.refused("key refused", digest, request.request_id, **facts)
+                self._log.refused(coordinator, "key refused", digest, request.request_id, **facts)
             self._effects.report(coordinator, RequestRefused(order.ceremony, refusal.rule, refusal.reason[:500]))
             return
 

@@ -108,7 +108,7 @@ class OnlineStep:
             digest = order.authorizations[0].authorization.terms.request_digest
             known = self._book.get(digest)
             request_id = known.attempt.request_id if known is not None and known.attempt is not None else ""
-            self._log.refused("share refused", digest, request_id, reason=str(error)[:300], spent=spent)
+            self._log.refused(coordinator, "share refused", digest, request_id, reason=str(error)[:300], spent=spent)
             self._effects.report(coordinator, OnlineRefused(order.ceremony, str(error)[:500], spent))
             if state is not None:
                 state.answering = False

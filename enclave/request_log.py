@@ -15,18 +15,22 @@ class RequestLog:
 
     def __init__(self, log: Log, clock: Callable[[], float]) -> None:
         """`clock`: monotonic seconds."""
-        self._log = log
-        self._allowance = Allowance(clock, REFUSALS_PER_S, REFUSALS_AT_ONCE)
+        self._log, self._clock = log, clock
+        # By coordinator, of which the dispatcher bounds the number: one that floods hides nothing of the others'.
+        self._allowances: dict[str, Allowance] = {}
 
     def told(self, event: str, digest: bytes, request_id: str, **facts: Fact) -> None:
         """Something was done for the request with this digest (32 bytes)."""
         self._log.info(event, request_id=request_id, request=digest.hex(), **facts)
 
-    def refused(self, event: str, digest: bytes, request_id: str, **facts: Fact) -> None:
+    def refused(self, coordinator: str, event: str, digest: bytes, request_id: str, **facts: Fact) -> None:
         """Something was refused. After a flood the next line says how many were passed over (`not_told`)."""
-        passed_over = self._allowance.take()
+        allowance = self._allowances.get(coordinator)
+        if allowance is None:
+            allowance = self._allowances[coordinator] = Allowance(self._clock, REFUSALS_PER_S, REFUSALS_AT_ONCE)
+        passed_over = allowance.take()
         if passed_over is None:
             return
         if passed_over:
             facts["not_told"] = passed_over
-        self._log.warning(event, request_id=request_id, request=digest.hex(), **facts)
+        self._log.warning(event, coordinator=coordinator, request_id=request_id, request=digest.hex(), **facts)

@@ -100,7 +100,7 @@ class Courier:
         self._departures: deque[_Departure] = deque()
         self._departed = asyncio.Condition()
         self._repeats = Repeats(time.monotonic)
-        self._orders_told = Allowance(time.monotonic, ORDERS_TOLD_PER_S, ORDERS_TOLD_AT_ONCE)
+        self._orders_told: dict[str, Allowance] = {}
         self._gate_calls: asyncio.Queue[tuple[wire.CallGate, float]] = asyncio.Queue(MAX_GATE_CALLS_WAITING)
 
     async def run(self, links: Sequence[CoordinatorLink]) -> None:
@@ -109,6 +109,9 @@ class Courier:
         Raises `LinkDown`, `LinkOverflow` or `Malformed` for the enclave; errors of the store as they come.
         """
         self._links = {link.name: link for link in links}
+        self._orders_told = {
+            name: Allowance(time.monotonic, ORDERS_TOLD_PER_S, ORDERS_TOLD_AT_ONCE) for name in self._links
+        }
         self._pages = KeyPages(links, self._store.certificates_after, self._cannot_read)
         for name in self._links:
             self.lost(name)
@@ -155,7 +158,7 @@ class Courier:
             case _:
                 return
         for request in requests:
-            not_told = self._orders_told.take()
+            not_told = self._orders_told[name].take()
             if not_told is not None:
                 facts = {"request_id": request.request_id, "order": type(body).__name__, "ceremony": ceremony.hex()}
                 log.info("order", coordinator=name, **facts, **({"not_told": not_told} if not_told else {}))
