@@ -22,6 +22,7 @@ from appliance.durations import Durations, DurationsBy
 from appliance.metrics import MetricsServer, Source, exposition, histogram
 from appliance.signer import courier
 from appliance.signer.config import SignerConfig
+from appliance.signer.enclave_metrics import COUNTERS
 from appliance.signer.metrics import SignerMetrics
 from enclave import meters, wire
 from enclave.meters import RULES, rule_label
@@ -84,7 +85,7 @@ def signer() -> SignerMetrics:
 def test_the_page_names_exactly_what_is_exported() -> None:
     found = exported(signer()) | exported(coordinator()[0])
     assert found == documented()
-    assert len(found) == 55
+    assert len(found) == 56
 
 
 def test_durations_are_counted_in_cumulative_buckets() -> None:
@@ -258,3 +259,10 @@ def test_every_rule_that_an_enclave_refuses_by_is_in_its_table() -> None:
     assert len(written) > 30
     assert written | {f"policy/{name}" for name, _ in CHECKS} <= RULES
     assert {rule_label(rule) for rule in ("policy/blind", "policy/" + "x" * 100)} == {"policy/blind", "other"}
+
+
+def test_nothing_that_an_enclave_counts_is_left_out() -> None:
+    counted = set()
+    for path in (Path(__file__).parents[2] / "enclave").rglob("*.py"):
+        counted |= set(re.findall(r'_count\(\s*f?"([a-z_]+)', path.read_text()))
+    assert {"shares_given", "ceremonies_ended", "gate", "requests_recalled"} <= counted <= set(COUNTERS)
