@@ -198,7 +198,15 @@ def test_signing_something_that_is_no_hex_is_the_callers_mistake(keymoot: Keymoo
 
 @pytest.mark.parametrize(
     "arguments",
-    [("presign", "--signers", "4", "--tolerate", "2"), ("presign", "--batch", "0"), ("online", "--concurrency", "0")],
+    [
+        ("presign", "--signers", "4", "--tolerate", "2"),
+        ("presign", "--batch", "0"),
+        ("online", "--concurrency", "0"),
+        ("load", "--clients", "0"),
+        ("load", "--seconds", "0"),
+        ("load", "--hashes", "1001"),
+        ("wan", "--delay-ms", "0"),
+    ],
 )
 def test_impossible_benchmarks_are_refused_before_anything_starts(keymoot: Keymoot, arguments: tuple[str, ...]) -> None:
     outcome = keymoot("bench", *arguments)
