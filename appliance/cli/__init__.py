@@ -68,4 +68,9 @@ def _api_exit_code(error: KeymootError) -> int:
 
 def one_line(error: KeymootError) -> str:
     """The error's message without line breaks or control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    return printable(str(error))
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without anything that a terminal would act on: others may have written it."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

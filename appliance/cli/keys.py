@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from appliance.cli import printable
 from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
 from appliance.cli.output import Json, show_fields, show_json, working
 from policies.errors import CallerError
@@ -55,13 +56,14 @@ def list_keys(profile: ProfileOption = DEFAULT_PROFILE, token: TokenOption = Non
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for heading in ("label", "status", "id", "ethereum address"):
         table.add_column(heading, overflow="fold")
     for one in listed:
         fields = _line(one)
-        table.add_row(*(fields.get(name, "") for name in ("label", "status", "id", "ethereum")))
+        table.add_row(*(Text(printable(fields.get(name, ""))) for name in ("label", "status", "id", "ethereum")))
     Console().print(table)
 
 

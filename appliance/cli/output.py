@@ -10,6 +10,8 @@ from typing import Annotated
 import msgspec
 import typer
 
+from appliance.cli import printable
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -22,7 +24,7 @@ def show_fields(fields: dict[str, str]) -> None:
     """One `name  value` line for each field, values aligned."""
     width = max(len(name) for name in fields)
     for name, value in fields.items():
-        typer.echo(f"{name:<{width}}  {value}")
+        typer.echo(f"{name:<{width}}  {printable(value)}")
 
 
 def report(as_json: bool, done: str, fields: Mapping[str, object], steps: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from appliance.cli import printable
 from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
 from appliance.cli.output import Json, show_json
 from policies.errors import CallerError, Unavailable
@@ -63,7 +64,7 @@ def _each(
         try:
             show(client.pools(burst))
         except Unavailable as error:
-            typer.echo(f"keymoot: {error.what}", err=True)
+            typer.echo(f"keymoot: {printable(error.what)}", err=True)
 
 
 def _live(client: Client, burst: int | None, interval_s: float) -> None:
@@ -80,7 +81,7 @@ def _live(client: Client, burst: int | None, interval_s: float) -> None:
             try:
                 shown = _view(client.pools(burst))
             except Unavailable as error:
-                shown = Group(Text(f"{_now()}  {error.what}", style="bold red"))
+                shown = Group(Text(f"{_now()}  {printable(error.what)}", style="bold red"))
 
 
 def _show_json(pools: PoolList) -> None:

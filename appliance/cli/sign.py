@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from appliance.cli import printable
 from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
 from appliance.cli.keys import ExternalIdOption, PathOption, checked_key_id, new_external_id, parse_path
 from appliance.cli.output import Json, show_fields, show_json, working
@@ -61,9 +62,11 @@ def sign_batch(
     else:
         for text, result in zip(body.hashes, answer.results, strict=True):
             why = f"no signature: {result.reason.message}" if result.reason else "no signature"
-            typer.echo(f"{text} {result.signature.rsv if result.signature else why}")
+            typer.echo(printable(f"{text} {result.signature.rsv if result.signature else why}"))
         signed = len(answer.results) - failed
-        typer.echo(f"{answer.id}: {signed} signatures, each verified under the certified key; {failed} failed.")
+        typer.echo(
+            f"{printable(answer.id)}: {signed} signatures, each verified under the certified key; {failed} failed."
+        )
     if failed:
         raise typer.Exit(1)
 

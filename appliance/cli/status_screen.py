@@ -16,6 +16,7 @@ from appliance.checkup.findings import Finding, Severity, by_severity, need_atte
 from appliance.checkup.host import SignerHost
 from appliance.checkup.network import NetworkFacts
 from appliance.checkup.times import WARN_BELOW_DAYS, ago, days_until, duration
+from appliance.cli import printable
 from policies.roster import Roster, describe_scheme
 
 # Hex digits that tell digests apart; --json has all.
@@ -59,7 +60,7 @@ def show(
 
 
 def _line(console: Console, title: str, rest: str) -> None:
-    console.print(Text.assemble((title, "bold"), "  ", rest), soft_wrap=True)
+    console.print(Text.assemble((printable(title), "bold"), "  ", printable(rest)), soft_wrap=True)
 
 
 def _table(*headings: str) -> Table:
@@ -73,13 +74,13 @@ def _signers(signers: tuple[Signer, ...], now: datetime.datetime) -> Table:
     table = _table("signer", "operator", "state", "for", "gate", "certificate", "version")
     for signer in signers:
         table.add_row(
-            Text(signer.name),
-            Text(signer.operator),
+            Text(printable(signer.name)),
+            Text(printable(signer.operator)),
             _state(signer),
             ago(signer.since, now) or "-",
             _gate(signer),
             _certificate(days_until(signer.certificate_expires, now)),
-            Text("-" if signer.announced is None else signer.announced.enclave_version),
+            Text("-" if signer.announced is None else printable(signer.announced.enclave_version)),
         )
     return table
 
@@ -100,12 +101,12 @@ def _gate(signer: Signer) -> Text:
     if signer.announced.gate_mode == "none":
         return Text("none", style=DOUBTFUL)
     if signer.condition is None:
-        return Text(signer.announced.gate_mode)
+        return Text(printable(signer.announced.gate_mode))
     return _told(GATES, signer.condition.gate)
 
 
 def _told(table: dict[str, tuple[str, str]], value: str) -> Text:
-    text, style = table.get(value, (value, DOUBTFUL))
+    text, style = table.get(value, (printable(value), DOUBTFUL))
     return Text(text, style=style)
 
 
@@ -190,7 +191,7 @@ def _host_fields(host: SignerHost) -> Iterator[tuple[str, Text]]:
         yield "HSM", Text("away" if away else enclave.token, style=BAD if away else "")
         yield "gate", Text("none" if enclave.gate_mode == "none" else _gate_word(status.gate_reason))
     for one in status.coordinators:
-        text = Text.assemble((f"{one.name} ", ""), ("up", GOOD) if one.up else ("down", BAD), f" {one.url}")
+        text = Text.assemble((f"{printable(one.name)} ", ""), ("up", GOOD) if one.up else ("down", BAD), f" {one.url}")
         yield "coordinator", text
     if "presignatures" in status.values:
         yield "presignatures", Text(str(status.values["presignatures"]))
@@ -209,8 +210,8 @@ def _verdict(console: Console, findings: list[Finding], unreachable: str | None,
         if finding.severity is not told:
             told = finding.severity
             grid.add_row(Text("■", style=STYLES[told]), Text(TITLES[told], style=STYLES[told]))
-        grid.add_row("", Text.assemble((finding.subject, "bold"), f" {finding.what}."))
-        grid.add_row("", Text(f"→ {finding.remedy}"))
+        grid.add_row("", Text.assemble((printable(finding.subject), "bold"), f" {printable(finding.what)}."))
+        grid.add_row("", Text(f"→ {printable(finding.remedy)}"))
     if findings:
         console.print(grid)
         console.print()

@@ -15,6 +15,8 @@ SLOW_FROM_S, SLOW_FACTOR = 0.25, 4.0
 WEIGHT_OF_NEWEST = 0.2
 MIN_ANSWERS = 8
 # Ends of a ceremony that say something about the signer they name.
+# A signer that reports `ceremony/…` has found a fault, and may be the one who was wronged: its enclave names culprits
+# where it can (`convictions`).
 TELLING_CODES = frozenset({"timeout", "signer-away", "unavailable", "flood", "unexpected-report", "online-refused"})
 
 
@@ -29,8 +31,7 @@ class Standing:
 
     def failed(self, index: int, code: str) -> None:
         """A ceremony ended with `code`, which names signer `index` (0: nobody)."""
-        # A fault of a member is told by those that found it: their enclaves name the culprit, where they can.
-        if index and (code in TELLING_CODES or (code.startswith("ceremony/") and code != "ceremony/peer")):
+        if index and code in TELLING_CODES:
             self._avoid(index)
 
     def answered(self, took_s: Mapping[int, float]) -> None:

@@ -196,3 +196,17 @@ def test_notes_alone_are_well_and_problems_come_first() -> None:
     assert [finding.severity for finding in by_severity(findings)] == ["problem", "warning", "note"]
     assert need_attention(findings)
     assert not need_attention([finding for finding in findings if finding.severity is Severity.NOTE])
+
+
+def test_what_a_hostile_coordinator_writes_does_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from appliance.cli import status_screen
+
+    evil = "\x1b]0;owned\x07\x1b[2J[bold]All is well.\r\n"
+    told = away(2, away_reason=evil)
+    coordinator = replace(COORDINATOR, name=evil, version=evil)
+    facts = NetworkFacts(coordinator, (a_signer(1), told, a_signer(3)), PoolList((replace(POOL, failure=evil),)))
+    status_screen.show(facts, ROSTER, [], judge(facts, ROSTER, NOW), None, NOW)
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "[bold]All is well." in shown  # its words, as they are

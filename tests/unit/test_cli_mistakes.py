@@ -103,6 +103,8 @@ MISTAKES = [
     ("hsm check --lib {missing} --pin file:{pin} --token-label x", 2, "{missing}"),
     ("hsm check --lib {garbage} --pin file:{pin} --token-label x", 2, "{garbage}"),
     ("hsm check --lib {softhsm} --pin {pin} --token-label x", 2, "pin"),
+    ("hsm rewrap --config {missing} --signer {garbage}", 2, "no configuration file"),
+    ("hsm rewrap --config {garbage} --signer {missing}", 2, ""),
     ("pki show {missing}", 2, "cannot read the directory"),
     ("pki show {empty}", 2, "no certificate in"),
     ("pki show {bad_pem}", 2, "does not hold certificates in PEM"),
@@ -257,7 +259,7 @@ def test_every_command_is_tried_with_a_mistake() -> None:
     tried = [row[0] for row in MISTAKES]
     without = {"demo", "completion"}  # have nothing to get wrong but their options
     untried = [name for name, _ in commands() if not any(f"{row} ".startswith(f"{name} ") for row in tried)]
-    assert set(untried) == without
+    assert set(untried) == without, "give every new command a row in MISTAKES"
 
 
 def test_every_command_with_a_result_has_json() -> None:

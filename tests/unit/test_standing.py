@@ -25,7 +25,7 @@ def standing(clock: Clock) -> Standing:
     return Standing(clock)
 
 
-@pytest.mark.parametrize("code", ["timeout", "signer-away", "unavailable", "ceremony/link", "online-refused"])
+@pytest.mark.parametrize("code", ["timeout", "signer-away", "unavailable", "online-refused"])
 def test_a_failure_leaves_out_whom_it_names(standing: Standing, clock: Clock, code: str) -> None:
     standing.failed(2, code)
     assert standing.avoided() == {2}
@@ -33,7 +33,9 @@ def test_a_failure_leaves_out_whom_it_names(standing: Standing, clock: Clock, co
     assert standing.avoided() == frozenset()
 
 
-@pytest.mark.parametrize("code", ["no-presignatures", "request/boot", "terms", "busy"])
+@pytest.mark.parametrize(
+    "code", ["no-presignatures", "request/boot", "terms", "busy", "ceremony/link", "ceremony/peer"]
+)
 def test_ends_that_say_nothing_of_a_signer_leave_out_nobody(standing: Standing, code: str) -> None:
     standing.failed(2, code)
     standing.failed(0, "timeout")
