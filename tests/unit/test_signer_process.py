@@ -196,6 +196,21 @@ async def test_a_report_leaves_after_its_audit_entries_are_committed(tmp_path: p
         assert await coordinator.next() == (False, relay.ReportUp(wire.LinkReport(2, True, "")))
 
 
+async def test_stored_without_records_says_that_all_before_it_is_on_disk(tmp_path: pathlib.Path, tls: TlsFiles) -> None:
+    """What an enclave tells its peers of its state rests on this (SPEC 0.7)."""
+    store = GatedStore()
+    async with network(tmp_path, tls, store) as (enclave, coordinator, _):
+        connection = await linked(enclave, coordinator)
+        connection.send(wire.Audit((ENTRY,)))
+        connection.send(wire.Store(9, ()))
+        await within(store.started.wait())
+        assert connection.received.empty()
+        assert store.committed == []
+        store.opened.set()
+        await connection.until(wire.Stored(9))
+        assert store.committed == [ENTRY]
+
+
 async def test_nothing_leaves_when_the_store_fails(tmp_path: pathlib.Path, tls: TlsFiles) -> None:
     store = GatedStore()
     store.error = StoreFailed("x", "full", "free space", lasting=False)
