@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import io
 import json
 import pathlib
 import tempfile
@@ -42,7 +43,7 @@ from appliance.store.coordinator import SignatureRow
 from appliance.store.failures import Damaged
 from appliance.store.keys import KeyRow
 from appliance.store.rows import parse_row
-from enclave import gate, wire, worker
+from enclave import gate, rewrap, wire, worker
 from enclave.config import load_config as load_enclave_config
 from enclave.errors import CallerError, Malformed, Refused, Unavailable
 from enclave.evidence import verify_evidence
@@ -276,7 +277,8 @@ KEY_ROW = {name: value for name, value in ROW.items() if name not in ("key_id", 
 }
 # What whoever decodes a stored body catches.
 BODY_ERRORS = (msgspec.DecodeError, UnicodeDecodeError)
-SEALED = wire.encode(wire.Record("key", "k", 1, b"x" * 40))
+RECORD = wire.Record("key", "k", 1, b"x" * 40)
+SEALED = wire.encode(RECORD)
 
 Fuzz = tuple[Callable[[bytes], object], tuple[type[Exception], ...], tuple[bytes, ...]]
 FUZZ: dict[str, Fuzz] = {
@@ -290,6 +292,8 @@ FUZZ: dict[str, Fuzz] = {
         (),
         (wire.encode(relay.Online((1, 2))), wire.encode(relay.Forward(2, b"x"))),
     ),
+    "rewrapped": (canonical(wire.Rewrapped), (Malformed,), ()),
+    "record to rewrap": (lambda data: rewrap._read(io.BytesIO(data)), (CallerError,), (wire.frame(RECORD),)),
     "stored answer": (canonical(wire.Answer), (Malformed,), ()),
     "authority file": (file(lambda path: read_ca(path, "a CA")), (CallerError,), ()),
     "claimed name": (lambda data: claimed_name("n", "e30..e30", data), (), (HASH,)),
