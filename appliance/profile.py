@@ -15,10 +15,13 @@ from policies.load import load_yaml
 from policies.roster import Roster
 
 
+HttpsUrl = Annotated[str, msgspec.Meta(pattern=r"^https://")]
+
+
 class OtherApi(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Another coordinator of the network: its API, and the CA of its certificate."""
 
-    api: Annotated[str, msgspec.Meta(pattern=r"^https://")]
+    api: HttpsUrl
     ca: Path
 
 
@@ -30,7 +33,7 @@ class ProfileFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     network: str
-    api: Annotated[str, msgspec.Meta(pattern=r"^https://")]
+    api: HttpsUrl
     ca: Path
     roster: Path
     client: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -66,22 +67,24 @@ async def keygen(
 
 
 def _made_before(recalled: Recalled, roster: Roster, label: str) -> tuple[NewKey | None, After]:
-    """The key, where somebody holds its certificate or all acknowledgements of one ceremony are there."""
+    """The key, where all acknowledgements of one ceremony are there, or somebody holds its certificate and more
+    signers than may be corrupted say that this request made it."""
 
     def everybody(members: tuple[int, ...]) -> bool:
         return members == roster.indices
 
-    reports = {j: answer.report for j, answer in recalled.answers.items() if answer is not None}
-    activated = {j: report for j, report in reports.items() if isinstance(report, wire.KeysActivated)}
-    for report in activated.values():
-        for certificate in report.certificates:
-            key = _proven(certificate, roster, label, frozenset(activated))
-            if key is not None:
-                return key, {}
     for each in recalled.complete(wire.KeysAcknowledged, everybody):
         certificate = tuple(signed for j in roster.indices for signed in each[j].acknowledgements)
         key = _proven(certificate, roster, label, frozenset())
         if key is not None:
+            return key, {}
+    activated = recalled.of_kind(wire.KeysActivated)
+    certificates = [report.certificates[0] for report in activated.values() if report.certificates]
+    acknowledged = [report.acknowledgements for report in recalled.of_kind(wire.KeysAcknowledged).values()]
+    said = Counter(each[0].acknowledgement.key_id for each in (*certificates, *acknowledged) if each)
+    for certificate in certificates:
+        key = _proven(certificate, roster, label, frozenset(activated))
+        if key is not None and said[key.acknowledgement.key_id] > roster.tolerate:
             return key, {}
     return None, recalled.after()
 

@@ -49,19 +49,28 @@ class Recalled:
         """What the next attempt must name."""
         return {j: answer.report.ceremony for j, answer in self.answers.items() if answer is not None}
 
+    def of_kind(self, kind: type[K]) -> dict[int, K]:
+        """By signer, the answers to this very body that are a `kind`."""
+        body = body_digest(self.request.path, self.request.body)
+        return {
+            j: answer.report
+            for j, answer in self.answers.items()
+            if answer is not None and answer.kept.body == body and isinstance(answer.report, kind)
+        }
+
     def complete(self, kind: type[K], is_committee: Callable[[tuple[int, ...]], bool]) -> list[dict[int, K]]:
         """The answers of every attempt that all of its committee have answered with a `kind`.
 
         Raises `CeremonyEnded` where there is none, and one may exist that a signer has which could not be asked.
         """
         attempts: dict[tuple[bytes, tuple[int, ...]], dict[int, K]] = {}
-        body = body_digest(self.request.path, self.request.body)
-        for j, answer in self.answers.items():
-            if answer is None or answer.kept.body != body or not isinstance(answer.report, kind):
+        for j, report in self.of_kind(kind).items():
+            answer = self.answers[j]
+            if answer is None:
                 continue
             committee = answer.kept.committee
             if is_committee(committee) and j in committee:
-                attempts.setdefault((answer.report.ceremony, committee), {})[j] = answer.report
+                attempts.setdefault((answer.report.ceremony, committee), {})[j] = report
         whole = [each for (_, committee), each in attempts.items() if len(each) == len(committee)]
         if not whole:
             self._check_known(attempts)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from appliance.api.client import ApiError, CertifiedKey, Client
+from appliance.api.client import ApiError, CertifiedKey, Client, Failed
 from appliance.api.models import SignatureState, SignatureValue
 from appliance.cli import demo_inputs as inputs
 from appliance.localnet import LocalNet
@@ -81,6 +81,16 @@ def sign(client: Client, key: CertifiedKey, body: Hash) -> SignatureValue:
     return value
 
 
+def make_key(client: Client, label: str, external_id: str) -> str:
+    """The key's id; a request that has failed is made again under its external id."""
+    for _ in range(4):
+        try:
+            return client.create_key(label, external_id).id
+        except Failed:
+            continue
+    return client.create_key(label, external_id).id
+
+
 def a_hash(external_id: str = "") -> Hash:
     return Hash("0x" + secrets.token_hex(32), external_id or new_id())
 
@@ -136,12 +146,14 @@ def test_a_killed_coordinator_loses_no_accepted_request_and_a_retry_elsewhere_gi
     """Killed while requests are in every stage; meanwhile their clients ask the other, then the first is back."""
     bodies = [a_hash() for _ in range(24)]
     batch = HashBatch(tuple("0x" + secrets.token_hex(32) for _ in range(16)), new_id())
+    external_id = new_id()
 
     async def post_all() -> None:
         """Sent to the first, whose end the senders do not live to see."""
         async with net.async_client(A) as client:
             tasks = [asyncio.create_task(client.sign(key.id, body)) for body in bodies]
             tasks.append(asyncio.create_task(client.sign_batch(key.id, batch)))  # type: ignore[arg-type]
+            tasks.append(asyncio.create_task(client.create_key("test/killed", external_id)))  # type: ignore[arg-type]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             net.kill(A)
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -149,6 +161,7 @@ def test_a_killed_coordinator_loses_no_accepted_request_and_a_retry_elsewhere_gi
     asyncio.run(post_all())
     with net.client(B) as b:
         elsewhere = {body.external_id: sign(b, key, body) for body in bodies[::2]}
+        made = make_key(b, "test/killed", external_id)
     net.restart(A)
     net.wait_for_pool(POOL[0])
     with net.client(A) as a, net.client(B) as b:
@@ -156,6 +169,7 @@ def test_a_killed_coordinator_loses_no_accepted_request_and_a_retry_elsewhere_gi
             signed = sign(a, key, body)
             assert elsewhere.get(body.external_id, signed) == signed
         assert a.sign_batch(key.id, batch).results == b.sign_batch(key.id, batch).results
+        assert make_key(a, "test/killed", external_id) == made
         listed = a.list_signatures(key.id)
     assert {one.status for one in listed} <= {SignatureState.SIGNED, SignatureState.FAILED, SignatureState.REJECTED}
 
@@ -173,3 +187,17 @@ def test_client_and_command_line_go_on_with_the_other_coordinator(net: LocalNet,
         assert done.returncode == 0, done.stderr
     finally:
         net.restart(A)
+
+
+def test_without_a_signer_a_request_fails_naming_it_and_succeeds_under_its_external_id_once_it_is_back(
+    net: LocalNet, key: CertifiedKey
+) -> None:
+    body = a_hash()
+    net.kill("signer-3")
+    with net.client(B) as b:
+        with pytest.raises(Failed, match="3 signers must be online; away: signer-3") as failed:
+            b.sign(key.id, body)
+        assert failed.value.code == "no-committee"
+        net.restart("signer-3")
+        net.wait_for_pool(1)
+        sign(b, key, body)

@@ -16,6 +16,7 @@ import pytest
 from appliance.coordinator.config import WaitSettings
 from appliance.coordinator.server import Coordinator
 from enclave import wire
+from policies.requests import body_digest
 from tests.fakes.coordinator_side import FakeNetwork, FakeSigner, until
 from tests.unit.test_coordinator_batches import batch, path_of
 from tests.unit.test_coordinator_requests import check, creation, hash_body, make_key
@@ -208,13 +209,35 @@ async def test_an_unfinished_key_is_made_after_a_restart_or_taken_as_it_was_made
             _, certificate = signer.acknowledgements(request)
             report = wire.KeysActivated(b"before-ceremony-", (certificate,))
             signer.kept[made] = wire.Answer(
-                wire.Kept(bytes(32), bytes(32), bytes(32), net.dealer.roster.indices), report
+                wire.Kept(bytes(32), body_digest(request.path, request.body), bytes(32), net.dealer.roster.indices),
+                report,
             )
     async with restarted(net):
         for name, label in (("made", "treasury"), ("unmade", "other")):
             status, shown = await net.post("/v1/keys", creation(name, label=label))
             assert (status, shown["status"], shown["externalId"]) == (200, "Active", name)
         assert count(net, wire.KeygenOrder) == [1, 1, 1]
+
+
+async def test_one_signer_cant_pass_another_key_off_as_the_one_that_was_asked_for(net: FakeNetwork) -> None:
+    """It shows a certificate that verifies, of the right label, as what came of the request; the others know better."""
+    key_id = await make_key(net)
+    liar = net.signers[1]
+    request = liar.received(wire.KeygenOrder)[0].requests[0]  # type: ignore[attr-defined]
+    _, certificate = liar.acknowledgements(request)
+    report = wire.KeysActivated(b"another-ceremony", (certificate,))
+
+    def lie(order: wire.KeygenOrder | wire.RecallOrder) -> Iterable[wire.Wire]:
+        asked = order.requests[0] if isinstance(order, wire.KeygenOrder) else order.request
+        kept = wire.Kept(bytes(32), body_digest(asked.path, asked.body), bytes(32), net.dealer.roster.indices)
+        if isinstance(order, wire.KeygenOrder) and order.after == report.ceremony:
+            return liar.honest(order)
+        return [wire.Recalled(order.ceremony, wire.Answer(kept, report))]
+
+    liar.answers |= {wire.KeygenOrder: lie, wire.RecallOrder: lie}  # type: ignore[dict-item]
+    status, other = await net.post("/v1/keys", creation("key-2"))
+    assert (status, other["status"]) == (201, "Active")
+    assert other["id"] != key_id
 
 
 # --- an earlier attempt elsewhere ---
