@@ -14,7 +14,6 @@ from policies.errors import CallerError
 from policies.load import load_yaml
 from policies.roster import Roster
 
-
 HttpsUrl = Annotated[str, msgspec.Meta(pattern=r"^https://")]
 
 

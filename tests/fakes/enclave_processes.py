@@ -33,6 +33,7 @@ class Process:
         self.index, self.directory = index, directory
         self.store: dict[tuple[str, str], wire.Record] = {}
         self.audit: list[wire.AuditEntry] = []
+        self.answers: dict[bytes, wire.Answer] = {}
         self.gate_calls: list[wire.CallGate] = []
         self.said: list[Any] = []
         self.stream: Stream | None = None
