@@ -89,6 +89,7 @@ class Authoriser:
         self._rules, self._holdings, self.gate, self.book = rules, holdings, gate, book
         self._session, self._vault, self._pool = holdings.session, holdings.vault, holdings.pool
         self._audit, self._effects, self._clock, self._random = audit, effects, wall_clock, random
+        self._roster_digest = rules.roster.digest()
         self.counters: dict[str, int] = {}
         self._log = log
         self.online = OnlineStep(holdings, book, audit, effects, wall_clock, self._count, log)
@@ -214,7 +215,7 @@ class Authoriser:
         key = await self._vault.key_facts(record, key_id)
         if not key.active:
             raise Refused("key/pending", f"{key_id} is not activated here: its certificate is missing")
-        if key.acknowledgement.roster_digest != self._rules.roster.digest():
+        if key.acknowledgement.roster_digest != self._roster_digest:
             raise Refused("key/roster", f"{key_id} belongs to another roster")
         return key
 
