@@ -143,6 +143,7 @@ MISTAKES = [
     ("bench presign --signers 3 --tolerate 2", 2, "3 signers cannot tolerate 2"),
     ("bench presign --batch 0", 2, "a batch has 1 to"),
     ("bench online --concurrency 0", 2, "at least 1"),
+    ("bench wan --delay-ms 0", 2, "--delay-ms is more than 0"),
     ("bench load --clients 0", 2, "--clients is 1 to"),
 ]
 
