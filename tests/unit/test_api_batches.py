@@ -18,7 +18,7 @@ from appliance.api.results import Failed, Rejected
 from appliance.api.signatures import SignatureRefused
 from appliance.cli.sign import _batch
 from appliance.store import CoordinatorStore
-from appliance.store.accepted import Accepted
+from appliance.store.accepted import Acceptance, Accepted
 from policies.errors import CallerError
 from policies.requests import HashBatch
 
@@ -103,8 +103,11 @@ async def test_a_store_of_the_revision_before_is_taken_over(
     await old.close()
     store = CoordinatorStore.open(path)
     assert [row.id for row in store.unfinished_signatures()] == ["sig_1"]
-    assert await store.batches.accept(replace(asked, id="batch_1"), "key_1", 3) == ("sig_1", False)
-    assert await store.batches.accept(replace(asked, id="batch_2", external_id="b"), "key_1", 3) == ("batch_2", True)
+    known = await store.batches.accept(replace(asked, id="batch_1"), "key_1", 3)
+    assert known == Acceptance("sig_1", False, False)
+    assert await store.batches.accept(replace(asked, id="batch_2", external_id="b"), "key_1", 3) == Acceptance(
+        "batch_2", True, True
+    )
     await store.batches.finish("batch_2", "Signed", b"[]")
     row = store.batches.get("batch_2")
     assert row is not None
