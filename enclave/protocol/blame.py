@@ -14,7 +14,7 @@ from enclave.bodies import BodyLog, BodyRef
 from enclave.errors import KeymootError, PeerFault
 from enclave.protocol.accusations import Accusations
 from enclave.protocol.blame_messages import CLOSING, MAX_PROOF_BYTES, STOP, VIEWS, Closing, OpenedSeed, Stop, Views
-from enclave.protocol.charges import Charge, Facts, read_body
+from enclave.protocol.charges import Charge, Facts, read_body, round_kind
 from enclave.protocol.opening import Opener
 from enclave.protocol.session import RoundMessage, Session, Transmit
 from enclave.tasks import Promise
@@ -114,7 +114,7 @@ class Blame:
         await self._gather(STOP)
         # SPEC 0.10
         self._accusations.search()
-        self._say(VIEWS, Views(self._log.broadcast_refs(), self._accusations.proof()))
+        self._say(VIEWS, Views(self._refs(), self._accusations.proof()))
         await self._gather(VIEWS)
         # SPEC 0.11
         self._accusations.search()
@@ -139,11 +139,16 @@ class Blame:
         own = self._log.body(self._facts.rules.confirmation_round, self._me)
         follows = self._first_stop()
         fault = self._fault
-        number, refs, proof = self._session.round, self._log.broadcast_refs(), self._accusations.proof()
+        number, refs, proof = self._session.round, self._refs(), self._accusations.proof()
         if fault is None or _follows(fault):
             return Stop("", number, 0, follows, own, refs, proof)
         accused = fault.culprits[0] if fault.culprits else 0
         return Stop(fault.step, number, accused, None, own, refs, proof)
+
+    def _refs(self) -> tuple[BodyRef, ...]:
+        """References to all broadcast bodies here; of rounds that do not exist a cheater may have signed bodies too."""
+        kinds = {ref: round_kind(self._facts.rules, ref.round) for ref in self._log.broadcast_refs()}
+        return tuple(ref for ref, kind in kinds.items() if kind is not None and not kind.private)
 
     def _first_stop(self) -> BodyRef | None:
         first = next((j for number, j in self._said if number == STOP and j != self._me), None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from enclave.bodies import BROADCAST
 from enclave.protocol.blame import Outcome
 from enclave.protocol.session import RoundMessage
 from tests.adversarial.test_fields import CASES, Case
@@ -110,3 +111,73 @@ def test_wrong_views_name_the_culprit(name: str, number: int, to: int | None) ->
     running.cheat = cheat
     expected = ((CHEATER,), (), ())
     assert told(running, {CHEATER}) == {1: expected, 3: expected}
+
+
+@pytest.mark.parametrize("to", [1, 3, None])
+@pytest.mark.parametrize("extra", [0, 9, 50, 100, 104, 255])
+@pytest.mark.parametrize("name", ["setup", "keygen", "presign"])
+def test_a_body_of_a_round_that_does_not_exist_names_its_sender(name: str, extra: int, to: int | None) -> None:
+    """Beside its right second body the cheater signs one for a round that there is not."""
+    running = court(name, m=1)
+
+    def cheat(sender: int, receiver: int, number: int, content: bytes) -> bytes:
+        if (sender, number) == (CHEATER, 2) and to in (None, receiver):
+            body = running.sign(CHEATER, extra, BROADCAST, content)
+            running.queue.append((receiver, (extra, CHEATER, BROADCAST, content, body.signature)))
+        return content
+
+    running.cheat = cheat
+    expected = ((CHEATER,), (), ())
+    assert told(running, {CHEATER}) == {1: expected, 3: expected}
+
+
+@pytest.mark.parametrize("to", [1, None])
+@pytest.mark.parametrize("early", [101, 102, 103])
+@pytest.mark.parametrize("name", ["setup", "keygen", "presign"])
+def test_garbage_for_a_round_of_blame_names_its_sender(name: str, early: int, to: int | None) -> None:
+    """Nobody has stopped yet. A stop that is none convicts; views and closings before a stop are not looked at, and
+    the ceremony ends well."""
+    running = court(name, m=1)
+
+    def cheat(sender: int, receiver: int, number: int, content: bytes) -> bytes:
+        if (sender, number) == (CHEATER, 2) and to in (None, receiver):
+            body = running.sign(CHEATER, early, BROADCAST, content)
+            running.queue.append((receiver, (early, CHEATER, BROADCAST, content, body.signature)))
+        return content
+
+    running.cheat = cheat
+    outcomes = running.run()
+    running.check({CHEATER})
+    if early == 101:
+        assert {j: outcomes[j].culprits for j in (1, 3)} == {1: (CHEATER,), 3: (CHEATER,)}
+    else:
+        assert outcomes == {1: None, 2: None, 3: None}
+        assert [len(party.delivered) for party in running.parties.values()] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("to", [1, 3, None])
+@pytest.mark.parametrize("name", ["setup", "keygen", "presign"])
+def test_a_round_twice_or_left_out_names_nobody_honest(name: str, to: int | None) -> None:
+    """SPEC 0.6: whoever sees it names the cheater, and can't prove it to a member that has not seen it."""
+    for number in range(1, len(court(name, m=1).rules.rounds) + 1):
+        for again in (True, False):
+            running = court(name, m=1)
+
+            def cheat(
+                sender: int, receiver: int, at: int, content: bytes, number: int = number, again: bool = again
+            ) -> bytes | None:
+                if (sender, at) != (CHEATER, number) or to not in (None, receiver):
+                    return content
+                if again:
+                    named = receiver if number in running.private else BROADCAST  # noqa: B023
+                    body = running.sign(CHEATER, number, named, content)  # noqa: B023
+                    running.queue.append((receiver, (number, CHEATER, named, content, body.signature)))  # noqa: B023
+                return content if again else None
+
+            running.cheat = cheat
+            for culprits, group, silent in [
+                each for each in told(running, {CHEATER}).values() if isinstance(each, tuple)
+            ]:
+                assert set(culprits) <= {CHEATER}
+                assert group == ()
+                assert not silent or CHEATER in silent
