@@ -18,14 +18,24 @@ from policies.requests import Hash
 ADDRESSES = 10
 AT_ONCE = 100
 FILES = 12_512
-CLOSED_TIMEOUT_S = 60.0
+IDLE_TIMEOUT_S = 90
+CLOSED_TIMEOUT_S = 150.0
 
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[LocalNet]:
-    with LocalNet(pool=(400, 800, 400)) as made:
+    made = LocalNet(pool=(400, 800, 400))
+    try:
+        made.write()
+        config = made.root / "coordinator" / "coordinator.yaml"
+        # Long enough for the last to come before the first is closed.
+        limits = f"  limits:\n    idle_timeout_s: {IDLE_TIMEOUT_S}\n"
+        config.write_text(config.read_text().replace("  clients: clients.yaml\n", "  clients: clients.yaml\n" + limits))
+        made.start()
         made.wait_for_pool(200)
         yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture
