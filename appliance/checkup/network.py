@@ -59,6 +59,19 @@ def _convicted(signer: Signer, roster: Roster) -> Iterator[Finding]:
     )
 
 
+def can_sign(facts: NetworkFacts, roster: Roster) -> bool:
+    """Whether a signature can be made now: the coordinator sees no trouble, and enough signers have HSM and gate."""
+    able = [
+        signer
+        for signer in facts.signers
+        if signer.online
+        and (
+            signer.condition is None or (signer.condition.enclave == "ready" and signer.condition.gate != "unreachable")
+        )
+    ]
+    return not facts.coordinator.trouble and len(able) >= roster.committee_size
+
+
 def _coordinator(
     coordinator: Coordinator, roster: Roster, now: datetime.datetime, convicted: set[str]
 ) -> Iterator[Finding]:

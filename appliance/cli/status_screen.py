@@ -14,7 +14,7 @@ from rich.text import Text
 from appliance.api.models import Pool, Signer
 from appliance.checkup.findings import Finding, Severity, by_severity, need_attention
 from appliance.checkup.host import SignerHost
-from appliance.checkup.network import NetworkFacts
+from appliance.checkup.network import NetworkFacts, can_sign
 from appliance.checkup.times import WARN_BELOW_DAYS, ago, days_until, duration
 from appliance.cli import printable
 from policies.roster import Roster, describe_scheme
@@ -56,7 +56,7 @@ def show(
             console.print(Text(f"{facts.pools.waiting} requests wait for a presignature\n", style=DOUBTFUL))
     for host in hosts:
         _host(console, host)
-    _verdict(console, findings, unreachable, facts)
+    _verdict(console, findings, unreachable, facts, roster)
 
 
 def _line(console: Console, title: str, rest: str) -> None:
@@ -201,7 +201,13 @@ def _gate_word(reason: str | None) -> str:
     return "not asked yet" if reason is None else "unreachable" if reason else "answers"
 
 
-def _verdict(console: Console, findings: list[Finding], unreachable: str | None, facts: NetworkFacts | None) -> None:
+def _verdict(
+    console: Console,
+    findings: list[Finding],
+    unreachable: str | None,
+    facts: NetworkFacts | None,
+    roster: Roster | None,
+) -> None:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -219,7 +225,7 @@ def _verdict(console: Console, findings: list[Finding], unreachable: str | None,
         console.print(Text("The coordinator cannot be reached: nothing is known of the signers.", style=BAD))
     elif not need_attention(findings):
         console.print(Text("All is well.", style=GOOD))
-    elif facts is not None and not facts.coordinator.trouble:
+    elif facts is not None and roster is not None and can_sign(facts, roster):
         console.print(Text("Signatures can be made now.", style=GOOD))
     elif facts is not None:
         console.print(Text("Nothing can be signed now.", style=BAD))

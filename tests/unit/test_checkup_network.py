@@ -9,7 +9,7 @@ import pytest
 
 from appliance.api.models import Announced, CertificateExpiry, Condition, Coordinator, Pool, PoolList, Signer
 from appliance.checkup.findings import Severity, by_severity, need_attention
-from appliance.checkup.network import NetworkFacts, judge
+from appliance.checkup.network import NetworkFacts, can_sign, judge
 from tests.fakes.identities import roster
 
 ROSTER = roster()
@@ -210,3 +210,20 @@ def test_what_a_hostile_coordinator_writes_does_not_reach_the_terminal(capsys: p
     assert "\x1b" not in shown
     assert "\x07" not in shown
     assert "[bold]All is well." in shown  # its words, as they are
+
+
+@pytest.mark.parametrize(
+    ("change", "able"),
+    [
+        ({}, True),
+        ({"condition": None}, True),
+        ({"condition": Condition("hsm-away", "x", "answers")}, False),
+        ({"condition": Condition("ready", "", "unreachable")}, False),
+        ({"online": False}, False),
+    ],
+)
+def test_signatures_need_hsm_and_gate_of_a_whole_committee(change: dict[str, object], able: bool) -> None:
+    everybody = (a_signer(1), a_signer(2, **change), a_signer(3))
+    assert can_sign(NetworkFacts(COORDINATOR, everybody, PoolList((POOL,))), ROSTER) is able
+    troubled = replace(COORDINATOR, trouble="x", remedy="y")
+    assert not can_sign(NetworkFacts(troubled, everybody, PoolList((POOL,))), ROSTER)
