@@ -1,30 +1,37 @@
 """Writes a process's configuration directory: commented YAML, certificates, keys with mode 0600.
 
 `keymoot init` and the loopback network of demo, bench and system tests write the same files through this module.
-Paths inside a configuration file are relative to it. Nothing that exists is overwritten.
+Nothing that exists is overwritten. The texts are in `templates`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
 
 from appliance import pki
-from appliance.api.credentials import new_token, save_token
+from appliance.api.credentials import save_token
 from appliance.api.jws import ClientKey, generate_client_key, save_client_key
+from appliance.templates import (
+    CLIENTS_FILE,
+    TOKEN_FILE,
+    ClientSetup,
+    CoordinatorSetup,
+    GateSetup,
+    SignerSetup,
+    client_yaml,
+    coordinator_yaml,
+    enclave_yaml,
+    gate_yaml,
+    signer_yaml,
+)
 from policies.errors import CallerError
 
-SIGNERS_PORT = 8443
-API_PORT = 8080
 DIRECTORY_MODE = 0o700
 OUR_SUFFIXES, OUR_NAMES = (".pem", ".key", ".yaml", ".token"), ("identity.json", "run", "state")
-TOKEN_FILE = "client.token"  # noqa: S105
-CLIENTS_FILE = "clients.yaml"
 NO_CLIENTS = """# Whose signed requests this coordinator takes in: the clients of the signers' policies.
 # `keymoot init client` prints what to write here. After a change: kill -HUP the coordinator.
 version: 1
@@ -32,92 +39,6 @@ clients: []
 # A coordinator looks at no rules.
 rules: []
 """
-
-
-@dataclass(frozen=True)
-class Hsm:
-    """Where a signer's PKCS#11 token is: by `token_label`, or by the number of its `slot` where that is given.
-
-    `pin` is a reference (`file:PATH`, `credential:NAME`), never the PIN. The rest is as in the section `hsm` of
-    enclave.yaml.
-    """
-
-    lib: str
-    token_label: str
-    pin: str
-    slot: int | None = None
-    init_args: str | None = None
-    accept_key_export: bool = False
-
-
-@dataclass(frozen=True)
-class CoordinatorAddress:
-    """A coordinator as a signer knows it: name, URL of its signers' port, and the CA of its certificate."""
-
-    name: str
-    url: str
-    ca_pem: bytes
-
-
-@dataclass(frozen=True)
-class GateAddress:
-    """An operator's gate as its signer knows it."""
-
-    url: str
-    ca_pem: bytes
-
-
-@dataclass(frozen=True)
-class SignerSetup:
-    """Everything the two files of one signer (enclave.yaml, signer.yaml) are written from."""
-
-    network: str
-    name: str
-    coordinators: tuple[CoordinatorAddress, ...]
-    hsm: Hsm
-    gate: GateAddress | None
-
-
-@dataclass(frozen=True)
-class CoordinatorSetup:
-    """Everything coordinator.yaml is written from. `names` and `addresses` go into the server's certificate.
-
-    `readers`: name and SHA-256 of the token of everybody who may read.
-    """
-
-    network: str
-    name: str
-    names: tuple[str, ...] = ("localhost",)
-    addresses: tuple[str, ...] = ("127.0.0.1",)
-    listen_signers: str = f"0.0.0.0:{SIGNERS_PORT}"
-    listen_api: str = f"127.0.0.1:{API_PORT}"
-    signer_cas: tuple[bytes, ...] = field(default=(), repr=False)
-    pool: tuple[int, int, int] = (2048, 8192, 4096)
-    readers: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class GateSetup:
-    """Everything gate.yaml of the reference handler is written from."""
-
-    name: str
-    listen: str
-    names: tuple[str, ...] = ("localhost",)
-    addresses: tuple[str, ...] = ("127.0.0.1",)
-    refuse_destinations: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ClientSetup:
-    """Everything client.yaml is written from. `others`: API and CA of further coordinators. `token` is what the client
-    shows to read."""
-
-    network: str
-    name: str
-    api: str
-    ca_pem: bytes
-    others: tuple[tuple[str, bytes], ...] = ()
-    token: str = field(default_factory=new_token, repr=False)
 
 
 def write_signer(directory: Path, setup: SignerSetup) -> None:
@@ -130,8 +51,8 @@ def write_signer(directory: Path, setup: SignerSetup) -> None:
         pki.write_new(directory / f"{coordinator.name}-ca.pem", coordinator.ca_pem)
     if setup.gate is not None:
         pki.write_new(directory / "gate-ca.pem", setup.gate.ca_pem)
-    pki.write_new(directory / "enclave.yaml", _enclave_yaml(setup).encode())
-    pki.write_new(directory / "signer.yaml", _signer_yaml(setup).encode())
+    pki.write_new(directory / "enclave.yaml", enclave_yaml(setup).encode())
+    pki.write_new(directory / "signer.yaml", signer_yaml(setup).encode())
     make_directory(directory / "run")
     make_directory(directory / "state")
 
@@ -165,7 +86,7 @@ def write_gate(directory: Path, setup: GateSetup) -> bytes:
     pki.issue(ca, setup.name, pki.Purpose.SERVER, names=setup.names, addresses=setup.addresses).write(
         directory / "server.pem", directory / "server.key"
     )
-    pki.write_new(directory / "gate.yaml", _gate_yaml(setup).encode())
+    pki.write_new(directory / "gate.yaml", gate_yaml(setup).encode())
     return ca.certificate_pem
 
 
@@ -178,7 +99,7 @@ def write_client(directory: Path, setup: ClientSetup) -> ClientKey:
     pki.write_new(directory / "api-ca.pem", setup.ca_pem)
     for number, (_, ca_pem) in enumerate(setup.others, 2):
         pki.write_new(directory / f"api-{number}-ca.pem", ca_pem)
-    pki.write_new(directory / "client.yaml", _client_yaml(setup).encode())
+    pki.write_new(directory / "client.yaml", client_yaml(setup).encode())
     return key
 
 
@@ -230,177 +151,3 @@ def read_ca(path: Path, what: str) -> bytes:
     except ValueError:
         raise CallerError(f"{path} holds no certificate in PEM: it should be {what}") from None
     return data
-
-
-def quoted(text: str) -> str:
-    """`text` as a double-quoted YAML string."""
-    return json.dumps(text)
-
-
-def _enclave_yaml(setup: SignerSetup) -> str:
-    hsm = setup.hsm
-    gate = (
-        "  # signed: this enclave itself verifies the answer of the operator's gate. Its secrets are set with\n"
-        "  # `keymoot gate secret` and kept in this file, sealed by the HSM.\n"
-        "  mode: signed\n  secrets: gate-secrets.sealed\n"
-        if setup.gate is not None
-        else "  # none: nobody is asked before a signature; the policy alone decides. Shown in status and audit.\n"
-        "  mode: none\n"
-    )
-    return f"""# The enclave: holds this signer's shares and decides. It opens no network socket.
-network: {quoted(setup.network)}
-# This signer's name in the roster.
-signer: {quoted(setup.name)}
-# Who the signers are (`keymoot roster assemble`), and what this signer agrees to sign. Owned by root.
-roster: roster.yaml
-policy: policy.yaml
-# Where the signer process connects; one peer at a time.
-socket: run/enclave.sock
-
-hsm:
-  # The PKCS#11 module and token. `pin` is a reference: file:PATH or credential:NAME (systemd), never the PIN.
-  lib: {quoted(hsm.lib)}
-  {_token_yaml(hsm)}
-  pin: {quoted(hsm.pin)}
-{_hsm_extras_yaml(hsm)}  sealing_key_label: keymoot-seal-1
-  identity_key_label: keymoot-identity
-
-gate:
-{gate}"""
-
-
-def _token_yaml(hsm: Hsm) -> str:
-    return f"token_label: {quoted(hsm.token_label)}" if hsm.slot is None else f"slot: {hsm.slot}"
-
-
-def _hsm_extras_yaml(hsm: Hsm) -> str:
-    """What few modules need."""
-    lines = ""
-    if hsm.init_args is not None:
-        lines += f"  # Arguments of C_Initialize.\n  init_args: {quoted(hsm.init_args)}\n"
-    if hsm.accept_key_export:
-        lines += (
-            "  # This module exports keys that are marked non-extractable: the PIN is all that guards them.\n"
-            "  accept_key_export: true\n"
-        )
-    return lines
-
-
-def _signer_yaml(setup: SignerSetup) -> str:
-    coordinators = "".join(
-        f"  - name: {quoted(coordinator.name)}\n"
-        f"    url: {quoted(coordinator.url)}\n"
-        f"    ca: {quoted(coordinator.name + '-ca.pem')}\n"
-        "    certificate: signer.pem\n"
-        "    key: signer.key\n"
-        for coordinator in setup.coordinators
-    )
-    gate = (
-        "\n# The operator's validation gate. Its answer is verified in the enclave, not here.\n"
-        f"gate:\n  url: {quoted(setup.gate.url)}\n  ca: gate-ca.pem\n"
-        if setup.gate is not None
-        else ""
-    )
-    return f"""# The signer: carries messages between its enclave, the coordinators and the gate. It holds no secret
-# and listens on no network port.
-network: {quoted(setup.network)}
-enclave_socket: run/enclave.sock
-# Sealed records and the audit chain.
-state: state/signer.db
-
-# Connected to outbound, with mutual TLS.
-coordinators:
-{coordinators}{gate}
-# Where `keymoot status` on this host asks; a Unix socket for this user alone.
-status_socket: run/signer.sock
-# Metrics for Prometheus, in plain, on loopback alone (packaging/METRICS.md).
-# metrics: 127.0.0.1:9464
-"""
-
-
-def coordinator_yaml(setup: CoordinatorSetup) -> str:
-    """The text of coordinator.yaml."""
-    low, high, batch = setup.pool
-    readers = "".join(reader_yaml(name, digest) for name, digest in setup.readers)
-    return f"""# The coordinator: relays between signers and serves the API. It holds no key, share or secret.
-network: {quoted(setup.network)}
-# The name by which the signers know it.
-name: {quoted(setup.name)}
-roster: roster.yaml
-state: state/coordinator.db
-
-# Where signers connect, with mutual TLS. `client_ca` is a bundle: the CA of each signer's operator.
-signers:
-  listen: {quoted(setup.listen_signers)}
-  certificate: server.pem
-  key: server.key
-  client_ca: signers-ca.pem
-
-# Where clients connect, with TLS. They sign their requests (client.yaml); the enclaves decide on them.
-api:
-  listen: {quoted(setup.listen_api)}
-  certificate: server.pem
-  key: server.key
-  # Whose signed requests are taken in at all. Like `readers`, read again on SIGHUP.
-  clients: {CLIENTS_FILE}
-  # Who may read, by a token (`keymoot coordinator token`) or, with `certificate: COMMON-NAME` in place of
-  # `token_sha256`, by a client certificate of `client_ca`.
-  readers:{(readers and chr(10) + readers.rstrip()) or " []"}
-  # client_ca: readers-ca.pem
-
-# Presignatures kept ready for each committee in use: filled up to `high`, `batch` at a time, when fewer than
-# `low` are left.
-pool:
-  low: {low}
-  high: {high}
-  batch: {batch}
-
-# A request fails when too few signers have been online for `signers_s` seconds, and waits `pool_s` for presignatures.
-wait:
-  signers_s: 5
-  pool_s: 30
-
-# Metrics for Prometheus, in plain, on loopback alone (packaging/METRICS.md).
-# metrics: 127.0.0.1:9465
-"""
-
-
-def reader_yaml(name: str, digest: str) -> str:
-    """One entry of `api.readers`; `digest`: hex of SHA-256 over a token's text."""
-    return f"    - name: {quoted(name)}\n      token_sha256: {digest}\n"
-
-
-def _gate_yaml(setup: GateSetup) -> str:
-    refused = ", ".join(quoted(address) for address in setup.refuse_destinations)
-    return f"""# The reference gate handler: asked by one signer's enclave before every signature.
-listen: {quoted(setup.listen)}
-certificate: server.pem
-key: server.key
-# The handler's copy of the two secrets (`keymoot gate secret --generate`), mode 0600.
-secrets: gate-secrets.json
-rules:
-  # Addresses that nothing is sent to.
-  refuse_destinations: [{refused}]
-"""
-
-
-def _client_yaml(setup: ClientSetup) -> str:
-    others = "".join(
-        f"  - api: {quoted(api)}\n    ca: api-{number}-ca.pem\n" for number, (api, _) in enumerate(setup.others, 2)
-    )
-    others = "# Other coordinators of the network, asked in turn where the first does not answer.\nothers:" + (
-        "\n" + others if others else " []\n"
-    )
-    return f"""# A client of the API: what `keymoot keys` and `keymoot sign` use.
-network: {quoted(setup.network)}
-api: {quoted(setup.api)}
-# The CA of the API's certificate.
-ca: api-ca.pem
-# The pinned roster: key certificates are verified against it before a public key or an address is shown.
-roster: roster.yaml
-# The name (kid) and key that sign this client's requests; the signers' policies list its public half.
-client: {quoted(setup.name)}
-key: client.key
-# What it shows to read; the coordinator knows the token's SHA-256.
-token: {TOKEN_FILE}
-{others}"""

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from appliance import pki
-from appliance.configure import quoted
+from appliance.templates import quoted
 from policies.errors import CallerError, Unavailable
 from policies.roster import Roster, RosterSigner, describe_scheme, identity_fingerprint
 

@@ -15,7 +15,7 @@ from policies.model import CLIENT_ID_PATTERN
 from policies.roster import Name
 
 if TYPE_CHECKING:
-    from appliance.configure import CoordinatorAddress
+    from appliance.templates import CoordinatorAddress
 
 OPERATOR = "operator"
 TOKEN_LABEL = "keymoot"  # noqa: S105
@@ -50,7 +50,7 @@ def init_signer(
     as_json: Json = False,
 ) -> None:
     """Write a signer's and its enclave's configuration, and make its keys in the HSM."""
-    from appliance import configure, enrolment
+    from appliance import configure, enrolment, templates
     from appliance.signer.config import load_config
 
     named(network, "--network")
@@ -61,13 +61,13 @@ def init_signer(
         raise CallerError("give --gate and --gate-ca together, or neither")
     if token_label and slot is not None:
         raise CallerError("name the token by --token-label or by --slot, one of them")
-    hsm = configure.Hsm(hsm_lib, token_label or TOKEN_LABEL, _pin(pin, directory), slot, init_args, accept_key_export)
-    setup = configure.SignerSetup(
+    hsm = templates.Hsm(hsm_lib, token_label or TOKEN_LABEL, _pin(pin, directory), slot, init_args, accept_key_export)
+    setup = templates.SignerSetup(
         network=network,
         name=name,
         coordinators=tuple(_coordinator(text, ca) for text, ca in zip(coordinator, coordinator_ca, strict=True)),
         hsm=hsm,
-        gate=configure.GateAddress(gate, configure.read_ca(gate_ca, "the gate's CA")) if gate_ca else None,
+        gate=templates.GateAddress(gate, configure.read_ca(gate_ca, "the gate's CA")) if gate_ca else None,
     )
     with configure.undone_on_failure(directory), working("Making the signer's keys in its HSM…"):
         configure.write_signer(directory, setup)
@@ -107,7 +107,7 @@ def init_coordinator(
     as_json: Json = False,
 ) -> None:
     """Write a coordinator's configuration and certificates, and its operator's own token for reading."""
-    from appliance import configure
+    from appliance import configure, templates
     from appliance.api.credentials import new_token, save_token, token_sha256
     from appliance.coordinator.config import load_config
 
@@ -116,7 +116,7 @@ def init_coordinator(
     _listening(signers_listen, "--signers-listen")
     _listening(api_listen, "--api-listen")
     token = new_token()
-    setup = configure.CoordinatorSetup(
+    setup = templates.CoordinatorSetup(
         network=network,
         name=name,
         names=tuple(host or ("localhost",)),
@@ -137,7 +137,7 @@ def init_coordinator(
             f"Send {directory / 'ca.pem'} to every signer's operator and to the clients.",
             f"Collect the operators' ca.pem into one file: cat */ca.pem > {directory / 'signers-ca.pem'}",
             f"Put roster.yaml (keymoot roster assemble) into {directory}.",
-            f"Enter what `keymoot init client` prints into {directory / configure.CLIENTS_FILE} and coordinator.yaml.",
+            f"Enter what `keymoot init client` prints into {directory / templates.CLIENTS_FILE} and coordinator.yaml.",
             f"Start: keymoot coordinator run -c {directory / 'coordinator.yaml'}",
         ),
     )
@@ -155,7 +155,7 @@ def init_client(
     as_json: Json = False,
 ) -> None:
     """Write a client's profile and a new key, and print what the signers' policies must say."""
-    from appliance import configure
+    from appliance import configure, templates
     from appliance.api.credentials import token_sha256
     from appliance.api.jws import base64url
     from appliance.profile import ProfileFile
@@ -170,7 +170,7 @@ def init_client(
     if len(api) != len(api_ca):
         raise CallerError("give --api-ca once for each --api, in the same order")
     first, *others = [(url, configure.read_ca(ca, "the API's CA")) for url, ca in zip(api, api_ca, strict=True)]
-    setup = configure.ClientSetup(network, name, *first, others=tuple(others))
+    setup = templates.ClientSetup(network, name, *first, others=tuple(others))
     with configure.undone_on_failure(directory):
         key = configure.write_client(directory, setup)
         load_yaml(directory / "client.yaml", ProfileFile)
@@ -188,17 +188,17 @@ def init_client(
         return
     typer.echo(f"Client {name} of network {network} is set up in {directory}.")
     typer.echo("")
-    typer.echo(f"For every signer's policy.yaml, and the coordinator's {configure.CLIENTS_FILE}:")
+    typer.echo(f"For every signer's policy.yaml, and the coordinator's {templates.CLIENTS_FILE}:")
     typer.echo("")
     typer.echo("clients:")
-    typer.echo(f"  - id: {configure.quoted(name)}")
+    typer.echo(f"  - id: {templates.quoted(name)}")
     typer.echo(f"    alg: {key.algorithm}")
-    typer.echo(f"    public_key: {configure.quoted(public_key)}")
+    typer.echo(f"    public_key: {templates.quoted(public_key)}")
     typer.echo("")
     typer.echo("For the coordinator's coordinator.yaml, under api:")
     typer.echo("")
     typer.echo("  readers:")
-    typer.echo(configure.reader_yaml(name, token_digest).rstrip())
+    typer.echo(templates.reader_yaml(name, token_digest).rstrip())
     say_next(*steps)
 
 
@@ -212,12 +212,12 @@ def init_gate(
     as_json: Json = False,
 ) -> None:
     """Write the configuration and certificates of the reference gate handler."""
-    from appliance import configure
+    from appliance import configure, templates
     from appliance.gate.config import load_config
 
     _listening(listen, "--listen")
 
-    setup = configure.GateSetup(
+    setup = templates.GateSetup(
         name, listen, names=tuple(host or ("localhost",)), addresses=tuple(address or ("127.0.0.1",))
     )
     with configure.undone_on_failure(directory):
@@ -237,13 +237,13 @@ def init_gate(
 
 
 def _coordinator(text: str, ca: Path) -> CoordinatorAddress:
-    from appliance import configure
+    from appliance import configure, templates
 
     name, equals, url = text.partition("=")
     if not equals or not url.startswith("https://"):
         raise CallerError(f"--coordinator {text}: write it as NAME=https://HOST:PORT")
     named(name, "--coordinator")
-    return configure.CoordinatorAddress(name, url, configure.read_ca(ca, "the coordinator's CA"))
+    return templates.CoordinatorAddress(name, url, configure.read_ca(ca, "the coordinator's CA"))
 
 
 def named(text: str, option: str) -> None:

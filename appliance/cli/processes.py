@@ -109,7 +109,7 @@ def make_token(
 ) -> None:
     """Make a token for reading the API, and print what coordinator.yaml must say of it. The token is shown nowhere."""
     from appliance.api.credentials import new_token, save_token, token_sha256
-    from appliance.configure import reader_yaml
+    from appliance.templates import reader_yaml
 
     if not re.match(CLIENT_ID_PATTERN, name):
         raise CallerError(f"{name}: a reader's name is letters, digits, dots and dashes, at most 63")

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from appliance import configure, enrolment, pki
+from appliance import configure, enrolment, pki, templates
 from appliance.api.credentials import new_token, token_sha256
 from appliance.api.jws import base64url
 from policies.errors import Unavailable
@@ -73,7 +73,7 @@ class Written:
     """Where things ended up."""
 
     roster: Roster
-    coordinators: Mapping[str, configure.CoordinatorSetup]
+    coordinators: Mapping[str, templates.CoordinatorSetup]
     api_ports: Mapping[str, int]
     gate_ports: tuple[int, ...]
 
@@ -98,7 +98,7 @@ def write_network(plan: Plan) -> Written:
     ]
     client = configure.write_client(
         plan.root / "client",
-        configure.ClientSetup(plan.network, CLIENT, *apis[0], others=tuple(apis[1:]), token=token),
+        templates.ClientSetup(plan.network, CLIENT, *apis[0], others=tuple(apis[1:]), token=token),
     )
     roster = _provision(plan)
     policy = _policy(base64url(client.public_bytes))
@@ -108,7 +108,7 @@ def write_network(plan: Plan) -> Written:
     for index in plan.indices:
         pki.write_new(plan.signer(index) / "policy.yaml", policy.encode())
     for name in setups:
-        (plan.root / name / configure.CLIENTS_FILE).write_text(policy)
+        (plan.root / name / templates.CLIENTS_FILE).write_text(policy)
     if plan.gate:
         _each(plan, lambda index: _seal_gate_secret(plan, index))
     api_ports = {name: int(setup.listen_api.rpartition(":")[2]) for name, setup in setups.items()}
@@ -117,8 +117,8 @@ def write_network(plan: Plan) -> Written:
 
 def _coordinator_setup(
     plan: Plan, name: str, signers_port: int, api_port: int, token: str
-) -> configure.CoordinatorSetup:
-    return configure.CoordinatorSetup(
+) -> templates.CoordinatorSetup:
+    return templates.CoordinatorSetup(
         network=plan.network,
         name=name,
         listen_signers=f"{LOOPBACK}:{signers_port}",
@@ -128,10 +128,10 @@ def _coordinator_setup(
     )
 
 
-def _address(plan: Plan, setup: configure.CoordinatorSetup) -> configure.CoordinatorAddress:
+def _address(plan: Plan, setup: templates.CoordinatorSetup) -> templates.CoordinatorAddress:
     ca = (plan.root / setup.name / "ca.pem").read_bytes()
     where = setup.listen_signers if plan.coordinator_port is None else f"{LOOPBACK}:{plan.coordinator_port}"
-    return configure.CoordinatorAddress(setup.name, f"https://{where}", ca)
+    return templates.CoordinatorAddress(setup.name, f"https://{where}", ca)
 
 
 def free_ports(count: int) -> list[int]:
@@ -147,19 +147,19 @@ def free_ports(count: int) -> list[int]:
 
 
 def _write_signer(
-    plan: Plan, index: int, coordinators: tuple[configure.CoordinatorAddress, ...], gate_port: int | None
+    plan: Plan, index: int, coordinators: tuple[templates.CoordinatorAddress, ...], gate_port: int | None
 ) -> None:
     gate = None
     if gate_port is not None:
-        gate_setup = configure.GateSetup(
+        gate_setup = templates.GateSetup(
             f"gate-{index}", f"{LOOPBACK}:{gate_port}", refuse_destinations=plan.refuse.get(index, ())
         )
         gate_ca = configure.write_gate(plan.gate_directory(index), gate_setup)
-        gate = configure.GateAddress(f"https://{LOOPBACK}:{gate_port}/validate", gate_ca)
-    hsm = configure.Hsm(_softhsm_lib(), TOKEN_LABEL, "file:pin")
+        gate = templates.GateAddress(f"https://{LOOPBACK}:{gate_port}/validate", gate_ca)
+    hsm = templates.Hsm(_softhsm_lib(), TOKEN_LABEL, "file:pin")
     configure.write_signer(
         plan.signer(index),
-        configure.SignerSetup(plan.network, f"signer-{index}", coordinators, hsm, gate),
+        templates.SignerSetup(plan.network, f"signer-{index}", coordinators, hsm, gate),
     )
     _make_token(plan, index)
 
@@ -217,12 +217,12 @@ def _policy(public_key: str) -> str:
     return f"""# The policy of a loopback network: its one client may do everything.
 version: 1
 clients:
-  - id: {configure.quoted(CLIENT)}
+  - id: {templates.quoted(CLIENT)}
     alg: Ed25519
-    public_key: {configure.quoted(public_key)}
+    public_key: {templates.quoted(public_key)}
 rules:
   - name: everything
-    clients: [{configure.quoted(CLIENT)}]
+    clients: [{templates.quoted(CLIENT)}]
     actions: [create-key, sign]
     labels: ["**"]
     kinds: [Hash, HashBatch, Message, EthereumTransaction, Eip712TypedData, BitcoinBip143Preimage]

@@ -18,7 +18,7 @@ from types import TracebackType
 
 import msgspec
 
-from appliance import configure
+from appliance import templates
 from appliance.api.client import AsyncClient, Client
 from appliance.api.credentials import Credential, load_token
 from appliance.localnet.files import COORDINATOR, LOOPBACK, Plan, Written, write_network
@@ -198,7 +198,7 @@ class LocalNet:
     def configure_pool(self, pool: tuple[int, int, int]) -> None:
         """Write another pool (low, high, batch) into every coordinator.yaml; it counts after a restart."""
         for name, setup in self._files.coordinators.items():
-            text = configure.coordinator_yaml(dataclasses.replace(setup, pool=pool))
+            text = templates.coordinator_yaml(dataclasses.replace(setup, pool=pool))
             (self.root / name / "coordinator.yaml").write_text(text)
 
     def api(self, coordinator: str = COORDINATOR) -> tuple[str, Path]:
@@ -211,7 +211,7 @@ class LocalNet:
         port = self._files.api_ports[coordinator]
         connection = http.client.HTTPSConnection(LOOPBACK, port, context=context, timeout=2.0)
         try:
-            credential = Credential(load_token(self.profile.parent / configure.TOKEN_FILE))
+            credential = Credential(load_token(self.profile.parent / templates.TOKEN_FILE))
             connection.request("GET", "/healthz", headers=credential.headers())
             answer = connection.getresponse()
             return msgspec.json.decode(answer.read(), type=Health) if answer.status == http.client.OK else None

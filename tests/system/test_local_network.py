@@ -23,9 +23,9 @@ from appliance.api.client import ApiError, CertifiedKey, Client, Failed, Rejecte
 from appliance.api.credentials import load_token, new_token, save_token, token_sha256
 from appliance.api.models import SignatureValue
 from appliance.cli import demo_inputs as inputs
-from appliance.configure import reader_yaml
 from appliance.localnet import LocalNet
 from appliance.profile import ProfileFile
+from appliance.templates import reader_yaml
 from policies.errors import Unavailable
 from policies.load import load_yaml
 from policies.requests import (

@@ -15,8 +15,9 @@ from appliance.api import models
 from appliance.api.client import ApiError, AsyncClient, Conflict, Credential, NotFound, TooMany, Unauthorized
 from appliance.api.credentials import load_token, new_token, save_token, token_sha256
 from appliance.api.jws import generate_client_key
-from appliance.configure import ClientSetup, write_client
+from appliance.configure import write_client
 from appliance.profile import load_profile
+from appliance.templates import ClientSetup
 from policies.errors import CallerError
 from policies.requests import Hash
 from tests.fakes.certificates import Dealer

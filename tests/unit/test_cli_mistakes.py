@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from appliance import configure
+from appliance import configure, templates
 from appliance.cli.app import app
 from tests.fakes.command_line import Keymoot, Outcome, an_identity, write_identity
 
@@ -173,12 +173,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     made["pin"].touch(0o600)
     made["pin"].write_text("1234")
     made["coordinator"] = root / "coordinator"
-    configure.write_coordinator(made["coordinator"], configure.CoordinatorSetup("net", "c"))
+    configure.write_coordinator(made["coordinator"], templates.CoordinatorSetup("net", "c"))
     ca = (made["coordinator"] / "ca.pem").read_bytes()
     made["gate"] = root / "gate"
-    configure.write_gate(made["gate"], configure.GateSetup("gate", "127.0.0.1:8090"))
+    configure.write_gate(made["gate"], templates.GateSetup("gate", "127.0.0.1:8090"))
     made["client"] = root / "client"
-    configure.write_client(made["client"], configure.ClientSetup("net", "me", DEAD, ca))
+    configure.write_client(made["client"], templates.ClientSetup("net", "me", DEAD, ca))
     identities = [write_identity(root / f"{name}.json", an_identity(name)) for name in ("a", "b", "c")]
     made["roster"] = made["client"] / "roster.yaml"
     _assemble(identities, made["roster"])

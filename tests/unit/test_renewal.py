@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from appliance import cli, configure, pki, renewal
+from appliance import cli, configure, pki, renewal, templates
 from appliance.cli.pki import LEAF_DAYS
 from appliance.tls import client_context, server_context
 from policies.errors import CallerError
@@ -28,7 +28,7 @@ def _today() -> datetime.datetime:
 def coordinator(tmp_path: Path) -> Path:
     """A coordinator's directory as `keymoot init coordinator` makes it, with the CA of one signer's operator."""
     other = pki.make_ca("s1 of net", days=100)
-    setup = configure.CoordinatorSetup("net", "coordinator", names=("a.example",), signer_cas=(other.certificate_pem,))
+    setup = templates.CoordinatorSetup("net", "coordinator", names=("a.example",), signer_cas=(other.certificate_pem,))
     configure.write_coordinator(tmp_path / "c", setup)
     return tmp_path / "c"
 
