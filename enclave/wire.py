@@ -760,6 +760,9 @@ class EvidencePart(Wire, frozen=True, tag=8):
     count: Annotated[int, msgspec.Meta(ge=1, le=MAX_EVIDENCE_PARTS)]
     data: Annotated[bytes, msgspec.Meta(max_length=EVIDENCE_PART_BYTES)]
 
+    def __repr__(self) -> str:
+        return f"EvidencePart({self.evidence.hex()}, {self.number} of {self.count}, …)"
+
 
 FromEnclave = Attached | ToPeer | Report | Store | CallGate | Audit | Status | EvidencePart
 
