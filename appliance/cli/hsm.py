@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from pathlib import Path
@@ -99,6 +98,8 @@ def rewrap(
     and enclave, run this, start them. It makes the new key where it is missing, opens no share, and can be stopped and
     run again at any moment. Exit codes: 1 where a record does not open.
     """
+    import asyncio
+
     from rich.console import Console
     from rich.progress import Progress
 
