@@ -88,7 +88,7 @@ def test_batch_inversion_is_inversion(values: list[int]) -> None:
 @given(st.lists(SCALARS, max_size=20))
 def test_columns_survive_packing(column: list[int]) -> None:
     assume(column)
-    assert presign._unpack(1, presign._pack(column), len(column), Q, "3.3") == column
+    assert presign.unpack(1, presign._pack(column), len(column), Q, "3.3") == column
     assert prss.elements(presign._pack(column)) == column
 
 

@@ -119,5 +119,5 @@ def test_a_fault_that_a_member_found_is_not_held_against_it(clock: Clock) -> Non
     standing = Standing(clock)
     standing.failed(1, "ceremony/peer")
     assert standing.avoided() == frozenset()
-    standing.failed(1, "ceremony/link")
+    standing.failed(1, "timeout")
     assert standing.avoided() == {1}
