@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NoReturn, Protocol
 
@@ -18,10 +16,13 @@ import structlog
 
 from appliance import relay
 from appliance.signer.coordinator_link import CoordinatorLink
+from appliance.signer.departures import Departures
 from appliance.signer.enclave_link import EnclaveLink
 from appliance.signer.evidence import EvidenceFiles
 from appliance.signer.flow import until_first_ends
-from appliance.signer.gate_caller import GateCaller, unreachable
+from appliance.signer.gate_caller import GateCaller
+from appliance.signer.gate_calls import AT_ONCE as GATE_CALLS_AT_ONCE
+from appliance.signer.gate_calls import GateCalls
 from appliance.signer.key_pages import KeyPages
 from appliance.signer.metrics import SignerMetrics
 from appliance.signer.status import condition_of
@@ -31,9 +32,6 @@ from policies.errors import Unavailable
 from policies.repeats import Allowance, Repeats
 from policies.signed_requests import claimed_name
 
-MAX_COMMITS_WAITING = 1024
-MAX_GATE_CALLS_WAITING = 256
-GATE_CALLS_AT_ONCE = 16
 ORDERS_TOLD_PER_S, ORDERS_TOLD_AT_ONCE = 500.0, 5000
 OWN_QUOTA = "signer"
 METRICS_QUOTA = "metrics"
@@ -70,14 +68,6 @@ class Store(Protocol):
         """At most `limit` numbered certificates, and the number after which they come."""
 
 
-@dataclass(frozen=True)
-class _Departure:
-    """What may happen only once `commit` is done; None where nothing had to be committed."""
-
-    commit: asyncio.Task[None] | None
-    then: Callable[[], object]
-
-
 class Courier:
     """Carries messages for one attached enclave. `run` ends when the enclave goes; links end with it."""
 
@@ -91,17 +81,15 @@ class Courier:
     ) -> None:
         self._enclave = enclave
         self._store = store
-        self._gate = gate
         self._metrics = metrics
         self._evidence = evidence
         self._status_asked: asyncio.Future[wire.Status] | None = None
         self._links: dict[str, CoordinatorLink] = {}
         self._pages = KeyPages((), lambda *question: self._store.certificates_after(*question), self._cannot_read)
-        self._departures: deque[_Departure] = deque()
-        self._departed = asyncio.Condition()
+        self._departures = Departures()
         self._repeats = Repeats(time.monotonic)
         self._orders_told: dict[str, Allowance] = {}
-        self._gate_calls: asyncio.Queue[tuple[wire.CallGate, float]] = asyncio.Queue(MAX_GATE_CALLS_WAITING)
+        self._gate_calls = GateCalls(gate, partial(enclave.send, OWN_QUOTA), metrics, self._repeats)
 
     async def run(self, links: Sequence[CoordinatorLink]) -> None:
         """Serve until the enclave or the store fails; raises why. Commits under way are awaited before.
@@ -120,15 +108,15 @@ class Courier:
             await until_first_ends(
                 self._enclave.write(),
                 self._read_enclave(),
-                self._depart_in_order(),
+                self._departures.run(),
                 self._tell_condition(),
                 *(link.run() for link in links),
                 *(self._pages.answer(link) for link in links),
-                *(self._call_gate() for _ in range(GATE_CALLS_AT_ONCE)),
+                *(self._gate_calls.work() for _ in range(GATE_CALLS_AT_ONCE)),
             )
         finally:
             self._metrics.serving = None
-            await self._settle()
+            await self._departures.settle()
 
     # --- coordinator → enclave --------------------------------------------------------------------------
 
@@ -218,18 +206,18 @@ class Courier:
                 case wire.Report(coordinator, body, audit, kept):
                     await self._report(coordinator, body, audit, kept)
                 case wire.Store(ticket, records):
-                    await self._after_commit(
+                    await self._departures.add(
                         self._store.put_records(records),
                         partial(self._enclave.send, OWN_QUOTA, wire.Stored(ticket)),
                     )
                 case wire.Audit(entries):
-                    await self._after_commit(self._store.append_audit(entries), lambda: None)
+                    await self._departures.add(self._store.append_audit(entries), lambda: None)
                 case wire.EvidencePart():
                     whole = self._evidence.take(message)
                     if whole is not None:
-                        await self._after_commit(self._evidence.keep(message, whole), lambda: None)
+                        await self._departures.add(self._evidence.keep(message, whole), lambda: None)
                 case wire.CallGate():
-                    self._queue_gate_call(message)
+                    self._gate_calls.put(message)
                 case wire.Status():
                     self._on_status(message)
                 case wire.Attached():
@@ -250,7 +238,7 @@ class Courier:
             then = partial(self._to_all, relay.KeyAdded(), {coordinator: message})
         answer = wire.Answer(kept, body) if kept is not None and isinstance(body, wire.KeptReport) else None
         commit = self._store.append_audit(audit, certificates, answer) if audit else None
-        await self._after_commit(commit, then)
+        await self._departures.add(commit, then)
 
     def _to_coordinator(self, name: str, message: relay.Up, *, bulk: bool) -> None:
         """Send, or drop where the link is down or not configured: the enclave was told (`Presence`)."""
@@ -265,39 +253,6 @@ class Courier:
         for name, link in self._links.items():
             link.send(instead.get(name, message), bulk=False)
 
-    # --- effects that wait for the disk -----------------------------------------------------------------
-
-    async def _after_commit(self, commit: Coroutine[object, object, None] | None, then: Callable[[], object]) -> None:
-        """Start `commit` now, in the enclave's order; do `then` when it and all before it are on disk."""
-        async with self._departed:
-            await self._departed.wait_for(lambda: len(self._departures) < MAX_COMMITS_WAITING)
-            task = None if commit is None else asyncio.create_task(commit)
-            self._departures.append(_Departure(task, then))
-            self._departed.notify_all()
-
-    async def _depart_in_order(self) -> NoReturn:
-        while True:
-            async with self._departed:
-                await self._departed.wait_for(lambda: len(self._departures) > 0)
-            first = self._departures[0]
-            if first.commit is not None:
-                await asyncio.wait([first.commit])  # unlike `await`, cancelling this leaves the commit alone
-                first.commit.result()
-            first.then()
-            async with self._departed:
-                self._departures.popleft()
-                self._departed.notify_all()
-
-    async def _settle(self) -> None:
-        """Wait for the commits under way, so that the next `Attach` states what is on disk. Raises the first
-        failure of the store. What was to leave after them does not leave: its receiver is gone."""
-        commits = [departure.commit for departure in self._departures if departure.commit is not None]
-        if commits:
-            await asyncio.wait(commits)
-        failures = [failure for commit in commits if (failure := commit.exception()) is not None]
-        if failures:
-            raise failures[0]
-
     # --- metrics ----------------------------------------------------------------------------------------
 
     async def observe(self, metrics: SignerMetrics) -> None:
@@ -305,7 +260,7 @@ class Courier:
         metrics.enclave = await self._status()
         metrics.queues = {
             "commits": len(self._departures),
-            "gate-calls": self._gate_calls.qsize(),
+            "gate-calls": len(self._gate_calls),
             "to-enclave": self._enclave.waiting,
             **{f"to-coordinator/{name}": link.waiting for name, link in self._links.items()},
         }
@@ -335,44 +290,3 @@ class Courier:
         if asked is None:
             raise wire.Malformed("the enclave told its status without being asked")
         asked.set_result(status)
-
-    # --- gate -------------------------------------------------------------------------------------------
-
-    def _queue_gate_call(self, call: wire.CallGate) -> None:
-        deadline_s = asyncio.get_running_loop().time() + call.timeout_ms / 1000
-        try:
-            self._gate_calls.put_nowait((call, deadline_s))
-        except asyncio.QueueFull:
-            refusal = unreachable(call, f"more than {MAX_GATE_CALLS_WAITING} gate calls are waiting")
-            self._enclave.send(OWN_QUOTA, refusal)
-
-    async def _call_gate(self) -> NoReturn:
-        """One of the workers that carry gate calls; time spent waiting for a worker counts."""
-        while True:
-            call, deadline_s = await self._gate_calls.get()
-            timeout_s = deadline_s - asyncio.get_running_loop().time()
-            if self._gate is None:
-                answer: wire.GateReply | wire.GateUnreachable = unreachable(
-                    call, "signer.yaml names no gate: set gate.url and gate.ca"
-                )
-            elif timeout_s <= 0:
-                answer = unreachable(call, "all gate connections were busy until the time-out")
-            else:
-                started_s = asyncio.get_running_loop().time()
-                answer = await self._gate.call(call, timeout_s)
-                self._metrics.gate_answered(answer, asyncio.get_running_loop().time() - started_s)
-            self._metrics.gate_reason = answer.reason if isinstance(answer, wire.GateUnreachable) else ""
-            self._log_answer(call, answer)
-            self._enclave.send(OWN_QUOTA, answer)
-
-    def _log_answer(self, call: wire.CallGate, answer: wire.GateReply | wire.GateUnreachable) -> None:
-        """Every answer; that there is none once, and again when the reason changes."""
-        if isinstance(answer, wire.GateReply):
-            if self._repeats.over("gate"):
-                log.info("gate-reachable")
-            log.info("gate-answered", request_id=call.request_id, uid=call.uid, status=answer.status)
-            return
-        before = self._repeats.due("gate", answer.reason)
-        if before is not None:
-            facts = {"request_id": call.request_id, "uid": call.uid, "before": before}
-            log.warning("gate-unreachable", reason=answer.reason, **facts)
