@@ -12,6 +12,7 @@ from enclave.asking import Gate
 from enclave.attempts import RequestBook
 from enclave.audit import AuditLog
 from enclave.authorise import Authoriser, SigningRules
+from enclave.batches import Batches
 from enclave.ceremonies import Ceremonies
 from enclave.channels.handshake import Identity, Link, PeerSession
 from enclave.channels.links import Links
@@ -25,7 +26,8 @@ from enclave.hsm import Hsm
 from enclave.log import Log
 from enclave.members import NonceBook, OwnSession
 from enclave.online import Holdings
-from enclave.orders import CeremonyOrders, Surroundings
+from enclave.opening import Surroundings
+from enclave.orders import CeremonyOrders
 from enclave.pool import PresignaturePool
 from enclave.prss_state import PrssState
 from enclave.recall import Recall
@@ -65,7 +67,7 @@ class Outside:
 
 
 class EnclaveCore:
-    """Every part of one enclave. `dispatch` takes the signer's messages, `orders.on_worker` the worker's."""
+    """Every part of one enclave. `dispatch` takes the signer's messages, `batches.on_worker` the worker's."""
 
     def __init__(self, config: EnclaveConfig, gate_keys: Callable[[], GateKeys | None], outside: Outside) -> None:
         """`gate_keys()`: None in gate mode `none`, and until the HSM has unsealed them."""
@@ -91,7 +93,8 @@ class EnclaveCore:
         self._links = self._make_links()
         around = self._surroundings()
         self._standing.start(self._links, around.vault)
-        self.orders = CeremonyOrders(around)
+        self.batches = Batches(around)
+        self.orders = CeremonyOrders(around, self.batches)
         self._gate = Gate(gate_keys, self.timers, outside.wall_clock, outside.random, self.effects.emit)
         rules = SigningRules(
             config.roster,
@@ -116,6 +119,7 @@ class EnclaveCore:
         self.dispatch = Dispatch(
             around,
             self.orders,
+            self.batches,
             creation,
             self._authoriser,
             Recall(rules, book, self.effects, outside.wall_clock),
@@ -128,7 +132,7 @@ class EnclaveCore:
 
     def drop(self, doubt: KeymootError) -> int:
         """Destroy what must be used once, here and in the worker; how many presignatures that cost."""
-        self.orders.give_up(doubt)
+        self.batches.give_up(doubt)
         return self.pool.drop(lambda *_: True)
 
     def _make_links(self) -> Links:

@@ -17,7 +17,7 @@ from enclave.worker import Charged
 FRAME_ALLOWANCE_BYTES = 192 * 1024
 
 
-class Batches(Protocol):
+class WayToWorker(Protocol):
     """The way to the worker."""
 
     def forward(self, sid: bytes, sender: int, frame: bytes) -> None:
@@ -30,9 +30,9 @@ class Batches(Protocol):
 class WorkerRun(CeremonyRun):
     """A batch under way in the worker."""
 
-    def __init__(self, orders: Batches, ticket: Ticket, batch_key: BatchKey, count: int) -> None:
+    def __init__(self, batches: WayToWorker, ticket: Ticket, batch_key: BatchKey, count: int) -> None:
         super().__init__(ticket)
-        self._orders, self.batch_key = orders, batch_key
+        self._batches, self.batch_key = batches, batch_key
         self._max_frame_bytes = count * BYTES_PER_PRESIGNATURE + FRAME_ALLOWANCE_BYTES
         self._frames = dict.fromkeys(batch_key.committee, 0)
         self._parts: list[bytes] = []
@@ -44,7 +44,7 @@ class WorkerRun(CeremonyRun):
         if self._frames[sender] > len(presign.ROUNDS) + len(BLAME_ROUNDS) or len(frame) > self._max_frame_bytes:
             self.stop(LinkFault(sender, "more or larger frames than the protocol has"))
         else:
-            self._orders.forward(self.ticket.context, sender, frame)
+            self._batches.forward(self.ticket.context, sender, frame)
 
     def take_charge(self, message: Charged) -> None:
         """A part of what proves who broke the batch; the worker bounds the whole."""
@@ -54,4 +54,4 @@ class WorkerRun(CeremonyRun):
             self._parts.clear()
 
     def stop(self, error: KeymootError) -> None:
-        self._orders.give_up_batch(self, error)
+        self._batches.give_up_batch(self, error)

@@ -12,13 +12,15 @@ from enum import Enum
 from typing import Any
 
 from enclave.authorise import Authoriser
+from enclave.batches import Batches
 from enclave.channels.frames import CEREMONY_FRAME, HANDSHAKE_FRAME
 from enclave.channels.handshake import Link
 from enclave.creation import KeyCreation
 from enclave.effects import Effects
 from enclave.errors import CallerError, KeymootError, LinkFault, Refused, Unavailable
 from enclave.meters import rule_label
-from enclave.orders import CeremonyOrders, Surroundings
+from enclave.opening import Surroundings
+from enclave.orders import CeremonyOrders
 from enclave.recall import Recall
 from enclave.standing import Standing
 from enclave.tasks import Task, Timers
@@ -75,6 +77,7 @@ class Dispatch:
         self,
         around: Surroundings,
         orders: CeremonyOrders,
+        batches: Batches,
         creation: KeyCreation,
         authoriser: Authoriser,
         recall: Recall,
@@ -84,7 +87,7 @@ class Dispatch:
         describe: Callable[[], Attached],
         status: Callable[[], Status],
     ) -> None:
-        self._around, self._orders, self._creation = around, orders, creation
+        self._around, self._orders, self._batches, self._creation = around, orders, batches, creation
         self._authoriser, self._effects, self._timers = authoriser, effects, timers
         self._standing, self._told = standing, recall
         self._describe, self._status = describe, status
@@ -246,7 +249,7 @@ class Dispatch:
         self._creation.start(order.coordinator, body, order.answer)
 
     async def _presign(self, order: Order, body: PresignOrder) -> None:
-        self._orders.start_presign(order.coordinator, body)
+        self._batches.start(order.coordinator, body)
 
     async def _sign(self, order: Order, body: SignOrder | BatchSignOrder) -> None:
         await self._authoriser.authorise(order.coordinator, body, order.key, order.answer)

@@ -1,84 +1,44 @@
-"""The ceremony orders: setup (SPEC 1), key generation (SPEC 2) and presigning (SPEC 3), from order to report."""
+"""The orders of all `n` signers' ceremonies: setup (SPEC 1) and key generation (SPEC 2), from order to report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
-from enclave.audit import AuditLog
-from enclave.batch_run import WorkerRun
-from enclave.ceremonies import Ceremonies, LocalRun, Ticket, failed_report, report_failed
-from enclave.channels.frames import PeerKeys, ceremony_keys
-from enclave.channels.handshake import Link, verify_identity
-from enclave.channels.links import Links
+from enclave.batches import Batches
+from enclave.ceremonies import LocalRun
+from enclave.channels.handshake import verify_identity
 from enclave.crypto.curve import SECP256K1
-from enclave.errors import KeymootError, LinkFault, Refused, Unavailable
-from enclave.evidence import CeremonyRecord
-from enclave.members import NonceBook, OwnSession, ceremony_context, verify_nonces
-from enclave.pool import BatchKey, PresignaturePool
-from enclave.protocol import keygen, presign, setup
+from enclave.errors import KeymootError, Refused
+from enclave.opening import Surroundings, open_ceremony
+from enclave.protocol import keygen, setup
 from enclave.protocol.charges import Rules
 from enclave.protocol.keygen_rules import KeygenRules
 from enclave.protocol.setup_rules import SetupRules
-from enclave.prss_state import PrssState
-from enclave.setup_turn import SetupTurn
-from enclave.shares import KeyRecord, Vault
-from enclave.tasks import Promise
+from enclave.shares import KeyRecord
 from enclave.wire import (
-    MAX_PRESIGNATURES,
     Acknowledgement,
-    AuditEntry,
     Kept,
     KeygenOrder,
     KeysAcknowledged,
     KeysActivated,
-    PresignDone,
-    PresignOrder,
-    ReportBody,
     SetupDone,
     SetupOrder,
     SignedAcknowledgement,
     SignedNonce,
     encode,
 )
-from enclave.worker import Begin, Charged, End, Finished, FromWorker, Incoming, Outgoing
-from policies.roster import Roster
 
 FIRST_KEY_EPOCH = 1
-MAX_BATCHES_UNDER_WAY = 4
 MAX_EPOCH_STEP = 1024
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What carrying out orders needs of the rest of the enclave. Effects are callables."""
-
-    roster: Roster
-    session: OwnSession
-    nonces: NonceBook
-    setup_turn: SetupTurn
-    links: Links
-    ceremonies: Ceremonies
-    vault: Vault
-    pool: PresignaturePool
-    prss: PrssState
-    audit: AuditLog
-    random: Callable[[int], bytes]
-    sign_identity: Callable[[bytes], Promise[bytes]]
-    send: Callable[[str, int, bool, bytes], None]
-    report: Callable[[str, ReportBody, tuple[AuditEntry, ...], Kept | None], None]
-    to_worker: Callable[[bytes], None]
 
 
 class CeremonyOrders:
     """Starts ceremonies. Every `start_…` raises `Refused` or `Unavailable` before anything has changed."""
 
-    def __init__(self, around: Surroundings) -> None:
-        self._around = around
-        self._batches: dict[bytes, WorkerRun] = {}
-        self._finished: dict[bytes, WorkerRun] = {}
+    def __init__(self, around: Surroundings, batches: Batches) -> None:
+        self._around, self._batches = around, batches
 
     # --- SPEC 1 ---
 
@@ -123,8 +83,7 @@ class CeremonyOrders:
         await around.vault.keep_seeds(seeds)
         around.prss.install(seeds)
         around.pool.drop(lambda *_: True)
-        for run in list(self._batches.values()):
-            run.stop(KeymootError("a new PRSS epoch"))
+        self._batches.stop_unfinished(KeymootError("a new PRSS epoch"))
 
     # --- SPEC 2 ---
 
@@ -240,112 +199,6 @@ class CeremonyOrders:
         point = self._around.roster.signer(signed.acknowledgement.index).identity_point
         return verify_identity(point, signed.acknowledgement.digest(), signed.signature)
 
-    # --- SPEC 3 ---
-
-    def start_presign(self, coordinator: str, order: PresignOrder) -> None:
-        """A batch of presignatures, computed in the worker."""
-        around = self._around
-        if not around.roster.is_committee(order.committee) or around.session.index not in order.committee:
-            raise Refused("committee", "not a committee of 2t + 1 signers with this one among them")
-        self._check_share(coordinator, order.count)
-        if around.prss.epoch == 0:
-            raise Unavailable("no PRSS seeds yet", "all signers must be online once, for the setup")
-        # SPEC 3.1
-        parameters = [around.prss.epoch.to_bytes(8, "big"), around.prss.context, order.count.to_bytes(4, "big")]
-        ticket, keys, links = self._open_ceremony(
-            coordinator, order.ceremony, "presign", order.committee, parameters, order.nonces
-        )
-        boots = {j: link.peer.boot_nonce for j, link in links.items()}
-        batch_key = BatchKey(coordinator, order.committee, around.prss.epoch, boots)
-        subset_seeds, pair_seeds = around.prss.sub_seeds(order.committee, ticket.context)
-        run = WorkerRun(self, ticket, batch_key, order.count)
-        around.ceremonies.add(run)
-        self._batches[ticket.context] = run
-        begin = Begin(
-            sid=ticket.context,
-            me=around.session.index,
-            committee=order.committee,
-            tolerate=around.roster.tolerate,
-            count=order.count,
-            frame_secret=around.session.frame_secret,
-            peers=tuple(keys),
-            subset_seeds=subset_seeds,
-            pair_seeds=pair_seeds,
-        )
-        around.to_worker(encode(begin))
-
-    def _check_share(self, coordinator: str, count: int) -> None:
-        """Room for a batch, of which each coordinator has its share: none keeps another from presigning."""
-        around, sharers = self._around, max(1, self._around.links.coordinators)
-        own = sum(run.ticket.coordinator == coordinator for run in self._batches.values())
-        most = max(1, MAX_BATCHES_UNDER_WAY // sharers)
-        if own >= most or len(self._batches) >= MAX_BATCHES_UNDER_WAY:
-            raise Refused("busy", f"{most} batches of {coordinator} are under way")
-        around.pool.check_room(count)
-        held, share = around.pool.held_for(coordinator), MAX_PRESIGNATURES // sharers
-        if held + count > share:
-            raise Refused(
-                "pool", f"{coordinator} has {held} of the {share} that each of {sharers} coordinators may have"
-            )
-
-    def on_worker(self, message: FromWorker) -> None:
-        """A message of the presign worker."""
-        run = self._batches.get(message.sid) or self._finished.get(message.sid)
-        if run is None:
-            return
-        if isinstance(message, Outgoing):
-            self._around.send(run.ticket.coordinator, message.receiver, True, message.frame)
-        elif isinstance(message, Finished):
-            del self._batches[message.sid]
-            self._insert(run, message)
-        elif isinstance(message, Charged):
-            run.take_charge(message)
-        else:
-            self._batches.pop(message.sid, None)
-            self._finished.pop(message.sid, None)
-            self._around.ceremonies.fail(run.ticket, report_failed(run.ticket, message), run.charges)
-
-    def _insert(self, run: WorkerRun, finished: Finished) -> None:
-        # SPEC 3.9: a batch of another epoch, or with a member that has rebooted since, is worthless.
-        around, ticket, key = self._around, run.ticket, run.batch_key
-        try:
-            if key.prss_epoch != around.prss.epoch:
-                raise Refused("epoch", "a new PRSS epoch came while the batch was made")
-            around.pool.insert(finished.sid, key, finished.inverse_shares, finished.points)
-        except Refused as refusal:
-            around.ceremonies.fail(ticket, failed_report(ticket, refusal, ()))
-            self._end_in_worker(ticket.context, str(refusal))
-            return
-        self._finished[ticket.context] = run
-        around.ceremonies.done(ticket, len(presign.ROUNDS))
-        count = len(finished.inverse_shares) // 32
-        entry = around.audit.record("presign", sid=finished.sid.hex(), count=count)
-        done = PresignDone(ticket.ceremony, finished.sid, key.committee, count)
-        around.report(ticket.coordinator, done, (entry,), None)
-
-    def give_up_batch(self, run: WorkerRun, error: KeymootError) -> None:
-        """Stop a batch in the worker. After a time-out its answer says whom it was waiting for."""
-        if self._finished.pop(run.ticket.context, None) is not None:
-            self._around.ceremonies.forget(run.ticket.context)
-            self._end_in_worker(run.ticket.context, str(error))
-        elif run.ticket.context in self._batches:
-            self._end_in_worker(run.ticket.context, str(error))
-            if isinstance(error, LinkFault):
-                del self._batches[run.ticket.context]
-                self._around.ceremonies.fail(run.ticket, failed_report(run.ticket, error, ()))
-
-    def _end_in_worker(self, sid: bytes, reason: str) -> None:
-        self._around.to_worker(encode(End(sid, reason[:500])))
-
-    def give_up(self, error: KeymootError) -> None:
-        """Stop every batch in the worker, done ones too: nobody awaits them any more."""
-        for run in [*self._batches.values(), *self._finished.values()]:
-            run.stop(error)
-
-    def forward(self, sid: bytes, sender: int, frame: bytes) -> None:
-        """Hand a frame of a batch to the worker."""
-        self._around.to_worker(encode(Incoming(sid, sender, frame)))
-
     # --- common to all ceremonies ---
 
     def _local_run(
@@ -359,7 +212,7 @@ class CeremonyOrders:
     ) -> LocalRun:
         around = self._around
         members = around.roster.indices
-        ticket, keys, _ = self._open_ceremony(coordinator, ceremony, kind, members, parameters, nonces)
+        ticket, keys, _ = open_ceremony(around, coordinator, ceremony, kind, members, parameters, nonces)
         run = LocalRun(
             around.ceremonies,
             ticket,
@@ -372,37 +225,6 @@ class CeremonyOrders:
         )
         around.ceremonies.add(run)
         return run
-
-    def _open_ceremony(
-        self,
-        coordinator: str,
-        ceremony: bytes,
-        kind: str,
-        members: tuple[int, ...],
-        parameters: Sequence[bytes],
-        nonces: Sequence[SignedNonce],
-    ) -> tuple[Ticket, list[PeerKeys], dict[int, Link]]:
-        """SPEC 0.2, 0.4: verify the nonces, spend ours, derive the context and every peer's keys."""
-        around, me = self._around, self._around.session
-        around.ceremonies.check_room(coordinator)
-        links: dict[int, Link] = {}
-        for j in members:
-            if j != me.index:
-                link = around.links.get(coordinator, j)
-                if link is None:
-                    raise Unavailable(f"no link with signer {j} through {coordinator}", "try again shortly")
-                links[j] = link
-        verify_nonces(nonces, members, kind, me.index, {j: link.peer for j, link in links.items()})
-        around.nonces.spend(coordinator, nonces[members.index(me.index)], kind)
-        sessions = {j: link.peer.digest() for j, link in links.items()} | {me.index: me.digest()}
-        context = ceremony_context(kind, around.roster.digest(), parameters, nonces, sessions)
-        keys = [ceremony_keys(link.key, context, me.index, j, link.peer.frame_key) for j, link in links.items()]
-        proofs = {j: link.proofs[0] for j, link in links.items()}
-        # Our own of any of these handshakes: all show the frame key of this boot.
-        proofs[me.index] = next(iter(links.values())).proofs[-1]
-        shown = tuple(proofs[j] for j in members)
-        record = CeremonyRecord(kind, around.roster.digest(), tuple(parameters), tuple(nonces), shown)
-        return Ticket(coordinator, ceremony, kind, context, members, record), keys, links
 
 
 def _record(key: keygen.NewKey, active: bool) -> KeyRecord:

@@ -49,7 +49,7 @@ class Server:
     ) -> None:
         """`hsm`: a descriptor that is readable when the HSM thread has results, and what takes them in."""
         self._path, self._signer_uid = path, signer_uid
-        self._dispatch, self._orders, self._effects = core.dispatch, core.orders, core.effects
+        self._dispatch, self._batches, self._effects = core.dispatch, core.batches, core.effects
         self._worker, self._timers, self._log = worker, core.timers, log
         self._hsm_fd, self._drain_hsm = hsm
         self._clocks = clocks
@@ -173,7 +173,7 @@ class Server:
                 self._worker.flush()
             if events & selectors.EVENT_READ:
                 for data in self._worker.read():
-                    self._orders.on_worker(decode(data, FromWorker))  # type: ignore[arg-type]
+                    self._batches.on_worker(decode(data, FromWorker))  # type: ignore[arg-type]
         except (EOFError, Malformed) as error:
             raise WorkerGone(str(error)) from None
 

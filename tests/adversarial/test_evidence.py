@@ -299,9 +299,9 @@ def test_finished_ceremonies_are_let_go_and_bounded() -> None:
     for member in net.members.values():
         core: Any = member.core
         assert len(core._ceremonies._lingering) == ceremonies.MAX_LINGERING
-        assert len(core.orders._finished) == ceremonies.MAX_LINGERING
+        assert len(core.batches._finished) == ceremonies.MAX_LINGERING
     net.advance(ceremonies.LINGER_S + 1)
     for member in net.members.values():
         core = member.core
-        assert (core._ceremonies._lingering, core.orders._finished) == ({}, {})
+        assert (core._ceremonies._lingering, core.batches._finished) == ({}, {})
         assert len(core.pool) == 70

@@ -57,7 +57,7 @@ class WatchedNet(Net):
             done += 1
             try:
                 if isinstance(message, tuple):
-                    member.core.orders.on_worker(wire.decode(message[1], FromWorker))
+                    member.core.batches.on_worker(wire.decode(message[1], FromWorker))
                 else:
                     member.core.dispatch.handle(wire.decode(wire.encode(message), wire.ToEnclave))
             except CallerError:

@@ -271,7 +271,7 @@ class Net:
             j, message = self.queue.popleft()
             member = self.members[j]
             if isinstance(message, tuple):
-                member.core.orders.on_worker(wire.decode(message[1], FromWorker))
+                member.core.batches.on_worker(wire.decode(message[1], FromWorker))
             else:
                 member.core.dispatch.handle(wire.decode(wire.encode(message), wire.ToEnclave))
             member.core.timers.fire()
