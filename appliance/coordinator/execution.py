@@ -61,7 +61,10 @@ class Execution:
                 )
         except (Rejected, CeremonyEnded, Unavailable) as error:
             return await self._end(request_id, self._store.keys.end, error)
-        await self._written(partial(self._keybook.add, request_id, key))
+        try:
+            await self._written(partial(self._keybook.add, request_id, key))
+        except CeremonyEnded as error:
+            return await self._end(request_id, self._store.keys.end, error)
         self._network.activate_later(set(self._roster.indices) - key.activated)
         return KeyState.ACTIVE
 

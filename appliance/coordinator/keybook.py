@@ -6,10 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from appliance.coordinator.errors import CeremonyEnded
 from appliance.coordinator.keygen import Certificate, NewKey
 from appliance.store import CoordinatorStore
 from appliance.store.certificates import decode_certificate, encode_certificate
-from appliance.store.keys import LearnedKey
+from appliance.store.keys import KeyTaken, LearnedKey
 from enclave import wire
 
 MAX_CACHED = 1024
@@ -46,10 +47,14 @@ class KeyBook:
         return key
 
     async def add(self, request_id: str, key: NewKey) -> None:
-        """Commit a new key with its verified certificate. Raises `Unavailable`."""
+        """Commit a new key with its verified certificate. Raises `Unavailable`; `CeremonyEnded` where it is another
+        request's."""
         bits = sum(1 << (index - 1) for index in key.activated)
         certificate = encode_certificate(key.certificate)
-        await self._store.keys.certify(request_id, key.acknowledgement.key_id, certificate, bits)
+        try:
+            await self._store.keys.certify(request_id, key.acknowledgement.key_id, certificate, bits)
+        except KeyTaken as error:
+            raise CeremonyEnded("certificate", str(error)) from error
 
     def knows(self, key_id: str) -> bool:
         """Whether there is such a key, certified. Raises `Unavailable`."""

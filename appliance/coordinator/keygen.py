@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from appliance.api.certificates import CertificateRefused, verify_certificate
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
@@ -79,14 +79,38 @@ def _made_before(recalled: Recalled, roster: Roster, label: str) -> tuple[NewKey
         if key is not None:
             return key, {}
     activated = recalled.of_kind(wire.KeysActivated)
-    certificates = [report.certificates[0] for report in activated.values() if report.certificates]
-    acknowledged = [report.acknowledgements for report in recalled.of_kind(wire.KeysAcknowledged).values()]
-    said = Counter(each[0].acknowledgement.key_id for each in (*certificates, *acknowledged) if each)
-    for certificate in certificates:
-        key = _proven(certificate, roster, label, frozenset(activated))
-        if key is not None and said[key.acknowledgement.key_id] > roster.tolerate:
-            return key, {}
-    return None, recalled.after()
+    heard = _Heard(
+        {j: report.acknowledgements[0] for j, report in recalled.of_kind(wire.KeysAcknowledged).items()},
+        {j: report.certificates[0] for j, report in activated.items() if report.certificates},
+    )
+    key = _backed(heard, roster, label)
+    return (key, {}) if key is not None else (None, recalled.after())
+
+
+@dataclass
+class _Heard:
+    """What each signer has said itself: its own acknowledgement, and the certificate that it has activated."""
+
+    acknowledged: dict[int, wire.SignedAcknowledgement] = field(default_factory=dict)
+    certificates: dict[int, Certificate] = field(default_factory=dict)
+
+    def backers(self) -> Counter[str]:
+        """By key id, how many signers say that this is the key. Each counts once."""
+        named = self.acknowledged | {j: certificate[0] for j, certificate in self.certificates.items() if certificate}
+        return Counter(signed.acknowledgement.key_id for signed in named.values())
+
+
+def _backed(heard: _Heard, roster: Roster, label: str) -> NewKey | None:
+    """The key of a certificate that verifies and that more signers name than may be corrupted, so that nobody passes
+    off another key's."""
+    backers = heard.backers()
+    for certificate in heard.certificates.values():
+        key = _proven(certificate, roster, label, frozenset())
+        if key is not None and backers[key.acknowledgement.key_id] > roster.tolerate:
+            key_id = key.acknowledgement.key_id
+            active = (j for j, each in heard.certificates.items() if each and each[0].acknowledgement.key_id == key_id)
+            return replace(key, activated=frozenset(active))
+    return None
 
 
 def _proven(certificate: Certificate, roster: Roster, label: str, activated: frozenset[int]) -> NewKey | None:
@@ -111,40 +135,40 @@ async def _make(
         for index in ceremony.members:
             ceremony.order(index, wire.KeygenOrder(ceremony.id, (request,), nonces, after.get(index)))
         after.update(dict.fromkeys(ceremony.members, ceremony.id))
-        acknowledged: dict[int, wire.SignedAcknowledgement] = {}
-        activated: set[int] = set()
+        heard = _Heard()
         try:
-            await _collect(ceremony, acknowledged, activated)
+            await _collect(ceremony, heard)
         except (CeremonyEnded, Rejected):
-            if len(acknowledged) < roster.n:
+            if len(heard.acknowledged) < roster.n and _backed(heard, roster, label) is None:
                 ceremony.abandon()
                 raise
-    certificate = tuple(acknowledged[index] for index in roster.indices)
+    key = _backed(heard, roster, label)
+    if key is not None:
+        return key
+    if len(heard.acknowledged) < roster.n:
+        raise CeremonyEnded("certificate", "the signers do not agree which key was made: try again")
+    certificate = tuple(heard.acknowledged[index] for index in roster.indices)
     try:
         proven = verify_certificate(certificate, roster)
     except CertificateRefused as error:
         raise CeremonyEnded("certificate", str(error)) from error
     if proven.label != label:
         raise CeremonyEnded("certificate", f"the key is labelled {proven.label}, not {label}")
-    return NewKey(proven, certificate, frozenset(activated))
+    return NewKey(proven, certificate, frozenset())
 
 
-async def _collect(
-    ceremony: Ceremony, acknowledged: dict[int, wire.SignedAcknowledgement], activated: set[int]
-) -> None:
-    """Every member's acknowledgement and its word that the key is active; a whole certificate serves as well."""
+async def _collect(ceremony: Ceremony, heard: _Heard) -> None:
+    """Every member's acknowledgement and its word that the key is active: each from itself alone, since another
+    signer's word may be of another key."""
     deadline_s = asyncio.get_running_loop().time() + KEYGEN_TIMEOUT_S
     members = set(ceremony.members)
-    while activated != members:
-        index, report = await ceremony.next(deadline_s, members - activated)
+    while heard.certificates.keys() != members:
+        index, report = await ceremony.next(deadline_s, members - heard.certificates.keys())
         match report:
             case wire.KeysAcknowledged(_, (signed,)) if signed.acknowledgement.index == index:
-                acknowledged.setdefault(index, signed)
-            case wire.KeysActivated(_, (certificate,)):
-                activated.add(index)
-                for signed in certificate:
-                    if signed.acknowledgement.index in members:
-                        acknowledged.setdefault(signed.acknowledgement.index, signed)
+                heard.acknowledged.setdefault(index, signed)
+            case wire.KeysActivated(_, (certificate,)) if certificate:
+                heard.certificates.setdefault(index, certificate)
             case wire.Recalled():
                 raise Earlier(index)
             case _:

@@ -23,7 +23,7 @@ from appliance.store.database import Database
 from appliance.store.rows import fetch, parse_row, parse_rows
 from appliance.store.statements import Statement, insertion, parameter
 from appliance.store.writer import GroupCommitWriter
-from policies.errors import Bug
+from policies.errors import Bug, CallerError
 from policies.requests import KEYS_PATH
 
 keys = Table(
@@ -82,6 +82,10 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
         return self.external_id.startswith(LEARNED)
 
 
+class KeyTaken(CallerError):
+    """The key is another request's."""
+
+
 class _Source(msgspec.Struct, frozen=True):
     """A row of `key_sources`."""
 
@@ -138,7 +142,7 @@ class Keys:
         )
 
     async def certify(self, request_id: str, key_id: str, certificate: bytes, activated: int) -> None:
-        """The key is there: its verified certificate and who can use it. State `Active`."""
+        """The key is there: its verified certificate and who can use it. State `Active`. Raises `KeyTaken`."""
         statement = (
             update(keys)
             .where(keys.c.id == request_id, keys.c.state.in_(UNFINISHED))
@@ -148,6 +152,8 @@ class Keys:
         def write(connection: Connection) -> None:
             # A signer may have listed it before its request was done.
             _FORGET_LEARNED.run(connection, {"key": key_id, "mark": LEARNED + key_id})
+            if _KEY_BY_KEY_ID.one(connection, {"row": key_id}) is not None:
+                raise KeyTaken(f"{key_id} is the key of another request")
             if connection.execute(statement).rowcount != 1:
                 raise Bug(f"key request {request_id} is not there, or has ended already")
 

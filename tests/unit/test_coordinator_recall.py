@@ -317,3 +317,27 @@ async def test_where_the_missing_share_may_be_at_a_signer_that_is_away_nothing_i
             _, again = await net.post(path, hash_body())
             assert (again["status"], again["id"]) == ("Signed", shown["id"])
             assert count(net, wire.OnlineOrder) == [0] * 5
+
+
+async def test_one_signer_cant_answer_the_making_of_a_key_for_the_others(net: FakeNetwork) -> None:
+    """It tells at once of another key's activation, whose certificate verifies and has the right label."""
+    key_id = await make_key(net)
+    liar = net.signers[1]
+    _, certificate = liar.acknowledgements(liar.received(wire.KeygenOrder)[0].requests[0])  # type: ignore[attr-defined]
+    liar.answers[wire.KeygenOrder] = lambda order: [wire.KeysActivated(order.ceremony, (certificate,))]
+    status, other = await net.post("/v1/keys", creation("key-2"))
+    assert (status, other["status"]) == (201, "Active")
+    assert other["id"] != key_id
+    expected, _ = liar.acknowledgements(net.signers[0].received(wire.KeygenOrder)[1].requests[0])  # type: ignore[attr-defined]
+    assert other["id"] == expected.acknowledgement.key_id
+
+
+async def test_a_key_that_is_another_requests_fails_the_request_and_nothing_else(net: FakeNetwork) -> None:
+    """More signers lie than may."""
+    key_id = await make_key(net)
+    _, certificate = net.signers[0].acknowledgements(net.signers[0].received(wire.KeygenOrder)[0].requests[0])  # type: ignore[attr-defined]
+    for signer in net.signers:
+        signer.answers[wire.KeygenOrder] = lambda order: [wire.KeysActivated(order.ceremony, (certificate,))]
+    status, failed = await net.post("/v1/keys", creation("key-2"))
+    assert (status, failed["status"], failed["reason"]["code"]) == (201, "Failed", "certificate")
+    assert (await net.get(f"/v1/keys/{key_id}"))[1]["status"] == "Active"
