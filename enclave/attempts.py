@@ -18,6 +18,9 @@ MAX_ATTEMPTS = 3
 MAX_REQUESTS = 20_000
 # Hashes of all remembered requests together: a batch counts for as many as it names.
 MAX_ITEMS = 200_000
+# Refusals of one request that go into the audit chain before the first question and after each: it is never pruned,
+# and an order costs a hostile coordinator nothing.
+MAX_REFUSALS_AUDITED = 3
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class RequestState:
     made; `asked`: how often; `approval` is their yes; `outstanding`: signed, not used; `closed`: never
     again (the gate said no, or the key was made); `weight`: the most hashes that any attempt was for.
     `name`, `body`: SPEC 4.10, empty until they are known; `answering`: a share is computed, or a key made.
+    `refusals`: audited since the last question; `unaudited`: refusals that no audit entry tells of yet.
     """
 
     digest: bytes
@@ -90,13 +94,26 @@ class RequestState:
     name: bytes = b""
     body: bytes = b""
     answering: bool = False
+    refusals: int = 0
+    unaudited: int = 0
 
     def withdraw(self) -> None:
         """What was authorised and not used can't be used any more."""
         self.outstanding = None
 
+    def count_refusal(self) -> int | None:
+        """Another order was refused. How many refusals were left out since the last entry that tells of one, where this
+        one belongs into the audit chain, else None."""
+        if self.refusals >= MAX_REFUSALS_AUDITED:
+            self.unaudited += 1
+            return None
+        left_out, self.unaudited = self.unaudited, 0
+        self.refusals += 1
+        return left_out
+
     def count_question(self) -> None:
-        """Policy and gate are about to be asked. Raises `Refused` beyond three times: nobody is worn down."""
+        """The request is about to be understood and put to policy and gate. Raises `Refused` beyond three times: nobody
+        is worn down."""
         if self.asked >= MAX_ATTEMPTS:
             raise Refused("request/attempts", f"this request was put to the gate {MAX_ATTEMPTS} times")
         self.asked += 1

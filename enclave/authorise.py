@@ -160,7 +160,7 @@ class Authoriser:
         record: Record | None,
         stored: Answer | None,
     ) -> None:
-        state.asking = True
+        state.asking, asked = True, state.asked
         try:
             state.approval = await self._decide(coordinator, state, order, request, record, stored)
         except GateSaidNo:
@@ -168,6 +168,9 @@ class Authoriser:
             raise
         finally:
             state.asking = False
+            if state.asked > asked:
+                # What came of a question is always audited, whatever was refused while it was asked.
+                state.refusals = 0
 
     def _verify(self, request: ClientRequest) -> VerifiedRequest:
         return verify_request(
@@ -187,11 +190,19 @@ class Authoriser:
         record: Record | None,
         stored: Answer | None,
     ) -> Approval:
+        # To understand a batch takes up to 1,000 child keys: not again for what is answered, or was asked too often.
+        if state.name:
+            self.book.answers.check(state.name, order.after)
         key = await self._key(order.key_id, record)
         acknowledgement, batch = key.acknowledgement, isinstance(order, BatchSignOrder)
-        asked = await understand(request, acknowledgement, batch, self._holdings.pause)
-        self._claim(state, order, request.client_id, asked.external_id, stored)
         state.count_question()
+        asked = await understand(request, acknowledgement, batch, self._holdings.pause)
+        try:
+            self._claim(state, order, request.client_id, asked.external_id, stored)
+        except AlreadyAnswered:
+            # No question was put. From now on the name is known, and the answer is found above.
+            state.asked -= 1
+            raise
         if isinstance(order, BatchSignOrder) and len(order.presignatures) != len(asked.items):
             raise Refused("presignature", "a batch needs one presignature for each hash")
         check_policy(self._rules.policy, asked, acknowledgement.label, int(self._clock()))
@@ -294,7 +305,7 @@ class Authoriser:
         self, coordinator: str, order: AnyOrder, state: RequestState | None, begun: bool, rule: str, reason: str
     ) -> None:
         """Answer the newest attempt, or the order itself where no attempt has `begun` with it. Only a request that
-        verified goes into the audit chain: others cost nothing to send, and would fill the disk."""
+        verified goes into the audit chain, and not each time: others cost nothing to send, and would fill the disk."""
         self._count(f"requests_refused|{rule_label(rule)}")
         digest = state.digest if state is not None else order.request.digest(self._rules.roster.network)
         self._log.refused(
@@ -303,10 +314,18 @@ class Authoriser:
         entries: tuple[AuditEntry, ...] = ()
         ceremony = order.ceremony
         if state is not None:
-            entries = (self._audit.record("refused", request=state.digest.hex(), rule=rule, reason=reason[:300]),)
+            entries = self._audit_refusal(state, rule, reason)
             if begun and state.attempt is not None:
                 coordinator, ceremony = state.attempt.coordinator, state.attempt.ceremony
         self._effects.report(coordinator, RequestRefused(ceremony, rule, reason[:500]), entries)
+
+    def _audit_refusal(self, state: RequestState, rule: str, reason: str) -> tuple[AuditEntry, ...]:
+        left_out = state.count_refusal()
+        if left_out is None:
+            self._count("refusals_not_audited")
+            return ()
+        told = {"left_out": left_out} if left_out else {}
+        return (self._audit.record("refused", request=state.digest.hex(), rule=rule, reason=reason[:300], **told),)
 
     def _count(self, name: str, amount: int = 1) -> None:
         self.counters[name] = self.counters.get(name, 0) + amount

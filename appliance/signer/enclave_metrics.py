@@ -30,6 +30,7 @@ COUNTERS = {
     "ceremonies_ended": Family("ceremonies", "Ceremonies that ended.", ("kind", "round", "outcome")),
     "requests_authorized": Family("requests_authorized", "Attempts that policy and gate agreed to."),
     "requests_refused": Family("requests_refused", "Requests refused, by rule.", ("rule",)),
+    "refusals_not_audited": Family("refusals_not_audited", "Refusals of requests with enough refusals audited."),
     "requests_recalled": Family("requests_recalled", "Attempts that were answered as before."),
     "orders_refused": Family("orders_refused", "Other orders refused, by rule.", ("rule",)),
     "online_refused": Family("online_refused", "Online steps refused."),

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from enclave import wire
-from enclave.attempts import MAX_ITEMS, Attempt, RequestBook
+from enclave.asked import understand
+from enclave.attempts import MAX_ATTEMPTS, MAX_ITEMS, Attempt, RequestBook
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import Refused
 from policies.model import Kind
@@ -207,6 +208,33 @@ def test_a_batch_gets_three_attempts(desk: Desk) -> None:
         signed = authorizations(authorise(desk, request, names(desk, *numbers), FINISHED))
         verify_batch(desk, online(desk, signed), HASHES[:2], ((), ()))
     assert refusals(authorise(desk, request, names(desk, 7, 8), FINISHED)) == {"request/attempts"}
+
+
+def test_an_answered_batch_is_not_understood_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To understand one takes up to 1,000 child keys, and to repeat an order costs a coordinator nothing."""
+    understood = []
+
+    async def counted(*arguments: Any) -> Any:
+        understood.append(arguments)
+        return await understand(*arguments)
+
+    monkeypatch.setattr("enclave.authorise.understand", counted)
+    request = batch_request(desk)
+    done = only(online(desk, authorizations(authorise(desk, request, names(desk, 1, 2, 3, 4)))), wire.BatchShareReport)
+    before = len(understood)
+    desk.net.clock.now_s += 121  # the gate's approval has ended, the client's request has not
+    for _ in range(5):
+        assert len(only(authorise(desk, request, names(desk, 5, 6, 7, 8)), wire.Recalled)) == len(COMMITTEE)
+    assert len(understood) == before
+    after = done[1].ceremony  # type: ignore[attr-defined]
+    assert len(only(authorise(desk, request, names(desk, 5, 6, 7, 8), after), wire.BatchAuthorized)) == len(COMMITTEE)
+
+
+def test_a_batch_that_is_not_understood_is_not_tried_for_ever(desk: Desk) -> None:
+    request = batch_request(desk, (*HASHES[:3], bytes(32)))
+    rules = [refusals(authorise(desk, request, names(desk, 1, 2, 3, 4))) for _ in range(MAX_ATTEMPTS + 1)]
+    assert rules[-1] == {"request/attempts"}
+    assert {"request/attempts"} not in rules[:-1]
 
 
 def test_every_field_of_a_peers_batch_authorization_counts(desk: Desk) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+from typing import Any
 
 import coincurve
 import msgspec
@@ -11,6 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from enclave import wire
+from enclave.attempts import MAX_REFUSALS_AUDITED
 from enclave.crypto import polynomials
 from enclave.crypto.bip32 import derive
 from enclave.crypto.curve import SECP256K1
@@ -128,6 +132,30 @@ def test_a_refusal_answers_the_order_that_it_refuses(desk: Desk) -> None:
         (report,) = desk.net.drain()[1]
         told.append((report.ceremony, report.rule))
     assert told == [(orders[0][0], "gate"), (orders[1][0], "request/replayed"), (orders[2][0], "committee")]
+
+
+def refused_entries(desk: Desk, j: int) -> list[dict[str, Any]]:
+    bodies = [json.loads(entry.body) for entry in desk.net.members[j].audit]
+    return [body for body in bodies if body["event"] == "refused"]
+
+
+def test_one_request_does_not_fill_the_audit_chain_and_the_gates_no_is_still_in_it(desk: Desk) -> None:
+    request = desk.client.sign_hash(desk.key_id, H1)
+    desk.gate.decide = lambda member, request: (False, "never")
+
+    def refuse(times: int) -> None:
+        for _ in range(times):
+            desk.net.order(1, wire.SignOrder(os.urandom(16), desk.key_id, request, (1, 2, 4), desk.name()))
+        desk.net.run()
+        desk.net.drain()
+
+    refuse(50)
+    assert [entry["rule"] for entry in refused_entries(desk, 1)] == ["committee"] * MAX_REFUSALS_AUDITED
+    assert refusals(desk.net.authorise(request, desk.key_id, COMMITTEE, desk.name())) == {"gate"}
+    refuse(50)
+    entries = refused_entries(desk, 1)
+    assert len(entries) == 2 * MAX_REFUSALS_AUDITED
+    assert (entries[MAX_REFUSALS_AUDITED]["rule"], entries[MAX_REFUSALS_AUDITED]["left_out"]) == ("gate", 47)
 
 
 def test_other_form_of_an_es256_signature_is_the_same_request(desk: Desk) -> None:
