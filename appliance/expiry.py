@@ -7,9 +7,9 @@ import datetime
 import ssl
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+from weakref import WeakSet
 
 import structlog
 from cryptography import x509
@@ -26,30 +26,62 @@ RENEW = "renew it: `keymoot pki renew`, or ask who issued it; it is taken up by 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
 class TlsFiles:
-    """What one TLS context was made of. `make` makes another of the same files, which proves that they fit together."""
+    """The TLS context that new connections use, and the files that `make` makes it of. Raises what `make` raises."""
 
-    context: ssl.SSLContext
-    make: Callable[[], ssl.SSLContext]
-    certificate: Path | None
-    key: Path | None
-    ca: Path | None
+    def __init__(
+        self,
+        make: Callable[[], ssl.SSLContext],
+        certificate: Path | None = None,
+        key: Path | None = None,
+        ca: Path | None = None,
+    ) -> None:
+        self._make, self._paths = make, tuple(path for path in (certificate, key, ca) if path is not None)
+        self.context = make()
+        # Of every connection that may stay: those since an authority was withdrawn last.
+        self._good = WeakSet([self.context])
+        self.withdrawn = False
 
-    def paths(self) -> list[Path]:
+    def paths(self) -> tuple[Path, ...]:
         """Every file of it."""
-        return [path for path in (self.certificate, self.key, self.ca) if path is not None]
+        return self._paths
 
-    def reload(self) -> None:
-        """Use the files as they are now, from the next handshake on. Raises `CallerError`: nothing has changed then.
+    def reload(self) -> int:
+        """Use the files as they are now, from the next handshake on; how many authorities count no more.
 
-        An authority that was taken out of a bundle stays trusted until a restart.
+        The context is a new one: what was loaded into one stays there, and its sessions could be resumed. Raises
+        `CallerError`: nothing has changed then.
         """
-        self.make()
-        if self.certificate is not None and self.key is not None:
-            self.context.load_cert_chain(self.certificate, self.key)
-        if self.ca is not None:
-            self.context.load_verify_locations(cafile=self.ca)
+        made = self._make()
+        gone = set(self.context.get_ca_certs(binary_form=True)) - set(made.get_ca_certs(binary_form=True))
+        if gone:
+            self._good.clear()
+            self.withdrawn = True
+        self._good.add(made)
+        self.context = made
+        return len(gone)
+
+    def outdated(self, transport: asyncio.BaseTransport | None) -> bool:
+        """Whether the connection was made before an authority was withdrawn, maybe by it."""
+        tls = None if transport is None else transport.get_extra_info("ssl_object")
+        return self.withdrawn and (tls is None or tls.context not in self._good)
+
+
+class CurrentContext(ssl.SSLContext):
+    """For servers that are given one context for good: every connection gets the one that `files` has then."""
+
+    files: TlsFiles
+
+    @classmethod
+    def of(cls, files: TlsFiles) -> CurrentContext:
+        """By itself it has no certificate and trusts nobody."""
+        made = cls(ssl.PROTOCOL_TLS_SERVER)
+        made.files = files
+        return made
+
+    def wrap_bio(self, *args: Any, **named: Any) -> ssl.SSLObject:
+        """As of `SSLContext`."""
+        return self.files.context.wrap_bio(*args, **named)
 
 
 class CertificateWatch:
@@ -108,11 +140,11 @@ class CertificateWatch:
         self._seen[id(files)] = stamps
         names = [str(path) for path in files.paths()]
         try:
-            files.reload()
+            withdrawn = files.reload()
         except (CallerError, OSError) as error:
             log.error("certificate-not-reloaded", files=names, reason=str(error)[:512])
         else:
-            log.info("certificate-reloaded", files=names)
+            log.info("certificate-reloaded", files=names, authorities_withdrawn=withdrawn)
 
 
 def first_end_s(path: Path) -> float | None:

@@ -24,6 +24,7 @@ from appliance.coordinator.admission import network_of
 from appliance.coordinator.config import LimitSettings
 from appliance.coordinator.problems import of_http, problem
 from appliance.coordinator.rates import Limited, Rates
+from appliance.expiry import TlsFiles
 from policies.errors import Unavailable
 from policies.repeats import Repeats
 
@@ -52,7 +53,7 @@ class Listener:
         self,
         what: str,
         app: web.Application,
-        tls: ssl.SSLContext,
+        tls: TlsFiles,
         limits: LimitSettings,
         fatal: Callable[[BaseException], None],
     ) -> None:
@@ -99,6 +100,21 @@ class Listener:
             self._server.pre_shutdown()
             await self._server.shutdown(timeout_s)
         await self._runner.cleanup()
+
+    def end_withdrawn(self) -> None:
+        """Nobody stays who showed a certificate before an authority was withdrawn: who still may connects again."""
+        if self._server is None or not self._tls.withdrawn:
+            return
+        ended = 0
+        for protocol in list(self._server.connections):
+            transport = protocol.transport
+            if transport is None or transport.is_closing() or not transport.get_extra_info("peercert"):
+                continue
+            if self._tls.outdated(transport):
+                transport.close()
+                ended += 1
+        if ended:
+            log.warning("connections-ended", listener=self._what, count=ended, reason="an authority was withdrawn")
 
     def _start(self, run: Coroutine[object, object, None]) -> None:
         task = asyncio.create_task(run)
@@ -157,7 +173,7 @@ class Listener:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: server.protocol(release),
                 connection,
-                ssl=self._tls,
+                ssl=self._tls.context,
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
                 ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT_S,
             )

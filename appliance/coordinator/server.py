@@ -6,7 +6,6 @@ import asyncio
 import pathlib
 import secrets
 import signal
-import ssl
 import time
 from contextlib import AsyncExitStack
 from functools import partial
@@ -73,27 +72,17 @@ class Coordinator:
         self._config = config
         self._roster = load_roster(config)
         signers, api = config.signers, config.api
-        self._signers_tls = server_context(signers.certificate, signers.key, signers.client_ca)
-        self._api_tls = server_context(api.certificate, api.key, api.client_ca, optional=True)
+        self._signers_tls, self._api_tls = (
+            TlsFiles(partial(server_context, *files, optional=optional), *files)
+            for files, optional in (
+                ((signers.certificate, signers.key, signers.client_ca), False),
+                ((api.certificate, api.key, api.client_ca), True),
+            )
+        )
         self.certificates = CertificateWatch(
             [path for path in (signers.certificate, signers.client_ca, api.certificate, api.client_ca) if path],
-            [
-                TlsFiles(
-                    self._signers_tls,
-                    partial(server_context, signers.certificate, signers.key, signers.client_ca),
-                    signers.certificate,
-                    signers.key,
-                    signers.client_ca,
-                ),
-                TlsFiles(
-                    self._api_tls,
-                    partial(server_context, api.certificate, api.key, api.client_ca, optional=True),
-                    api.certificate,
-                    api.key,
-                    api.client_ca,
-                ),
-            ],
-            on_look=lambda now_s: self.network.signers.end_expired(now_s),
+            [self._signers_tls, self._api_tls],
+            on_look=self._end_what_lost_its_certificate,
         )
         self._admission = Admission(*_credentials(config), api.limits, time.time, time.monotonic)
         self._stack = AsyncExitStack()
@@ -178,13 +167,16 @@ class Coordinator:
         self._stack.push_async_callback(server.close)
         self.ports["metrics"] = await server.start(self._config.metrics)
 
+    def _end_what_lost_its_certificate(self, now_s: float) -> None:
+        self.network.signers.end_expired(now_s)
+        for listener in self.listeners.values():
+            listener.end_withdrawn()
+
     def _fail(self, error: BaseException) -> None:
         if self._failed is not None and not self._failed.done():
             self._failed.set_exception(error)
 
-    async def _listen(
-        self, what: str, app: web.Application, listen: str, tls: ssl.SSLContext, limits: LimitSettings
-    ) -> None:
+    async def _listen(self, what: str, app: web.Application, listen: str, tls: TlsFiles, limits: LimitSettings) -> None:
         listener = self.listeners[what] = Listener(what, app, tls, limits, self._fail)
         self._stack.push_async_callback(listener.close, SHUTDOWN_S)
         self.ports[what] = await listener.start(*split_listen(listen))

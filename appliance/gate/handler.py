@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from appliance.eventloop import new_event_loop
-from appliance.expiry import CertificateWatch, TlsFiles
+from appliance.expiry import CertificateWatch, CurrentContext, TlsFiles
 from appliance.gate.config import GateConfig, GateRules, load_secrets
 from appliance.telemetry import configure_logging
 from appliance.tls import server_context
@@ -86,6 +87,22 @@ def make_app(config: GateConfig) -> web.Application:
     return app
 
 
+def refusing_outdated(tls: TlsFiles) -> Middleware:
+    """Who connected before an authority was withdrawn connects again, or cannot."""
+
+    @web.middleware
+    async def refuse(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if not tls.outdated(request.transport):
+            return await handler(request)
+        response = web.Response(status=503, text="an authority was withdrawn: connect again\n")
+        response.force_close()
+        return response
+
+    return refuse
+
+
 async def _watching(watch: CertificateWatch, _: web.Application) -> AsyncIterator[None]:
     """Renewed certificates are taken up while the handler runs."""
     task = asyncio.create_task(watch.run())
@@ -97,17 +114,16 @@ def run(config: GateConfig) -> None:
     """Serve over TLS until SIGTERM or SIGINT. Raises `CallerError` for unusable files."""
     configure_logging("gate")
     host, _, port = config.listen.rpartition(":")
-    app, make = make_app(config), partial(server_context, config.certificate, config.key, config.client_ca)
-    tls = make()
-    watch = CertificateWatch(
-        [config.certificate], [TlsFiles(tls, make, config.certificate, config.key, config.client_ca)]
-    )
+    app, files = make_app(config), (config.certificate, config.key, config.client_ca)
+    tls = TlsFiles(partial(server_context, *files), *files)
+    watch = CertificateWatch([config.certificate], [tls])
+    app.middlewares.append(refusing_outdated(tls))
     app.cleanup_ctx.append(partial(_watching, watch))
     web.run_app(
         app,
         host=host,
         port=int(port),
-        ssl_context=tls,
+        ssl_context=CurrentContext.of(tls),
         access_log=None,
         print=lambda *_: None,
         loop=new_event_loop(),

@@ -44,14 +44,14 @@ class GateCaller:
     def open(cls, settings: GateSettings) -> GateCaller:
         """A caller for the handler in `settings`. Raises `CallerError` for unusable TLS files."""
         make = partial(client_context, settings.ca, settings.certificate, settings.key, ssl.TLSVersion.TLSv1_2)
-        tls = make()
+        files = TlsFiles(make, settings.certificate, settings.key, settings.ca)
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls, limit=MAX_CONNECTIONS),
+            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
         )
-        return cls(settings.url, session, TlsFiles(tls, make, settings.certificate, settings.key, settings.ca))
+        return cls(settings.url, session, files)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -80,8 +80,14 @@ class GateCaller:
         }
         if call.request_id:
             headers[REQUEST_ID_HEADER] = call.request_id
+        # A connection is used again only under the very context that it was made under.
         async with self._session.post(
-            self._url, data=call.body, headers=headers, allow_redirects=False, timeout=aiohttp.ClientTimeout()
+            self._url,
+            data=call.body,
+            headers=headers,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(),
+            ssl=self.files.context,
         ) as response:
             if 300 <= response.status < 400:
                 raise NoAnswer(f"it answered with a redirect ({response.status})")

@@ -80,11 +80,11 @@ def shown(context: ssl.SSLContext, ca: pathlib.Path) -> int:
 
 def test_a_renewed_certificate_is_shown_from_the_next_handshake_on(files: Files) -> None:
     make = partial(server_context, files.server_certificate, files.server_key)
-    context = make()
-    watch = CertificateWatch([], [TlsFiles(context, make, files.server_certificate, files.server_key, None)])
-    before = shown(context, files.ca)
+    tls = TlsFiles(make, files.server_certificate, files.server_key)
+    watch = CertificateWatch([], [tls])
+    before = shown(tls.context, files.ca)
     watch.look()
-    assert shown(context, files.ca) == before
+    assert shown(tls.context, files.ca) == before
     ca = pki.load_ca(files.ca, files.directory / "ca.key")
     renewed = pki.issue(ca, "localhost", pki.Purpose.SERVER)
     files.server_certificate.write_bytes(renewed.certificate_pem)
@@ -93,12 +93,12 @@ def test_a_renewed_certificate_is_shown_from_the_next_handshake_on(files: Files)
         watch.look()
     # Its key is not there yet: the old pair goes on, whole, and that is told once.
     assert [one["event"] for one in logs] == ["certificate-not-reloaded"]
-    assert shown(context, files.ca) == before
+    assert shown(tls.context, files.ca) == before
     files.server_key.write_bytes(renewed.key_pem)
     with structlog.testing.capture_logs() as logs:
         watch.look()
     assert [one["event"] for one in logs] == ["certificate-reloaded"]
-    assert shown(context, files.ca) == x509.load_pem_x509_certificate(renewed.certificate_pem).serial_number
+    assert shown(tls.context, files.ca) == x509.load_pem_x509_certificate(renewed.certificate_pem).serial_number
 
 
 @pytest.mark.parametrize("junk", [b"", b"junk", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
