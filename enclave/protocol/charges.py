@@ -96,6 +96,8 @@ def judge(facts: Facts, charge: Charge) -> Verdict:
     """Convict, or raise `Unproven`: the charge is not proved by what it holds."""
     for body in charge.bodies:
         _require(_signed(facts, body.ref), f"a body that signer {body.sender} did not sign for this ceremony")
+    if charge.kind != "bad-body":
+        _require_places(facts, charge.bodies)
     for ref in charge.refs:
         _require(_signed(facts, ref), f"a reference that signer {ref.sender} did not sign for this ceremony")
     table = {
@@ -165,7 +167,8 @@ def round_messages(facts: Facts, bodies: Sequence[SignedBody], number: int) -> d
 
 def round_view(facts: Facts, bodies: Sequence[SignedBody], number: int) -> bytes:
     """The view that the round's bodies among `bodies` give. Raises `Unproven` unless all members' are there."""
-    hashes = {body.sender: body.ref.content_hash for body in bodies if body.round == number}
+    found = [body for body in bodies if body.round == number and body.receiver == BROADCAST]
+    hashes = {body.sender: body.ref.content_hash for body in found}
     _require(tuple(sorted(hashes)) == facts.members, f"not the bodies of round {number} of all members")
     return view_after(facts.context, number, [hashes[j] for j in facts.members])
 
@@ -185,6 +188,18 @@ def _signed(facts: Facts, ref: BodyRef) -> bool:
 def _require(condition: bool, reason: str) -> None:
     if not condition:
         raise Unproven(reason)
+
+
+def _require_places(facts: Facts, bodies: Sequence[SignedBody]) -> None:
+    """One body of each sender and round, of the round's form. A content hash covers no receiver, so a cheater could
+    sign what a member saw for another receiver, and beside it what the member is judged by. Raises `Unproven`."""
+    for body in bodies:
+        kind = round_kind(facts.rules, body.round)
+        form = kind is not None and kind.private == (body.receiver != BROADCAST)
+        _require(form, f"a body of another form than round {body.round} has")
+        _require(not body.receiver or body.receiver in facts.members, "a body for no member")
+    places = {(body.round, body.sender) for body in bodies}
+    _require(len(places) == len(bodies), "two bodies of one sender and round")
 
 
 # --- charges of every protocol ---

@@ -142,6 +142,30 @@ def test_whole_enclaves_name_the_cheater_and_hand_out_evidence(name: str, monkey
         assert sorted(net.presign(COMMITTEE, 2)) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("extra", [0, 50, 104, 255])
+@pytest.mark.parametrize("to", [(1,), HONEST])
+@pytest.mark.parametrize("kind", ["setup", "keygen", "presign"])
+def test_a_body_of_no_round_over_real_channels(
+    kind: str, to: tuple[int, ...], extra: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever receives it is not convicted of having it; its sender is, by everybody."""
+    net, client = running()
+    real, begun = Session.broadcast, set()
+
+    def broadcast(self: Session, message: RoundMessage) -> None:
+        if self.me == CHEATER and self.context not in begun:
+            begun.add(self.context)
+            self._transmit(extra, to, False, bytes(40))
+        real(self, message)
+
+    monkeypatch.setattr(Session, "broadcast", broadcast)
+    cheat_in(net, client, kind)
+    expected = ("0.6", (CHEATER,), ())
+    assert failures(net) == {1: expected, 3: expected}
+    for j in HONEST:
+        assert [verify_evidence(file, net.roster).verdict.culprits for file in evidence_of(net, j)] == [(CHEATER,)]
+
+
 @pytest.fixture(scope="module")
 def proved() -> tuple[Roster, bytes, bytes]:
     """A roster, evidence of a wrong product, and evidence of another batch."""
