@@ -7,6 +7,7 @@ from collections.abc import Callable
 from enclave.errors import Refused, Unavailable
 from enclave.tasks import Promise
 from enclave.wire import (
+    MAX_AUDIT_ENTRIES,
     Attached,
     Audit,
     AuditEntry,
@@ -59,9 +60,9 @@ class Effects:
         self.emit(Report(coordinator, body, audit, kept))
 
     def audit(self, *entries: AuditEntry) -> None:
-        """Audit entries that go with no report."""
-        if entries:
-            self.emit(Audit(entries))
+        """Audit entries that go with no report, in as many messages as they take."""
+        for start in range(0, len(entries), MAX_AUDIT_ENTRIES):
+            self.emit(Audit(entries[start : start + MAX_AUDIT_ENTRIES]))
 
     def to_peer(self, coordinator: str, receiver: int, bulk: bool, data: bytes) -> None:
         """A frame for another enclave."""

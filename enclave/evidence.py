@@ -38,6 +38,9 @@ VERSION: Final = 1
 MAX_EVIDENCE_BYTES = MAX_EVIDENCE_PARTS * EVIDENCE_PART_BYTES
 
 
+Parameter = Annotated[bytes, msgspec.Meta(max_length=256)]
+
+
 class Evidence(Wire, frozen=True):
     """One charge, and what binds its signatures to a ceremony and to identity keys. `parameters` and `nonces` are those
     of the ceremony's context; `sessions`: one for each member, ascending."""
@@ -45,7 +48,7 @@ class Evidence(Wire, frozen=True):
     version: Annotated[int, msgspec.Meta(ge=VERSION, le=VERSION)]
     kind: Annotated[str, msgspec.Meta(pattern=r"^(setup|keygen|presign)$(?!\n)")]
     roster_digest: Bytes32
-    parameters: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_KEYS_PER_CEREMONY + 1)]
+    parameters: Annotated[tuple[Parameter, ...], msgspec.Meta(max_length=MAX_KEYS_PER_CEREMONY + 1)]
     nonces: Annotated[tuple[SignedNonce, ...], msgspec.Meta(max_length=16)]
     sessions: Annotated[tuple[SessionProof, ...], msgspec.Meta(max_length=16)]
     charge: Charge

@@ -23,7 +23,7 @@ import msgspec
 
 from enclave.errors import Malformed as Malformed  # the appliance imports it from here
 from policies.requests import MAX_HASHES
-from policies.roster import Index, Name
+from policies.roster import MAX_SIGNERS, Index, Name
 from policies.transcript import Tag, digest
 
 PROTOCOL_VERSION: Final = 1
@@ -40,6 +40,8 @@ MAX_BATCH: Final = 16_384
 MAX_PRESIGNATURES: Final = 200_000
 MAX_KEYS_PER_CEREMONY: Final = 64
 MAX_STATUS_VALUES: Final = 1024
+# In one message. All of them as large as they may be still fit into it.
+MAX_AUDIT_ENTRIES: Final = 256
 # Upper bounds of what `Status.durations` counts, in microseconds: 10 µs to 60 s.
 DURATION_BOUNDS_US: Final = (
     *(10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000),
@@ -55,7 +57,9 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Buckets = Annotated[tuple[Count, ...], msgspec.Meta(min_length=23, max_length=23)]
 RoundNumber = Annotated[int, msgspec.Meta(ge=0, le=9)]
 ShortText = Annotated[str, msgspec.Meta(max_length=512)]
-Committee = Annotated[tuple[Index, ...], msgspec.Meta(min_length=3, max_length=16)]
+Committee = Annotated[tuple[Index, ...], msgspec.Meta(min_length=3, max_length=MAX_SIGNERS)]
+# Some of the signers, or none.
+Signers = Annotated[tuple[Index, ...], msgspec.Meta(max_length=MAX_SIGNERS)]
 DerivationPath = Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)], ...], msgspec.Meta(max_length=10)]
 KeyId = Annotated[str, msgspec.Meta(pattern=r"^key_[0-9a-f]{32}$(?!\n)")]
 # What a client or a coordinator calls a request in logs. Nothing vouches for it: the request's digest names it.
@@ -128,6 +132,9 @@ class SignedNonce(Wire, frozen=True):
     signature: Signature64
 
 
+Nonces = Annotated[tuple[SignedNonce, ...], msgspec.Meta(max_length=MAX_SIGNERS)]
+
+
 class PresignatureName(Wire, frozen=True):
     """`(sid, l)`: one presignature of one batch."""
 
@@ -147,7 +154,7 @@ class Acknowledgement(Wire, frozen=True):
     label: Label
     curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$(?!\n)")]
     public_key: Point33
-    public_shares: tuple[Point33, ...]
+    public_shares: Annotated[tuple[Point33, ...], msgspec.Meta(max_length=MAX_SIGNERS)]
     chain_code: Bytes32
     tolerate: Annotated[int, msgspec.Meta(ge=1, le=7)]
     key_epoch: Epoch
@@ -163,6 +170,9 @@ class SignedAcknowledgement(Wire, frozen=True):
 
     acknowledgement: Acknowledgement
     signature: Signature64
+
+
+Certificate = Annotated[tuple[SignedAcknowledgement, ...], msgspec.Meta(min_length=3, max_length=MAX_SIGNERS)]
 
 
 class AuthorizationTerms(Wire, frozen=True):
@@ -265,7 +275,7 @@ class SetupOrder(Wire, frozen=True, tag=2):
 
     ceremony: Bytes16
     epoch: Epoch
-    nonces: tuple[SignedNonce, ...]
+    nonces: Nonces
 
 
 class KeygenOrder(Wire, frozen=True, tag=3):
@@ -274,7 +284,7 @@ class KeygenOrder(Wire, frozen=True, tag=3):
 
     ceremony: Bytes16
     requests: Annotated[tuple[ClientRequest, ...], msgspec.Meta(min_length=1, max_length=MAX_KEYS_PER_CEREMONY)]
-    nonces: tuple[SignedNonce, ...]
+    nonces: Nonces
     after: Bytes16 | None = None
 
 
@@ -284,7 +294,7 @@ class PresignOrder(Wire, frozen=True, tag=4):
     ceremony: Bytes16
     committee: Committee
     count: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)]
-    nonces: tuple[SignedNonce, ...]
+    nonces: Nonces
 
 
 class SignOrder(Wire, frozen=True, tag=5):
@@ -307,7 +317,7 @@ class OnlineOrder(Wire, frozen=True, tag=6):
 
     ceremony: Bytes16
     key_id: KeyId
-    authorizations: Annotated[tuple[SignedAuthorization, ...], msgspec.Meta(min_length=3, max_length=16)]
+    authorizations: Annotated[tuple[SignedAuthorization, ...], msgspec.Meta(min_length=3, max_length=MAX_SIGNERS)]
 
 
 class AbandonOrder(Wire, frozen=True, tag=7):
@@ -321,7 +331,7 @@ class ActivateOrder(Wire, frozen=True, tag=8):
 
     ceremony: Bytes16
     key_id: KeyId
-    acknowledgements: Annotated[tuple[SignedAcknowledgement, ...], msgspec.Meta(min_length=3, max_length=16)]
+    acknowledgements: Certificate
 
 
 class ForgetBatchOrder(Wire, frozen=True, tag=9):
@@ -354,7 +364,7 @@ class BatchOnlineOrder(Wire, frozen=True, tag=12):
 
     ceremony: Bytes16
     key_id: KeyId
-    authorizations: Annotated[tuple[SignedBatchAuthorization, ...], msgspec.Meta(min_length=3, max_length=16)]
+    authorizations: Annotated[tuple[SignedBatchAuthorization, ...], msgspec.Meta(min_length=3, max_length=MAX_SIGNERS)]
 
 
 class RecallOrder(Wire, frozen=True, tag=13):
@@ -411,14 +421,14 @@ class KeysAcknowledged(Wire, frozen=True, tag=4):
     """SPEC 2.4: the share is stored as pending and this signer's acknowledgements are out (one a key)."""
 
     ceremony: Bytes16
-    acknowledgements: tuple[SignedAcknowledgement, ...]
+    acknowledgements: Annotated[tuple[SignedAcknowledgement, ...], msgspec.Meta(max_length=MAX_KEYS_PER_CEREMONY)]
 
 
 class KeysActivated(Wire, frozen=True, tag=5):
     """The certificates of these keys verified here and the keys can be used. Carries every certificate."""
 
     ceremony: Bytes16
-    certificates: tuple[tuple[SignedAcknowledgement, ...], ...]
+    certificates: Annotated[tuple[Certificate, ...], msgspec.Meta(max_length=MAX_KEYS_PER_CEREMONY)]
 
 
 class PresignDone(Wire, frozen=True, tag=6):
@@ -440,10 +450,10 @@ class CeremonyFailed(Wire, frozen=True, tag=7):
     kind: Annotated[str, msgspec.Meta(pattern=r"^(link|peer|caller|unavailable|refused|timeout)$(?!\n)")]
     step: ShortText
     reason: ShortText
-    culprits: tuple[Index, ...]
-    suspects: tuple[Index, ...]
+    culprits: Signers
+    suspects: Signers
     round: RoundNumber = 0
-    group: tuple[Index, ...] = ()
+    group: Signers = ()
 
 
 class Authorized(Wire, frozen=True, tag=8):
@@ -538,8 +548,8 @@ class Convicted(Wire, frozen=True, tag=19):
     context: Bytes32
     step: ShortText
     reason: ShortText
-    culprits: tuple[Index, ...]
-    group: tuple[Index, ...]
+    culprits: Signers
+    group: Signers
     evidence: Bytes32
 
 
@@ -616,7 +626,7 @@ class Presence(Wire, frozen=True, tag=2):
     """Which signers `coordinator` can reach now. An empty tuple: the connection to it is down."""
 
     coordinator: Name
-    online: Annotated[tuple[Index, ...], msgspec.Meta(max_length=16)]
+    online: Signers
 
 
 class PeerFrame(Wire, frozen=True, tag=3):
@@ -703,7 +713,7 @@ class Report(Wire, frozen=True, tag=3):
 
     coordinator: Name
     body: ReportBody
-    audit: tuple[AuditEntry, ...]
+    audit: Annotated[tuple[AuditEntry, ...], msgspec.Meta(max_length=MAX_AUDIT_ENTRIES)]
     kept: Kept | None = None
 
 
@@ -712,7 +722,7 @@ class Store(Wire, frozen=True, tag=4):
     that was to be committed before is on disk too. Without records that is all it asks."""
 
     ticket: Count
-    records: tuple[Record, ...]
+    records: Annotated[tuple[Record, ...], msgspec.Meta(max_length=MAX_KEYS_PER_CEREMONY)]
 
 
 class CallGate(Wire, frozen=True, tag=5):
@@ -733,7 +743,7 @@ class CallGate(Wire, frozen=True, tag=5):
 class Audit(Wire, frozen=True, tag=6):
     """Audit entries that go with no report."""
 
-    entries: tuple[AuditEntry, ...]
+    entries: Annotated[tuple[AuditEntry, ...], msgspec.Meta(max_length=MAX_AUDIT_ENTRIES)]
 
 
 class Status(Wire, frozen=True, tag=7):
@@ -745,9 +755,9 @@ class Status(Wire, frozen=True, tag=7):
 
     state: Annotated[str, msgspec.Meta(pattern=r"^(ready|waiting|hsm-away)$(?!\n)")]
     reason: ShortText
-    counters: Annotated[dict[str, Count], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
-    gauges: Annotated[dict[str, Count], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
-    durations: Annotated[dict[str, Buckets], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
+    counters: Annotated[dict[ShortText, Count], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
+    gauges: Annotated[dict[ShortText, Count], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
+    durations: Annotated[dict[ShortText, Buckets], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
 
 
 class EvidencePart(Wire, frozen=True, tag=8):

@@ -12,6 +12,7 @@ from enclave.crypto.prss import pairs, subsets
 from enclave.errors import PeerFault, Refused
 from enclave.protocol.session import RoundMessage, Session
 from enclave.wire import Bytes32, Wire
+from policies.roster import MAX_SIGNERS
 from policies.transcript import Tag, digest
 
 CONTRIBUTION_BYTES = 32
@@ -23,8 +24,8 @@ Digests = Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=MAX_GROUPS)]
 class Group(Wire, frozen=True):
     """Who shares a seed, and for what: `subset` (t+1 signers), `presign-pair` or `online-pair`."""
 
-    purpose: str
-    members: tuple[int, ...]
+    purpose: Annotated[str, msgspec.Meta(max_length=16)]
+    members: Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_SIGNERS)]
 
     def label(self) -> bytes:
         """Unambiguous bytes naming this group."""
@@ -40,8 +41,8 @@ class Seeds(Wire, frozen=True):
     epoch: int
     context: Bytes32
     roster_digest: Bytes32
-    groups: tuple[Group, ...]
-    seeds: tuple[bytes, ...]
+    groups: Annotated[tuple[Group, ...], msgspec.Meta(max_length=MAX_GROUPS)]
+    seeds: Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=MAX_GROUPS)]
 
     def of(self, purpose: str, members: tuple[int, ...]) -> bytes:
         """The 32-byte seed of a group this signer is in. Raises `Refused` for another group."""
