@@ -7,8 +7,8 @@ client certificate, except what strangers may see too.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import structlog
 from aiohttp import web
@@ -21,7 +21,7 @@ from appliance.coordinator.credentials import ClientKeys, Readers, Unauthorized
 from appliance.coordinator.gateway import common_name
 from appliance.coordinator.limits import JWS_HEADER, JWS_PATTERN
 from appliance.coordinator.problems import REQUEST_ID
-from appliance.coordinator.rates import Limited, Places, Rates
+from appliance.coordinator.rates import Places, Rates
 from enclave.wire import ClientRequest
 from policies.errors import KeymootError, Refused
 
@@ -31,7 +31,6 @@ SIGNED = web.RequestKey("signed", ClientRequest)
 READER = web.RequestKey("reader", str)
 STRANGER_BURST_S = 4.0
 CLIENT_BURST_S = 2.0
-UNVERIFIED_AT_ONCE = 64
 
 
 class Admission:
@@ -47,9 +46,12 @@ class Admission:
     ) -> None:
         self._clients, self._readers, self._wall_clock = clients, readers, wall_clock
         self._rates = Rates(limits.requests_per_s, limits.requests_per_s * CLIENT_BURST_S, clock)
-        self._strangers = Rates(limits.strangers_per_s, limits.strangers_per_s * STRANGER_BURST_S, clock)
+        # Of an address: what is refused, what is open to all, and (by the client it names) what has a bad signature.
+        # Each by itself: no stranger takes the share of a client or a probe behind the same address.
+        self._refused, self._probes, self._claims = (
+            Rates(limits.strangers_per_s, limits.strangers_per_s * STRANGER_BURST_S, clock) for _ in range(3)
+        )
         self._places = Places(limits.in_flight)
-        self._unverified = Places(UNVERIFIED_AT_ONCE)
         self._bodies = Bodies(limits.body_timeout_s)
 
     def replace(self, clients: ClientKeys, readers: Readers) -> None:
@@ -74,15 +76,13 @@ class Admission:
         """Whose request it is; None for a stranger who may see what he asks for. His address is charged for that, and
         for what is refused here."""
         address = address_of(request)
-        try:
-            name = await self._client(request, address) if request.method == "POST" else self._reader(request)
-        except Limited:
-            raise
-        except KeymootError:
-            self._strangers.take(address)
-            raise
+        if request.method == "POST":
+            name: str | None = await self._client(request, address)
+        else:
+            with _charging(self._refused, address):
+                name = self._reader(request)
         if name is None:
-            self._strangers.take(address)
+            self._probes.take(address)
         else:
             structlog.contextvars.bind_contextvars(client=name)
         return name
@@ -102,20 +102,32 @@ class Admission:
 
     async def _client(self, request: web.Request, address: str) -> str:
         """The client that signed the request. What can be seen without the body is looked at before it is read."""
-        self._strangers.check(address)
-        jws = request.headers.get(JWS_HEADER, "")
-        if not JWS_PATTERN.match(jws):
-            raise Unauthorized("request/jws", f"{JWS_HEADER}: a detached JWS (header..signature) is needed")
-        clients = self._clients
-        try:
+        jws, clients = request.headers.get(JWS_HEADER, ""), self._clients
+        with _charging(self._refused, address):
+            if not JWS_PATTERN.match(jws):
+                raise Unauthorized("request/jws", f"{JWS_HEADER}: a detached JWS (header..signature) is needed")
             looked_at = clients.look(jws, request.path, int(self._wall_clock()))
-            with self._unverified.take(address):
-                body = await self._bodies.read(request)
+        kid = looked_at.header.kid
+        claim = f"{address} {kid}"
+        self._claims.check(claim)
+        with _charging(self._claims, claim):
+            body = await self._bodies.read(request, address, kid)
             client = clients.verify(looked_at, body)
-        except Refused as refused:
-            raise Unauthorized(refused.rule, refused.reason) from None
         request[SIGNED] = ClientRequest("POST", request.path, body, jws, request[REQUEST_ID])
         return f"client/{client}"
+
+
+@contextmanager
+def _charging(rates: Rates, name: str) -> Iterator[None]:
+    """What the block refuses is charged to `name`. Raises `Unauthorized` for `Refused`; `Limited` after too many."""
+    try:
+        yield
+    except Refused as refused:
+        rates.take(name)
+        raise Unauthorized(refused.rule, refused.reason) from None
+    except KeymootError:
+        rates.take(name)
+        raise
 
 
 def address_of(request: web.Request) -> str:

@@ -252,8 +252,20 @@ async def test_an_address_without_credentials_has_a_small_share_and_clients_thei
     async with FakeNetwork.start(tmp_path, limits=LimitSettings(strangers_per_s=1)) as net:
         statuses = [(await read(net, "/v1/keys", Authorization="Bearer x"))[0] for _ in range(5)]
         assert statuses == [401] * 4 + [429]
-        assert (await read(net, "/healthz"))[0] == 429
         assert (await net.get("/v1/keys"))[0] == 200
+        # Nor does what is refused take anything of probes, or probes of clients with a good signature.
+        assert [(await read(net, "/healthz"))[0] for _ in range(5)] == [200] * 4 + [429]
+        assert (await post(net, net.files.signer.request(KEYS_PATH, BODY)))[0] == 202
+
+
+async def test_bad_signatures_are_charged_to_the_address_and_the_client_they_name(tmp_path: pathlib.Path) -> None:
+    """And what names nobody to the address alone, whatever else is behind it."""
+    async with FakeNetwork.start(tmp_path, limits=LimitSettings(strangers_per_s=1)) as net:
+        forged = TestClient(time.time, network="test").request(KEYS_PATH, BODY)
+        nobodys = TestClient(time.time, "nobody", "test").request(KEYS_PATH, BODY)
+        assert [(await post(net, nobodys))[0] for _ in range(5)] == [401] * 4 + [429]
+        assert (await post(net, net.files.signer.request(KEYS_PATH, BODY)))[0] == 202
+        assert [(await post(net, forged))[0] for _ in range(5)] == [401] * 4 + [429]
 
 
 async def test_one_client_has_so_many_requests_under_way(tmp_path: pathlib.Path) -> None:
