@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from appliance.coordinator.admission import network_of
@@ -58,11 +60,42 @@ def test_a_refusal_says_when_to_come_back_and_costs_nothing() -> None:
 def test_a_clock_that_stands_or_names_that_never_end_take_no_memory() -> None:
     rates = Rates(1.0, 1.0, Clock())
     for number in range(3 * MAX_NAMES):
-        rates.take(f"address-{number}")
+        with contextlib.suppress(Limited):
+            rates.take(f"address-{number}")
         rates.check(f"only asked {number}")
     assert len(rates) == MAX_NAMES
     with pytest.raises(Limited):
-        rates.take(f"address-{3 * MAX_NAMES - 1}")
+        rates.take(f"address-{MAX_NAMES - 1}")
+
+
+def test_who_has_had_enough_is_not_forgotten_for_newcomers_and_they_are_let_in() -> None:
+    clock = Clock()
+    rates = Rates(1.0, 4.0, clock)
+    assert taken(rates, "greedy") == 4
+    for number in range(MAX_NAMES - 1):
+        rates.take(f"address-{number}")
+    # All have taken as much as one more would have: nobody is forgotten.
+    with pytest.raises(Limited, match="others ask too often"):
+        rates.take("newcomer")
+    clock.now_s += 0.5
+    for number in range(2 * MAX_NAMES):
+        with contextlib.suppress(Limited):
+            rates.take(f"newcomer-{number}")
+    assert len(rates) == MAX_NAMES
+    assert taken(rates, "newcomer-0") == 3
+    assert taken(rates, "greedy") == 0
+    clock.now_s += 0.5
+    assert taken(rates, "greedy") == 1
+
+
+def test_one_name_that_asks_for_ever_takes_no_memory() -> None:
+    clock = Clock()
+    rates = Rates(1.0, 1.0, clock)
+    for _ in range(10 * MAX_NAMES):
+        rates.take("a")
+        clock.now_s += 1.0
+    assert len(rates) == 1
+    assert len(rates._order) <= 4 * MAX_NAMES
 
 
 def test_places_are_given_back_also_after_an_error() -> None:
