@@ -34,6 +34,9 @@ class Network(Protocol):
     async def committee_for_batch(self, count: int, *, patient: bool = False) -> tuple[int, ...]:
         """Exactly 2t+1 linked signers that have `count` presignatures. Raises `CeremonyEnded`."""
 
+    async def recallable(self, *, patient: bool = False) -> None:
+        """Enough signers to ask what came of a request. Raises `CeremonyEnded`."""
+
     async def activate_key(self, index: int, key_id: str) -> None:
         """Let signer `index` activate a pending key. Raises `CeremonyEnded`."""
 
@@ -103,13 +106,14 @@ class BatchSigning:
             lambda after: self._attempt(request, after),
             lambda: self._recalled(request),
             lambda signer: self._network.activate_key(signer, request.key_id),
-            recall_first=request.recall_first,
+            recall_first=request.recall_first or self._recall.always,
         )
 
     async def _recalled(self, request: BatchRequest) -> tuple[tuple[ItemResult, ...] | None, After]:
         """SPEC 4.10: the results of an earlier attempt, where all its shares were given."""
         # All of a committee must be there, or there is nobody to ask.
         await self._network.committee_for_batch(1, patient=request.patient)
+        await self._network.recallable(patient=request.patient)
         recalled = await self._recall.ask(request.client)
         for shares in recalled.complete(wire.BatchShareReport, self._recall.roster.is_committee):
             try:

@@ -46,6 +46,8 @@ class Ceremony:
             REPORTS_PER_MEMBER * len(self.members)
         )
         self._flooded: CeremonyEnded | None = None
+        self._waiting: Counter[int] = Counter()
+        self._dropped: set[int] = set()
         # What it is counted as: by its orders, and how far it came.
         self.kind = self.stage = "none"
         # How long each member took to answer `one_each`.
@@ -78,6 +80,10 @@ class Ceremony:
         try:
             async with asyncio.timeout_at(deadline_s):
                 index, report = await self._inbox.get()
+                self._waiting[index] -= 1
+                while index in self._dropped:
+                    index, report = await self._inbox.get()
+                    self._waiting[index] -= 1
         except TimeoutError:
             silent = sorted(awaited)
             names = ", ".join(map(str, silent))
@@ -103,12 +109,21 @@ class Ceremony:
             self.took_s[index] = asyncio.get_running_loop().time() - started_s
         return got
 
+    def drop(self, index: int) -> None:
+        """Go on without this member: what it says is not heard any more."""
+        self._dropped.add(index)
+        if self._flooded is not None and self._flooded.signer == index:
+            self._flooded = None
+
     def put(self, index: int, report: wire.ReportBody | CeremonyEnded) -> None:
-        """Hand in a report. Too many waiting ones end the ceremony."""
-        try:
-            self._inbox.put_nowait((index, report))
-        except asyncio.QueueFull:
+        """Hand in a report. Too many waiting ones of one member end the ceremony, unless that one is dropped."""
+        if index in self._dropped:
+            return
+        if self._waiting[index] >= REPORTS_PER_MEMBER:
             self._flooded = CeremonyEnded("flood", "too many reports of one ceremony", index)
+            return
+        self._waiting[index] += 1
+        self._inbox.put_nowait((index, report))
 
 
 class Ceremonies:

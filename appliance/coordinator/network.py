@@ -81,7 +81,7 @@ class Network:
             self.forget_batch,
             clock,
         )
-        self.recall = Recall(self.ceremonies, roster, self.signers.online)
+        self.recall = Recall(self.ceremonies, roster, self.signers.online, self.standing)
         self._upkeep = Upkeep(self, roster, changes, keybook)
         self._learning = KeyLearning(roster, keybook, self.signers.ask_keys, self._upkeep.activate_at)
 
@@ -195,6 +195,19 @@ class Network:
         except TimeoutError:
             away = [each.name for each in self._roster.signers if each.index not in self.signers.online()]
             missing = f"all signers must be online; away: {', '.join(away)}" if away else "the links came too late"
+            raise CeremonyEnded("no-committee", missing) from None
+
+    async def recallable(self, *, patient: bool = False) -> None:
+        """Until so many signers are online that none of their answers can be overlooked (`Recall.needed`). Raises
+        `CeremonyEnded` where they aren't in time, as `committee` does."""
+        needed = self.recall.needed
+        try:
+            async with asyncio.timeout(self._wait.pool_s):
+                while len(self.signers.online()) < needed:
+                    await self._next_change(self._changes.next(), needed, patient)
+        except TimeoutError:
+            online = len(self.signers.online())
+            missing = f"{needed} signers must be online to say whether this was signed before; {online} are"
             raise CeremonyEnded("no-committee", missing) from None
 
     async def activate_key(self, index: int, key_id: str) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from appliance.coordinator.ceremonies import Ceremonies
-from appliance.coordinator.errors import SPENT_RULES, CeremonyEnded, failure
+from appliance.coordinator.ceremonies import Ceremonies, Ceremony
+from appliance.coordinator.errors import SPENT_RULES, CeremonyEnded, Rejected, failure
+from appliance.coordinator.standing import Standing
 from appliance.store.accepted import CONFLICT
 from enclave import wire
 from policies.requests import body_digest
@@ -22,6 +23,9 @@ from policies.roster import Roster
 RECALL_TIMEOUT_S = 15.0
 MAX_ATTEMPTS, MAX_RECALLS = 3, 3
 BUSY_PAUSE_S = 0.5
+# How long those are waited for that are left out elsewhere, once all others have answered, a
+# committee's number at least.
+GRACE_S = 1.0
 UNKNOWN = "earlier-attempt"
 
 T = TypeVar("T")
@@ -40,10 +44,16 @@ class Earlier(CeremonyEnded):
 
 @dataclass
 class Recalled:
-    """`answers`: by signer, its newest answer, None for one that has none. Who is not in it could not be asked."""
+    """`answers`: by signer, its newest answer, None for one that has none. Who is not in it could not be asked, or is
+    one of the `refused`."""
 
     request: wire.ClientRequest
     answers: dict[int, wire.Answer | None] = field(default_factory=dict)
+    refused: dict[int, wire.RequestRefused] = field(default_factory=dict)
+
+    def refusing(self, rule: str) -> int:
+        """How many signers refused by this rule."""
+        return sum(report.rule == rule for report in self.refused.values())
 
     def after(self) -> After:
         """What the next attempt must name."""
@@ -82,8 +92,9 @@ class Recalled:
             missing = set(committee) - given
             if missing and not missing & self.answers.keys():
                 names = ", ".join(map(str, sorted(missing)))
+                busy = any(j in self.refused and self.refused[j].rule == "busy" for j in missing)
                 raise CeremonyEnded(
-                    UNKNOWN,
+                    "busy" if busy else UNKNOWN,
                     f"the result of an earlier attempt may exist, and signer {names} could not be asked: try again",
                     min(missing),
                 )
@@ -92,29 +103,88 @@ class Recalled:
 class Recall:
     """Asks the signers. `online()`: the indices of those that can be asked now."""
 
-    def __init__(self, ceremonies: Ceremonies, roster: Roster, online: Callable[[], tuple[int, ...]]) -> None:
-        self._ceremonies, self.roster, self._online = ceremonies, roster, online
+    def __init__(
+        self, ceremonies: Ceremonies, roster: Roster, online: Callable[[], tuple[int, ...]], standing: Standing
+    ) -> None:
+        """Those that `standing` leaves out are asked, too, and not waited for."""
+        self._ceremonies, self.roster, self._online, self._standing = ceremonies, roster, online, standing
+
+    @property
+    def needed(self) -> int:
+        """So many answers leave out no whole committee."""
+        return self.roster.n - self.roster.committee_size + 1
+
+    @property
+    def always(self) -> bool:
+        """Whether committees can be disjoint: then a new request may have been answered elsewhere, too, by signers of
+        whom none is asked to sign here."""
+        return self.roster.n >= 2 * self.roster.committee_size
 
     async def ask(self, request: wire.ClientRequest) -> Recalled:
-        """What those say that are online. Raises `CeremonyEnded`; `Rejected` where the external id stands for another
-        body."""
+        """What those say that are online. Who is silent, away, busy or makes no sense counts as not asked.
+
+        Raises `CeremonyEnded` where fewer than `needed` answer; `Rejected` where more signers than may be corrupted say
+        that the external id stands for another body.
+        """
         recalled = Recalled(request)
         members = self._online()
         with self._ceremonies.open(members) as ceremony:
-            ceremony.order_all(wire.RecallOrder(ceremony.id, request))
-            deadline_s, silent = asyncio.get_running_loop().time() + RECALL_TIMEOUT_S, set(members)
+            silent = {j for j in members if self._is_ordered(ceremony, j, request)}
+            deadline_s = asyncio.get_running_loop().time() + RECALL_TIMEOUT_S
             while silent:
-                index, report = await ceremony.next(deadline_s, silent)
-                match report:
-                    case wire.Recalled(_, answer):
-                        recalled.answers[index] = answer
-                    case wire.RequestRefused(_, rule) if rule not in (CONFLICT, "busy"):
-                        # It can't say for this request: it was signed too long ago, say.
-                        pass
-                    case _:
-                        raise failure(index, report)
-                silent.discard(index)
+                enough = len(recalled.answers) >= self.roster.committee_size
+                if enough and silent <= self._standing.avoided():
+                    deadline_s = min(deadline_s, asyncio.get_running_loop().time() + GRACE_S)
+                try:
+                    index, report = await ceremony.next(deadline_s, silent)
+                except CeremonyEnded as error:
+                    if error.code == "timeout":
+                        break
+                    ceremony.drop(error.signer)
+                    silent.discard(error.signer)
+                    self._standing.failed(error.signer, error.code)
+                    continue
+                if index in silent:
+                    silent.discard(index)
+                    self._take(recalled, index, report)
+            for index in silent:
+                self._standing.failed(index, "timeout")
+        if len(recalled.answers) < self.needed:
+            raise self._too_few(recalled)
         return recalled
+
+    def _is_ordered(self, ceremony: Ceremony, index: int, request: wire.ClientRequest) -> bool:
+        try:
+            ceremony.order(index, wire.RecallOrder(ceremony.id, request))
+        except CeremonyEnded:
+            return False
+        return True
+
+    def _take(self, recalled: Recalled, index: int, report: wire.ReportBody) -> None:
+        """What signer `index` says. Raises `Rejected`."""
+        match report:
+            case wire.Recalled(_, answer):
+                recalled.answers[index] = answer
+            case wire.RequestRefused(_, rule):
+                # It can't say for this request: it was signed too long ago, say.
+                recalled.refused[index] = report
+                if rule == CONFLICT and recalled.refusing(CONFLICT) > self.roster.tolerate:
+                    raise failure(index, report)
+            case _:
+                self._standing.failed(index, "unexpected-report")
+
+    def _too_few(self, recalled: Recalled) -> CeremonyEnded | Rejected:
+        """Why nothing is known: what more signers say than may be corrupted, or that too few say anything."""
+        for index, report in recalled.refused.items():
+            if recalled.refusing(report.rule) > self.roster.tolerate:
+                return failure(index, report)
+        code = "busy" if recalled.refusing("busy") else UNKNOWN
+        missing = ", ".join(str(j) for j in self.roster.indices if j not in recalled.answers)
+        return CeremonyEnded(
+            code,
+            f"{self.needed} signers must say what they answered to this request before, {len(recalled.answers)} did; "
+            f"not so signer {missing}: try again once more of them are there",
+        )
 
 
 async def until_done(

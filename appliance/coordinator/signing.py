@@ -28,6 +28,9 @@ class Network(Protocol):
     async def committee(self, *, patient: bool = False) -> tuple[int, ...]:
         """Exactly 2t+1 linked signers that have presignatures. Raises `CeremonyEnded`."""
 
+    async def recallable(self, *, patient: bool = False) -> None:
+        """Enough signers to ask what came of a request. Raises `CeremonyEnded`."""
+
     async def activate_key(self, index: int, key_id: str) -> None:
         """Let signer `index` activate a pending key. Raises `CeremonyEnded`."""
 
@@ -72,13 +75,14 @@ class Signing:
             lambda after: self._attempt(request, after),
             lambda: self._recalled(request),
             lambda signer: self._network.activate_key(signer, request.key_id),
-            recall_first=request.recall_first,
+            recall_first=request.recall_first or self._recall.always,
         )
 
     async def _recalled(self, request: SigningRequest) -> tuple[SignatureValue | None, After]:
         """SPEC 4.10: the signature of an earlier attempt, where all its shares were given."""
         # All of a committee must be there, or there is nobody to ask.
         await self._network.committee(patient=request.patient)
+        await self._network.recallable(patient=request.patient)
         recalled = await self._recall.ask(request.client)
         for shares in recalled.complete(wire.ShareReport, self._recall.roster.is_committee):
             try:

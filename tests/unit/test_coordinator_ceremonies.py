@@ -89,9 +89,25 @@ async def test_a_flood_ends_the_ceremony_and_takes_no_memory(ceremonies: Ceremon
     with ceremonies.open(C) as ceremony:
         for _ in range(10 * REPORTS_PER_MEMBER * len(C)):
             ceremonies.on_report(1, done(ceremony.id))
-        assert ceremony._inbox.qsize() == REPORTS_PER_MEMBER * len(C)
+        assert ceremony._inbox.qsize() == REPORTS_PER_MEMBER
         with pytest.raises(CeremonyEnded, match="flood"):
             await ceremony.one_each(wire.SetupDone, 5)
+
+
+async def test_who_floods_or_is_lost_can_be_dropped_and_the_others_are_heard(ceremonies: Ceremonies) -> None:
+    with ceremonies.open(C) as ceremony:
+        for _ in range(10 * REPORTS_PER_MEMBER):
+            ceremonies.on_report(1, done(ceremony.id))
+        ceremonies.on_report(2, done(ceremony.id))
+        loop = asyncio.get_running_loop()
+        with pytest.raises(CeremonyEnded, match="flood") as caught:
+            await ceremony.next(loop.time() + 5, C)
+        ceremony.drop(caught.value.signer)
+        ceremonies.on_report(1, done(ceremony.id))
+        assert await ceremony.next(loop.time() + 5, C) == (2, done(ceremony.id))
+        ceremonies.on_lost(3)
+        with pytest.raises(CeremonyEnded, match="signer 3 has disconnected"):
+            await ceremony.next(loop.time() + 5, C)
 
 
 async def test_the_number_of_ceremonies_is_bounded(ceremonies: Ceremonies) -> None:

@@ -341,3 +341,74 @@ async def test_a_key_that_is_another_requests_fails_the_request_and_nothing_else
     status, failed = await net.post("/v1/keys", creation("key-2"))
     assert (status, failed["status"], failed["reason"]["code"]) == (201, "Failed", "certificate")
     assert (await net.get(f"/v1/keys/{key_id}"))[1]["status"] == "Active"
+
+
+# --- who has no say ---
+
+
+def conflict(order: wire.Wire) -> Iterable[wire.Wire]:
+    return [wire.RequestRefused(order.ceremony, "request/external-id", "this externalId stands for another request")]  # type: ignore[attr-defined]
+
+
+NO_SAY = {
+    "silent": lambda order: [],
+    "busy": lambda order: [wire.RequestRefused(order.ceremony, "busy", "later")],
+    "conflict": conflict,
+    "nonsense": lambda order: [wire.SetupDone(order.ceremony, 1)],
+    "flood": lambda order: [wire.Recalled(order.ceremony, None)] * 200,
+}
+
+
+@pytest.mark.parametrize("how", NO_SAY)
+async def test_one_signer_has_no_veto_over_a_request_that_is_taken_up_again(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("appliance.coordinator.recall.RECALL_TIMEOUT_S", 1.0)
+    async with FakeNetwork.start(tmp_path, n=4, t=1) as net, net.all_connected():
+        path = f"/v1/keys/{(await net.post('/v1/keys', creation(signers=4)))[1]['id']}/signatures"
+        for signer in net.signers:
+            signer.answers[wire.SignOrder] = lambda order: [wire.RequestRefused(order.ceremony, "key", "away")]
+        assert (await net.post(path, hash_body()))[1]["status"] == "Failed"
+        for signer in net.signers:
+            signer.answers.clear()
+        net.signers[3].answers[wire.RecallOrder] = NO_SAY[how]
+        status, shown = await net.post(path, hash_body())
+        assert (status, shown["status"]) == (200, "Signed"), shown
+        assert len(net.signers[3].received(wire.RecallOrder)) == 1
+
+
+async def test_more_signers_than_may_lie_can_say_that_the_external_id_is_another_requests(
+    tmp_path: pathlib.Path,
+) -> None:
+    async with FakeNetwork.start(tmp_path, n=4, t=1) as net, net.all_connected():
+        path = f"/v1/keys/{(await net.post('/v1/keys', creation(signers=4)))[1]['id']}/signatures"
+        for signer in net.signers:
+            signer.answers[wire.SignOrder] = lambda order: [wire.RequestRefused(order.ceremony, "key", "away")]
+        assert (await net.post(path, hash_body()))[1]["status"] == "Failed"
+        for signer in net.signers[2:]:
+            signer.answers[wire.RecallOrder] = conflict
+        assert (await net.post(path, hash_body()))[1]["code"] == "external-id-taken"
+
+
+# --- committees that have nobody in common ---
+
+
+async def test_where_committees_can_be_disjoint_a_new_request_is_asked_after_first(tmp_path: pathlib.Path) -> None:
+    async with FakeNetwork.start(tmp_path, n=6, t=1, wait=QUICK) as net:
+        async with net.all_connected():
+            path = f"/v1/keys/{(await net.post('/v1/keys', creation(signers=6)))[1]['id']}/signatures"
+            signed_elsewhere(net, path, (4, 5, 6))
+            status, shown = await net.post(path, hash_body())
+            assert (status, shown["status"]) == (201, "Signed")
+            check(net, shown)
+            assert count(net, wire.SignOrder) == [0] * 6
+        for signer in net.signers:
+            signer.online = ()
+        async with contextlib.AsyncExitStack() as stack:
+            for signer in net.signers[:3]:
+                await stack.enter_async_context(signer.connected(net.gateway, net.files))
+            await until(lambda: net.coordinator.network.signers.online() == (1, 2, 3))
+            _, failed = await net.post(path, hash_body("sig-2"))
+            assert (failed["status"], failed["reason"]["code"]) == ("Failed", "no-committee")
+            assert "4 signers must be online" in failed["reason"]["message"]
+            assert count(net, wire.SignOrder) == [0] * 6
