@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
 from appliance import relay
 from appliance.coordinator.ceremonies import Ceremonies
 from appliance.coordinator.changes import Changes
@@ -21,6 +19,7 @@ from appliance.coordinator.keygen import activate
 from appliance.coordinator.learning import KeyLearning
 from appliance.coordinator.line import Line
 from appliance.coordinator.pools import Pools
+from appliance.coordinator.rationed import RationedLines
 from appliance.coordinator.recall import Recall
 from appliance.coordinator.refill import Refill, marks_of
 from appliance.coordinator.sessions import Signers
@@ -30,8 +29,6 @@ from enclave import wire
 from policies.roster import Roster
 
 BATCH_PATIENCE = 3
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -82,21 +79,22 @@ class Network:
             clock,
         )
         self.recall = Recall(self.ceremonies, roster, self.signers.online, self.standing)
+        self._lines = RationedLines(clock)
         self._upkeep = Upkeep(self, roster, changes, keybook)
-        self._learning = KeyLearning(roster, keybook, self.signers.ask_keys, self._upkeep.activate_at)
+        self._learning = KeyLearning(roster, keybook, self.signers.ask_keys, self._upkeep.activate_at, self._lines)
 
     # --- what signers say ---
 
     def on_online(self, index: int) -> None:
         """Ask what it holds, and which keys it knows; then see to those it has not activated."""
-        log.info("signer-online", signer=self.signers.name(index))
+        self._told(index, "info", "signer-online")
         self.pools.forget_member(index)
         self._learning.on_online(index)
         self.resync((index,))
 
     def on_lost(self, index: int) -> None:
         """Its ceremonies end."""
-        log.info("signer-lost", signer=self.signers.name(index))
+        self._told(index, "info", "signer-lost")
         self._fewer_since_s[len(self.signers.online()) + 1] = self._clock()
         self.pools.forget_member(index)
         self._upkeep.on_lost(index)
@@ -109,10 +107,10 @@ class Network:
                 for sid, holders in self.pools.on_pools(index, report):
                     self.forget_batch(sid, holders)
             case wire.LinkReport(peer, up, reason):
-                log.info("link", signer=self.signers.name(index), peer=peer, up=up, reason=reason)
+                self._told(index, "info", "link", peer=peer, up=up, reason=reason)
             case wire.Convicted(_, kind, _, step, reason, culprits, group, evidence):
                 told = {"ceremony": kind, "step": step, "reason": reason, "culprits": culprits, "group": group}
-                log.warning("convicted", signer=self.signers.name(index), evidence=evidence.hex(), **told)
+                self._told(index, "warning", "convicted", evidence=evidence.hex(), **told)
                 self.convictions.announced(index, report)
             case _ if self.ceremonies.on_report(index, report):
                 pass
@@ -123,7 +121,11 @@ class Network:
                 # Its ceremony has failed elsewhere meanwhile.
                 self.forget_batch(sid, (index,))
             case _:
-                log.info("report-dropped", signer=self.signers.name(index), report=type(report).__name__)
+                self._told(index, "info", "report-dropped", report=type(report).__name__)
+
+    def _told(self, index: int, level: str, event: str, **told: object) -> None:
+        """A log line that signer `index` causes: so many of each kind."""
+        self._lines.tell(index, level, event, signer=self.signers.name(index), **told)
 
     def on_keys(self, index: int, page: relay.KeyPage) -> None:
         """Keys that were made through other coordinators are learned from certificates."""

@@ -107,3 +107,41 @@ async def test_numbers_that_do_not_grow_are_refused(net: FakeNetwork) -> None:
         await until(lambda: set(net.coordinator.network._learning._asked) == {1})
         assert await listed(net) == []
         assert len(first.asked_keys) == 1
+
+
+async def test_a_list_that_begins_again_and_again_is_not_read_for_ever(net: FakeNetwork) -> None:
+    first = net.signers[0]
+    keys = tuple(relay.NumberedKey(seq, certificate(net, seq)) for seq in (1, 2))
+    first.key_page = lambda question: relay.KeyPage(0, keys, True)  # type: ignore[method-assign, misc]
+    async with net.all_connected():
+        await until(lambda: len(first.asked_keys) == 3)
+        await until(lambda: set(net.coordinator.network._learning._asked) == {1})
+        await first.send(relay.KeyAdded())
+        net.signers[1].certificates = [certificate(net, 3)]
+        await net.signers[1].send(relay.KeyAdded())
+        await until(lambda: net.coordinator.network._keybook.knows(f"key_{3:032x}"))
+        assert len(first.asked_keys) == 3
+
+
+async def test_an_empty_page_with_more_behind_it_is_refused(net: FakeNetwork) -> None:
+    first = net.signers[0]
+    first.key_page = lambda question: relay.KeyPage(0, (), True)  # type: ignore[method-assign, misc]
+    async with net.all_connected():
+        await until(lambda: set(net.coordinator.network._learning._asked) == {1})
+        assert len(first.asked_keys) == 1
+
+
+async def test_one_signer_has_one_page_waiting_and_is_asked_again_for_what_was_dropped(tmp_path: pathlib.Path) -> None:
+    async with FakeNetwork.start(tmp_path) as net:
+        learning = net.coordinator.network._learning
+        asked: list[int] = []
+        learning._ask = lambda index, question: asked.append(index)
+        for index in net.dealer.roster.indices:
+            learning.on_online(index)
+        page = relay.KeyPage(0, (), False)
+        for _ in range(50):
+            learning.on_page(1, page)
+        for index in (2, 3):
+            learning.on_page(index, page)
+        await until(lambda: learning._asked == {1: 0})
+        assert asked == [1, 2, 3, 1]
