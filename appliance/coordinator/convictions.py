@@ -8,8 +8,10 @@ them follows the protocol, and such a one announces nothing that its evidence do
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -17,6 +19,7 @@ import structlog
 
 from enclave import wire
 from policies.errors import CallerError, Unavailable
+from policies.repeats import Repeats
 from policies.roster import Roster
 
 FILE = "convicted.json"
@@ -60,6 +63,7 @@ class Convictions:
         self._indices: dict[str, int] = {signer.name: signer.index for signer in roster.signers}
         self._seen: tuple[int, int] | None = None
         self._looked_s = clock()
+        self._repeats = Repeats(clock)
         self._convicted: dict[str, Conviction] = {}
         if path is not None:
             self._seen, self._convicted = _stamp(path), read_convictions(path)
@@ -110,12 +114,17 @@ class Convictions:
         stamp = _stamp(self._path)
         if stamp == self._seen or stamp is None:
             return
-        self._seen = stamp
         try:
             now = read_convictions(self._path)
-        except CallerError as error:
-            log.error("convictions-unreadable", reason=str(error))
+        except (CallerError, Unavailable) as error:
+            # What is known stays. One that is not ours is read again once it has changed, another as soon as it can be.
+            if isinstance(error, CallerError):
+                self._seen = stamp
+            if (passed_over := self._repeats.due("file", str(error))) is not None:
+                log.error("convictions-unreadable", reason=str(error), not_told=passed_over)
             return
+        self._repeats.over("file")
+        self._seen = stamp
         for name in self._convicted.keys() - now.keys():
             log.warning("signer-readmitted", readmitted=name)
         self._convicted = now
@@ -138,13 +147,28 @@ def read_convictions(path: Path) -> dict[str, Conviction]:
 
 
 def write_convictions(path: Path, convicted: dict[str, Conviction]) -> None:
-    """Replace the file. Raises `OSError`."""
-    temporary = path.with_suffix(".new")
-    with temporary.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(_File(1, convicted))))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Replace the file; owner and mode stay. Raises `OSError`."""
+    try:
+        before = path.stat()
+    except FileNotFoundError:
+        before = None
+    # A name of its own: the coordinator and an operator's command may write at once.
+    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".new", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(_File(1, convicted))))
+            if before is not None:
+                if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
+                os.fchmod(file.fileno(), before.st_mode & 0o777)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def readmit(path: Path, name: str) -> Conviction:

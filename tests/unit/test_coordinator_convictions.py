@@ -121,3 +121,45 @@ def test_a_fault_that_a_member_found_is_not_held_against_it(clock: Clock) -> Non
     assert standing.avoided() == frozenset()
     standing.failed(1, "timeout")
     assert standing.avoided() == {1}
+
+
+def test_a_file_that_cant_be_read_for_a_while_changes_nothing_and_is_read_once_it_can(
+    make: Make, tmp_path: Path, clock: Clock
+) -> None:
+    path = tmp_path / "convicted.json"
+    convictions = make()
+    for reporter in (1, 3, 5):
+        convictions.announced(reporter, word(2))
+    path.rename(tmp_path / "kept")
+    # Also root can't read a directory as a file.
+    path.mkdir()
+    for _ in range(3):
+        clock.now_s += 1.0
+        assert convictions.indices() == {2}
+    path.rmdir()
+    (tmp_path / "kept").rename(path)
+    readmit(path, "signer-2")
+    clock.now_s += 1.0
+    assert convictions.indices() == frozenset()
+
+
+def test_writing_keeps_owner_and_mode_and_leaves_nothing_behind(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "convicted.json"
+    convictions = make()
+    for reporter in (1, 3, 5):
+        convictions.announced(reporter, word(2))
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    # As an operator, root, would find a file of the coordinator's user.
+    owners: list[tuple[int, int]] = []
+    before = path.stat()
+    monkeypatch.setattr("os.geteuid", lambda: before.st_uid + 1)
+    monkeypatch.setattr("os.fchown", lambda descriptor, user, group: owners.append((user, group)))
+    # What another process has under way there is not written over.
+    (tmp_path / "convicted.new").write_text("another's")
+    readmit(path, "signer-2")
+    assert (path.stat().st_mode & 0o777, owners) == (0o640, [(before.st_uid, before.st_gid)])
+    assert {each.name for each in tmp_path.iterdir()} == {"convicted.json", "convicted.new"}
+    assert (tmp_path / "convicted.new").read_text() == "another's"
