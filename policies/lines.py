@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 
@@ -18,9 +19,10 @@ class LineSink:
         self._cut = False  # the file ends within a line
 
     def write(self, line: str) -> None:
-        """Write `line`, which holds no line break."""
+        """Write `line` of JSON, which holds no line break. What a terminal would act on is escaped: strangers may have
+        written it."""
         lines = [self._tell_lost(self._lost), line] if self._lost else [line]
-        text = "".join(one + "\n" for one in lines)
+        text = "".join(escaped(one) + "\n" for one in lines)
         data = memoryview((("\n" if self._cut else "") + text).encode("utf-8", "backslashreplace"))
         written = 0
         try:
@@ -31,3 +33,10 @@ class LineSink:
             self._cut = self._cut or written > 0
         else:
             self._lost, self._cut = 0, False
+
+
+def escaped(line: str) -> str:
+    """`line` of JSON with everything that is not printable as `\\uXXXX`: controls, marks of direction, odd spaces."""
+    if line.isprintable():
+        return line
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)

@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 
 import pytest
+import structlog
 
+from appliance.telemetry import configure_logging
 from enclave.log import Log
 from policies.lines import LineSink
 
@@ -55,3 +57,23 @@ def test_lines_stay_single_whatever_they_hold(tmp_path: Path) -> None:
         Log("enclave", LineSink(file.fileno(), str).write, signer="s1").warning("odd", reason="a\nb\u2028\udc80é")
     (line,) = path.read_text().split("\n")[:-1]
     assert json.loads(line)["reason"].startswith("a\nb")
+
+
+# Delete, CSI of C1, an override and an isolate of direction, a zero-width space, a tag beyond the first plane.
+ODD = "\x7f\x9b2J\u202e\u2066\u200b\U000e0041\x1b[31m"
+
+
+@pytest.mark.parametrize("process", ["enclave", "others"])
+def test_nothing_that_a_terminal_acts_on_is_in_a_line(process: str, capfd: pytest.CaptureFixture[str]) -> None:
+    text = f"/v1/{ODD}/é漢"
+    if process == "enclave":
+        Log("enclave").info("request", path=text)
+    else:
+        configure_logging("test")
+        structlog.get_logger().info("request", path=text)
+        structlog.reset_defaults()
+        structlog.contextvars.clear_contextvars()
+    line = capfd.readouterr().err.rstrip("\n")
+    assert line.isprintable()
+    assert "é漢" in line
+    assert json.loads(line)["path"] == text
