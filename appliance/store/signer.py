@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import msgspec
+import structlog
 from sqlalchemy import (
     CheckConstraint,
     Column,
@@ -29,7 +30,7 @@ from appliance.durations import Durations
 from appliance.store.answers import AnswerStore, answers_table
 from appliance.store.certificates import Certificate, Certificates, certificates_table
 from appliance.store.database import Database
-from appliance.store.failures import RESTORE_REMEDY, StoreFailed, store_failure
+from appliance.store.failures import RESTORE_REMEDY, Damaged, StoreFailed, store_failure
 from appliance.store.rows import fetch, parse_row
 from appliance.store.statements import Statement, insertion, parameter
 from appliance.store.writer import GroupCommitWriter
@@ -39,6 +40,7 @@ from policies.errors import CallerError, Unavailable
 MAX_CACHED_BYTES = 32 * 1024 * 1024
 EMPTY_HEAD = (0, bytes(32))
 
+log = structlog.get_logger()
 metadata = MetaData()
 
 records = Table(
@@ -93,6 +95,11 @@ _UPSERT_RECORD = _UPSERT_RECORD.on_conflict_do_update(
     set_={"version": _UPSERT_RECORD.excluded.version, "sealed": _UPSERT_RECORD.excluded.sealed},
     where=_UPSERT_RECORD.excluded.version > records.c.version,
 )
+_REPLACE_RECORD = insert(records)
+_REPLACE_RECORD = _REPLACE_RECORD.on_conflict_do_update(
+    index_elements=["kind", "name"],
+    set_={"version": _REPLACE_RECORD.excluded.version, "sealed": _REPLACE_RECORD.excluded.sealed},
+)
 _INSERT_AUDIT = insertion(audit, without=())
 _SELECT_HEAD = Statement(select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1))
 _SELECT_ENTRY = select(audit.c.body, audit.c.hash, audit.c.head_signature).where(audit.c.seq == bindparam("seq"))
@@ -135,7 +142,7 @@ class SignerStore:
         return cls(Database.open(path, "signer"))
 
     async def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> None:
-        """Commit all of it together. A record replaces an older version of its kind and name.
+        """Commit all of it together. A record replaces an older or a damaged one of its kind and name.
 
         Raises `CallerError`, and nothing is written, where a newer version, or the same one with other content, is
         stored, or where audit entries do not continue the chain; `Unavailable` where the disk does not take it.
@@ -299,7 +306,16 @@ def _put(connection: Connection, record: wire.Record) -> None:
     }
     if connection.execute(_UPSERT_RECORD, values).rowcount == 1:
         return
-    stored = connection.execute(_SELECT_RECORD, {"kind": record.kind, "name": record.name}).one()
+    row = connection.execute(_SELECT_RECORD, {"kind": record.kind, "name": record.name}).one()
+    try:
+        stored = parse_row(
+            {"version": row.version, "sealed": row.sealed}, _StoredRecord, f"record {record.kind}/{record.name}"
+        )
+    except Damaged as error:
+        # The enclave was told of none, and counts from the beginning: nobody can ever read what is there.
+        log.warning("damaged-record-replaced", reason=str(error)[:512], version=record.version)
+        connection.execute(_REPLACE_RECORD, values)
+        return
     if (stored.version, stored.sealed) == (record.version, record.sealed):
         return
     what = "the same version with other content" if stored.version == record.version else "a newer version"

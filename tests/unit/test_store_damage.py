@@ -65,6 +65,28 @@ async def test_a_damaged_record_is_named_and_the_others_serve(
     await store.close()
 
 
+@pytest.mark.parametrize(("column", "value"), [("sealed", "text"), ("version", "two"), ("version", 2**62)])
+async def test_a_damaged_record_is_replaced_and_a_whole_newer_one_is_not(
+    tmp_path: pathlib.Path, column: str, value: object
+) -> None:
+    """The enclave was told of no record, so it begins again at version 1."""
+    path = tmp_path / "s.db"
+    store = SignerStore.open(path)
+    whole = wire.Record("prss", "prss", 7, b"whole")
+    await store.put_records([whole, wire.Record("peers", "peers", 7, b"old")])
+    await store.close()
+    change(path, f"UPDATE records SET {column} = ? WHERE name = 'peers'", value)
+    store = SignerStore.open(path)
+    first = wire.Record("peers", "peers", 1, b"new")
+    await store.put_records([first])
+    with pytest.raises(CallerError, match="a newer version is stored"):
+        await store.put_records([wire.Record("prss", "prss", 1, b"new")])
+    await store.close()
+    store = SignerStore.open(path)
+    assert (store.record("peers", "peers"), store.record("prss", "prss")) == (first, whole)
+    await store.close()
+
+
 @pytest.mark.parametrize("value", ["text" * 8, 7, b"short", None])
 async def test_an_audit_chain_without_a_readable_end_is_not_continued(tmp_path: pathlib.Path, value: object) -> None:
     path = tmp_path / "s.db"
