@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pathlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
@@ -55,7 +56,8 @@ def refilling(net: FakeNetwork) -> None:
 
 async def serve(network: Network, name: str, served: list[str], count: int = 1, timeout_s: float = 20.0) -> None:
     """As a request: a committee, and its presignatures taken before anything else."""
-    committee = await (network.committee(timeout_s) if count == 1 else network.committee_for_batch(timeout_s, count))
+    single = partial(network._committee, timeout_s, 1, patient=False)
+    committee = await (single() if count == 1 else network.committee_for_batch(count))
     for name_taken in network.pools.take_all(committee, count):
         network.pools.spend(name_taken)
     served.append(name)
@@ -137,7 +139,7 @@ async def test_committees_are_used_evenly(five: FakeNetwork) -> None:
     pools, used = network.pools, list[tuple[int, ...]]()
     await until(lambda: all(pools.available(committee) == 8 for committee in network.committees()))
     for _ in range(25):
-        committee = await network.committee(1.0)
+        committee = await network.committee()
         pools.spend(pools.take(committee))
         used.append(committee)
     counts = [used.count(committee) for committee in network.committees()]
@@ -148,7 +150,7 @@ async def test_a_signer_that_failed_is_left_out_while_others_can_stand_in(five: 
     network = five.coordinator.network
     network.standing.failed(2, "timeout")
     assert all(2 not in committee for committee in network.refill.preferred())
-    assert 2 not in await network.committee(1.0)
+    assert 2 not in await network.committee()
     assert (await five.get("/v1/coordinator"))[1]["avoided"] == ["signer-2"]
 
 
@@ -156,7 +158,7 @@ async def test_a_signer_that_failed_is_asked_where_it_is_needed(net: FakeNetwork
     network = net.coordinator.network
     network.standing.failed(2, "timeout")
     assert network.refill.preferred() == [C]
-    assert await network.committee(1.0) == C
+    assert await network.committee() == C
 
 
 async def test_a_signer_that_does_not_answer_the_online_step_is_left_out(
@@ -196,7 +198,7 @@ async def test_pools_fill_again_after_a_new_epoch(net: FakeNetwork) -> None:
     network = net.coordinator.network
     network.pools.drop_all()
     assert network.pools.available(C) == 0
-    assert await asyncio.wait_for(network.committee(10.0), 10) == C
+    assert await asyncio.wait_for(network.committee(), 10) == C
     await until(lambda: network.pools.available(C) >= 2)
 
 
