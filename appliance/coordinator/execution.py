@@ -20,13 +20,14 @@ from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing, SigningRequest
 from appliance.store import CoordinatorStore
 from appliance.store.accepted import CONFLICT
-from appliance.store.failures import StoreFailed
+from appliance.store.failures import QueueFull, StoreFailed
 from enclave import wire
 from policies.errors import Unavailable
 from policies.requests import SigningBody
 from policies.roster import Roster
 
 KEYGENS_AT_ONCE = 4
+QUEUE_PAUSE_S = 0.1
 
 
 class Execution:
@@ -132,7 +133,8 @@ class Execution:
         return state
 
     async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Do `write`, once more whenever a full disk has room again: what came of a request is not given up.
+        """Do `write`, once more whenever a full disk or a full queue has room again: what came of a request is not
+        given up. As many wait here as requests are under way.
 
         Raises `StoreFailed` where only a restart can help.
         """
@@ -141,11 +143,13 @@ class Execution:
                 return await write()
             except StoreFailed:
                 await self._store.recovery.until_it_works()
+            except QueueFull:
+                await asyncio.sleep(QUEUE_PAUSE_S)
 
 
 async def _tell(write: Callable[[str], Awaitable[None]], request_id: str) -> None:
     """What is only told to whoever asks meanwhile may be missing: the result is written in any case."""
-    with suppress(StoreFailed):
+    with suppress(StoreFailed, QueueFull):
         await write(request_id)
 
 

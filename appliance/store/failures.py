@@ -30,6 +30,10 @@ LASTING = ("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB")
 UNKNOWN = "see the message; restart when its cause is gone"
 
 
+class QueueFull(Unavailable):
+    """So many writes wait that this one was not taken: it may be tried again shortly."""
+
+
 class StoreFailed(Unavailable):
     """The database refused. `lasting`: what is on disk is uncertain now, so nothing is written until a restart."""
 

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from appliance.durations import Durations
 from appliance.store.database import Database
-from appliance.store.failures import DATABASE_ERRORS, StoreFailed, store_failure
+from appliance.store.failures import DATABASE_ERRORS, QueueFull, StoreFailed, store_failure
 from appliance.store.recovery import Recovery
 from appliance.store.statements import driver
 from policies.errors import Bug, KeymootError, Unavailable
@@ -65,7 +65,7 @@ class GroupCommitWriter:
     async def submit(self, write: Callable[[Connection], T]) -> T:
         """What `write` returned, once it is committed and on disk.
 
-        Raises what `write` raised of ours, `StoreFailed` where the database failed, `Unavailable` where the queue
+        Raises what `write` raised of ours, `StoreFailed` where the database failed, `QueueFull` where the queue
         is full: nothing was written then.
         """
         try:
@@ -88,7 +88,7 @@ class GroupCommitWriter:
             if self._broken is not None:
                 raise self._broken
             if self._queue.qsize() >= self._max_queued:
-                raise Unavailable(
+                raise QueueFull(
                     f"store {self._database.path}: {self._max_queued} writes are waiting", "try again shortly"
                 )
             self._queue.put(_Write(write, loop, future))

@@ -16,6 +16,7 @@ import pytest
 from appliance.coordinator.config import WaitSettings
 from appliance.coordinator.server import Coordinator
 from enclave import wire
+from policies.errors import Unavailable
 from policies.requests import body_digest
 from tests.fakes.coordinator_side import FakeNetwork, FakeSigner, until
 from tests.unit.test_coordinator_batches import batch, path_of
@@ -412,3 +413,37 @@ async def test_where_committees_can_be_disjoint_a_new_request_is_asked_after_fir
             assert (failed["status"], failed["reason"]["code"]) == ("Failed", "no-committee")
             assert "4 signers must be online" in failed["reason"]["message"]
             assert count(net, wire.SignOrder) == [0] * 6
+
+
+# --- a store that has no room for a moment ---
+
+
+async def test_a_result_that_finds_the_queue_of_the_store_full_is_written_once_it_has_room(
+    net: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/v1/keys/{await make_key(net)}/signatures"
+    writer = net.coordinator.network._keybook._store._writer
+    turned_away = 0
+
+    def share(order: wire.OnlineOrder) -> Iterable[wire.Wire]:
+        monkeypatch.setattr(writer, "_max_queued", 0)
+        return net.signers[0].honest(order)
+
+    submit = writer._submit
+
+    async def counted(write: object) -> object:
+        nonlocal turned_away
+        try:
+            return await submit(write)  # type: ignore[arg-type]
+        except Unavailable:
+            turned_away += 1
+            raise
+
+    monkeypatch.setattr(writer, "_submit", counted)
+    net.signers[0].answers[wire.OnlineOrder] = share  # type: ignore[assignment]
+    _, pending = await net.post(path, hash_body(), wait_s=0)
+    await until(lambda: turned_away >= 2)
+    monkeypatch.setattr(writer, "_max_queued", 4096)
+    status, shown = await net.post(path, hash_body())
+    assert (status, shown["status"], shown["id"]) == (200, "Signed", pending["id"])
+    assert count(net, wire.OnlineOrder) == [1, 1, 1]
