@@ -36,6 +36,9 @@ class Repeats:
         return self._told.pop(subject, None) is not None
 
 
+STRANGERS_TOLD_PER_S, STRANGERS_TOLD_AT_ONCE = 2.0, 100
+
+
 class Allowance:
     """At most `burst` at once and `per_s` in the long run."""
 
@@ -55,3 +58,13 @@ class Allowance:
         self._left -= 1.0
         passed_over, self._passed_over = self._passed_over, 0
         return passed_over
+
+    def not_told(self) -> dict[str, int] | None:
+        """What the line says of those that were passed over, where there is room for it; None where there is not."""
+        passed_over = self.take()
+        return None if passed_over is None else {"not_told": passed_over} if passed_over else {}
+
+
+def of_strangers(clock: Callable[[], float]) -> Allowance:
+    """For lines that anybody can cause."""
+    return Allowance(clock, STRANGERS_TOLD_PER_S, STRANGERS_TOLD_AT_ONCE)

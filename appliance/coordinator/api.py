@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -29,7 +30,7 @@ from appliance.coordinator.limits import (
 from appliance.coordinator.network import Network, Shortage
 from appliance.coordinator.network_views import show_health, show_pools, show_readiness, show_signers
 from appliance.coordinator.openapi import OPERATIONS, describe
-from appliance.coordinator.problems import Handler, NotFound, Unprocessable, answer_problems, problem
+from appliance.coordinator.problems import Handler, NotFound, Unprocessable, answering_problems, problem
 from appliance.coordinator.views import show_batch, show_key, show_keys, show_signature
 from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
@@ -70,7 +71,8 @@ class Api:
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(middlewares=[answer_problems, self._admission.middleware(), _refuse_unknown_queries])
+        problems = answering_problems(time.monotonic)
+        app = web.Application(middlewares=[problems, self._admission.middleware(), _refuse_unknown_queries])
         app.add_routes(
             [
                 web.post(KEYS_PATH, self._create_key),

@@ -26,7 +26,7 @@ from appliance.coordinator.problems import of_http, problem
 from appliance.coordinator.rates import Limited, Rates
 from appliance.expiry import TlsFiles
 from policies.errors import Unavailable
-from policies.repeats import Repeats
+from policies.repeats import Allowance, Repeats, of_strangers
 
 HANDSHAKE_TIMEOUT_S = 10.0
 TLS_SHUTDOWN_TIMEOUT_S = 5.0
@@ -69,6 +69,7 @@ class Listener:
         self._most = usable_connections(limits.connections)
         self._refused, self._reported_s = 0, -REPORT_EVERY_S
         self._repeats = Repeats(time.monotonic)
+        self._strangers = of_strangers(time.monotonic)
         self.open, self.refused = 0, 0
 
     async def start(self, host: str, port: int) -> int:
@@ -76,7 +77,7 @@ class Listener:
         await self._runner.setup()
         inner = self._runner.server
         assert inner is not None
-        self._server = _Server(inner, self._limits.idle_timeout_s)
+        self._server = _Server(inner, self._limits.idle_timeout_s, self._strangers)
         try:
             self._sockets = await _listening(host, port)
         except OSError as error:
@@ -180,8 +181,8 @@ class Listener:
         except ssl.SSLCertVerificationError as error:
             # A certificate that is not valid, or not of an authority that counts: its operator looks here, too.
             before = self._repeats.due(address, error.verify_message)
-            if before is not None:
-                facts = {"listener": self._what, "address": address, "before": before}
+            if before is not None and (not_told := self._strangers.not_told()) is not None:
+                facts = {"listener": self._what, "address": address, "before": before, **not_told}
                 log.warning("certificate-refused", reason=error.verify_message, **facts)
             release()
         except (OSError, EOFError) as error:
@@ -227,7 +228,8 @@ class _Once:
 class _Server(web.Server):
     """aiohttp's server with protocols of our own."""
 
-    def __init__(self, inner: web.Server, idle_timeout_s: float) -> None:
+    def __init__(self, inner: web.Server, idle_timeout_s: float, strangers: Allowance) -> None:
+        self._strangers = strangers
         self._idle_timeout_s = idle_timeout_s
         super().__init__(_answering(inner.request_handler), request_factory=inner.request_factory)
 
@@ -241,7 +243,7 @@ class _Server(web.Server):
             lingering_time=LINGERING_S,
             auto_decompress=False,
         )
-        protocol.lost = lost
+        protocol.lost, protocol.strangers = lost, self._strangers
         return protocol
 
 
@@ -249,6 +251,7 @@ class _Protocol(web.RequestHandler):
     """HTTP of one connection. What is no HTTP, and what no handler foresaw, is answered by a problem, logged once."""
 
     lost: Callable[[], None]
+    strangers: Allowance
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection has ended."""
@@ -266,7 +269,8 @@ class _Protocol(web.RequestHandler):
         if status < 500:
             detail = (message or "").splitlines()
             told = detail[0][:200] if detail else "not HTTP/1.1"
-            log.info("no-http", remote=request.remote, reason=told)
+            if (not_told := self.strangers.not_told()) is not None:
+                log.info("no-http", remote=request.remote, reason=told, **not_told)
             response = (
                 problem(431, "header-too-large", "Header too large", "the request line or a header is too large")
                 if isinstance(exc, LineTooLong)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from appliance.api.models import Problem
 from appliance.api.paths import HEALTH_PATHS, READY_PATH
@@ -18,6 +19,7 @@ from appliance.coordinator.rates import Limited
 from appliance.store.accepted import ExternalIdTaken
 from enclave import wire
 from policies.errors import CallerError, KeymootError, Unavailable
+from policies.repeats import Allowance, of_strangers
 from policies.typed_data import TypedDataInvalid
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -76,9 +78,18 @@ def problem(status: int, code: str, title: str, detail: str) -> web.Response:
     return ProblemResponse(Problem("about:blank", title, status, code, detail))
 
 
-@web.middleware
-async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Name the request, answer errors as problem documents, log one line: none for a probe that gets its answer."""
+def answering_problems(clock: Callable[[], float]) -> Middleware:
+    """Names the request, answers errors as problem documents, logs one line. `clock`: seconds, monotonic."""
+    strangers = of_strangers(clock)
+
+    @web.middleware
+    async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await _named(request, handler, strangers)
+
+    return answer_problems
+
+
+async def _named(request: web.Request, handler: Handler, strangers: Allowance) -> web.StreamResponse:
     asked = request.headers.get(REQUEST_ID_HEADER)
     named = asked is not None and re.fullmatch(wire.REQUEST_ID, asked) is not None
     request_id = request[REQUEST_ID] = asked if named and asked is not None else secrets.token_hex(16)
@@ -94,8 +105,16 @@ async def answer_problems(request: web.Request, handler: Handler) -> web.StreamR
         if not response.prepared:
             response.headers[REQUEST_ID_HEADER] = request_id
         if request.path not in PROBES:
-            log.info("request", method=request.method, path=request.path[:300], status=response.status)
+            _tell(request, response, strangers)
     return response
+
+
+def _tell(request: web.Request, response: web.StreamResponse, strangers: Allowance) -> None:
+    """One line; of a flood of those who are nobody's client some, and how many were passed over."""
+    known = structlog.contextvars.get_contextvars().get("client")
+    facts = {} if known else strangers.not_told()
+    if facts is not None:
+        log.info("request", method=request.method, path=request.path[:300], status=response.status, **facts)
 
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -18,6 +18,7 @@ import structlog
 from appliance.coordinator import api as api_module
 from appliance.coordinator.config import LimitSettings
 from appliance.tls import client_context
+from policies.repeats import STRANGERS_TOLD_AT_ONCE
 from policies.requests import KEYS_PATH
 from tests.fakes.coordinator_side import TOKEN, FakeNetwork, until
 
@@ -154,6 +155,31 @@ async def test_a_fault_of_our_own_is_a_problem_without_a_trace_once_in_the_log(
     assert (status, shown["code"]) == (500, "internal-error")
     assert "secret" not in str(shown)
     assert [line["event"] for line in logs] == ["request-failed", "request"]
+
+
+async def test_a_flood_of_strangers_leaves_few_lines_and_hides_no_clients(net: FakeNetwork) -> None:
+    flood = STRANGERS_TOLD_AT_ONCE + 50
+    with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as logs:
+        async with raw(net) as connection:
+            for _ in range(flood):
+                await connection.send(head("GET", "/v1/keys"))
+                assert (await connection.answer())[0] in (401, 429)
+        assert (await net.get("/v1/keys"))[0] == 200
+    told = [line for line in logs if line["event"] == "request" and not line["client"]]
+    passed_over = sum(line.get("not_told", 0) for line in told)
+    assert STRANGERS_TOLD_AT_ONCE <= len(told) < flood
+    assert len(told) + passed_over <= flood
+    assert [line["client"] for line in logs if line["event"] == "request" and line["client"]] == ["reader/tests"]
+
+
+async def test_a_flood_of_what_is_no_http_leaves_few_lines(net: FakeNetwork) -> None:
+    flood = STRANGERS_TOLD_AT_ONCE + 50
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(flood):
+            async with raw(net) as connection:
+                await connection.send(b"hello\r\n\r\n")
+                assert (await connection.answer())[0] == 400
+    assert STRANGERS_TOLD_AT_ONCE <= len([line for line in logs if line["event"] == "no-http"]) < flood
 
 
 # --- slow senders ---
