@@ -1,7 +1,8 @@
 """SPEC 0.7 at work: what this enclave tells of its own state, and how what it has seen of its peers is kept.
 
 Every minute: the audit chain's head is signed, the chain's end is known to be on disk, peers are told. What was seen of
-peers is sealed and stored whenever it changes; a crash before that loses what was seen in that moment.
+peers is sealed and stored when it changes, at once or `SAVE_EVERY_S` after the last time; a crash before that loses
+what was seen since.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ from policies.acceptance import BOOT_DIGITS, AcceptedState
 from policies.roster import Roster
 
 PERIOD_S = 60.0
+# A peer can show a new state as often as it likes: neither an HSM call and a write follow from each, nor an audit
+# entry. Every one is judged at once, against what is in memory, so that no refusal waits: what is stored late is only
+# what this enclave will know after a crash within these seconds. What a refusal was found by is stored at once, as long
+# as it is audited: `NOTICES` times for a peer in `NOTICES_PERIODS`.
+SAVE_EVERY_S = 5.0
+NOTICES, NOTICES_PERIODS = 8, 60
 
 
 class Standing:
@@ -42,7 +49,11 @@ class Standing:
         self.book = PeerBook(roster, accepted, self._changed, self._notice)
         self.counters: dict[str, int] = {}
         self._version = 0
-        self._unsaved = self._saving = self._loaded = False
+        self._unsaved = self._saving = self._resting = self._urgent = self._failed = self._loaded = False
+        self._periods = 0
+        # By peer: notices since the counting began anew, and how many of them no audit entry tells of.
+        self._notices: dict[int, int] = {}
+        self._left_out: dict[int, int] = {}
 
     def start(self, links: Links, vault: Vault) -> None:
         """Begin the minutes."""
@@ -84,6 +95,9 @@ class Standing:
 
     def _minute(self) -> None:
         self._timers.after(PERIOD_S, self._minute)
+        self._periods += 1
+        if self._periods % NOTICES_PERIODS == 0:
+            self._notices.clear()
         self._run(self._sign_and_tell())
 
     async def _sign_and_tell(self) -> None:
@@ -107,30 +121,50 @@ class Standing:
         self._save()
 
     def _save(self) -> None:
-        if self._unsaved and not self._saving:
+        if self._unsaved and not self._saving and (self._urgent or not self._resting):
             self._saving = True
             self._run(self._save_all())
 
     async def _save_all(self) -> None:
+        stored = False
         try:
-            while self._unsaved:
-                self._unsaved = False
+            while self._unsaved and (self._urgent or not self._resting):
+                self._unsaved = self._urgent = self._failed = stored = False
+                if not self._resting:
+                    self._resting = True
+                    self._timers.after(SAVE_EVERY_S, self._rested)
                 # Also after a failure: the signer may have stored what it did not confirm.
                 self._version += 1
                 await self._vault.keep_peers(self._version, self.book.snapshot())
+                stored = True
         except (Unavailable, CallerError, Refused) as error:
-            self._unsaved = True
+            self._failed = True
             self._log.warning("peers' states not stored", reason=str(error))
         finally:
             self._saving = False
+            self._unsaved = self._unsaved or not stored
+
+    def _rested(self) -> None:
+        self._resting = False
+        if not self._failed:
+            # Else the next change or minute tries again.
+            self._save()
 
     def _notice(self, event: str, peer: int, seen: SeenPeer) -> None:
         name, boot = self._roster.signer(peer).name, seen.boot.hex()[:BOOT_DIGITS]
         counter = f"peer_states|{event}"
         self.counters[counter] = self.counters.get(counter, 0) + 1
-        self._effects.audit(
-            self._audit.record(event, peer=name, version=seen.version, head=seen.head.hex(), boot=boot, bar=seen.bar)
-        )
+        refused = event != "peer-accepted"  # an operator's acceptance serves once
+        self._notices[peer] = self._notices.get(peer, 0) + refused
+        if refused and self._notices[peer] > NOTICES:
+            self._left_out[peer] = self._left_out.get(peer, 0) + 1
+            return
+        facts: dict[str, str | int | bool | list[int]] = {"head": seen.head.hex(), "boot": boot, "bar": seen.bar}
+        if left_out := self._left_out.pop(peer, 0):
+            facts["left_out"] = left_out
+        self._effects.audit(self._audit.record(event, peer=name, version=seen.version, **facts))
+        self._urgent = self._unsaved
+        self._save()
 
     def _run(self, routine: Coroutine[Any, Any, None]) -> None:
         def ended(task: Task[None]) -> None:

@@ -11,7 +11,9 @@ import msgspec
 import pytest
 
 from enclave import wire
-from enclave.standing import PERIOD_S
+from enclave.audit import ChainEnd
+from enclave.errors import RolledBack
+from enclave.standing import NOTICES, NOTICES_PERIODS, PERIOD_S, SAVE_EVERY_S
 from policies.acceptance import AcceptedState
 from tests.adversarial.conftest import COMMITTEE, Desk
 from tests.adversarial.test_signing import finish, only, verify
@@ -243,6 +245,59 @@ def test_while_the_hsm_is_away_nothing_is_lost(desk: Desk) -> None:
     net.advance(PERIOD_S)
     assert net.members[1].core._standing.book.seen(2) is not None
     assert net.members[1].core._standing._unsaved is False
+
+
+def test_a_peer_that_shows_new_states_without_end_costs_few_writes_and_none_is_lost(desk: Desk) -> None:
+    net = desk.net
+    net.advance(PERIOD_S)
+    net.advance(PERIOD_S)
+    book, before = net.members[1].core._standing.book, net.members[1].store["peers", "peers"].version
+    seen = book.seen(2)
+    assert seen is not None
+    for number in range(1, 201):
+        book.on_told(2, seen.boot, seen, ChainEnd(seen.version + number, bytes(32)))
+        net.run()
+    assert net.members[1].store["peers", "peers"].version == before  # the states told last were stored just now
+    net.advance(SAVE_EVERY_S)
+    assert net.members[1].store["peers", "peers"].version == before + 1
+    come_back(desk, 1)
+    found = net.members[1].core._standing.book.seen(2)
+    assert found is not None
+    assert found.version == seen.version + 200
+
+
+def test_what_a_refusal_was_found_by_is_stored_at_once(desk: Desk) -> None:
+    net = desk.net
+    net.advance(PERIOD_S)
+    net.advance(PERIOD_S)
+    book = net.members[1].core._standing.book
+    seen = book.seen(2)
+    assert seen is not None
+    book.on_told(2, seen.boot, seen, ChainEnd(seen.version + 1, bytes(32)))
+    net.run()
+    with pytest.raises(RolledBack):
+        book.on_told(2, seen.boot, seen, ChainEnd(seen.version - 1, bytes(32)))
+    net.run()
+    come_back(desk, 1)
+    found = net.members[1].core._standing.book.seen(2)
+    assert found is not None
+    assert found.bar == "rewound"
+
+
+def test_a_peer_that_is_refused_again_and_again_does_not_fill_the_audit_chain(desk: Desk) -> None:
+    standing = desk.net.members[1].core._standing
+    seen = standing.book.seen(2)
+    assert seen is not None
+    for _ in range(100):
+        standing._notice("peer-rolled-back", 2, seen)
+    desk.net.run()
+    told = [event for event in events(desk.net.members[1]) if event["event"] == "peer-rolled-back"]
+    assert len(told) == NOTICES
+    for _ in range(NOTICES_PERIODS):
+        desk.net.advance(PERIOD_S)
+    standing._notice("peer-rolled-back", 2, seen)
+    desk.net.run()
+    assert events(desk.net.members[1])[-1]["left_out"] == 100 - NOTICES
 
 
 # --- copies ---
