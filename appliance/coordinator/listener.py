@@ -14,23 +14,21 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 
 import structlog
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
 
 from appliance.coordinator.admission import network_of
 from appliance.coordinator.config import LimitSettings
-from appliance.coordinator.problems import of_http, problem
+from appliance.coordinator.http_server import HttpServer
 from appliance.coordinator.rates import Limited, Rates
 from appliance.expiry import TlsFiles
 from policies.errors import Unavailable
-from policies.repeats import Allowance, Repeats, of_strangers
+from policies.repeats import Repeats, of_strangers
 
 HANDSHAKE_TIMEOUT_S = 10.0
 TLS_SHUTDOWN_TIMEOUT_S = 5.0
-LINGERING_S = 2.0
 # How long a receiver may take nothing of an answer.
 STALLED_MS = 30_000
 BACKLOG = 1024
@@ -40,8 +38,6 @@ REPORT_EVERY_S = 10.0
 RESERVED_FILES = 512
 # How long an address takes to fill its share of connections once more; never slower than so many a second.
 REFILL_S, LEAST_PER_S = 10.0, 10.0
-
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 log = structlog.get_logger()
 
@@ -60,7 +56,7 @@ class Listener:
         self._fatal = fatal
         self._what, self._tls, self._limits = what, tls, limits
         self._runner = web.AppRunner(app, access_log=None)
-        self._server: _Server | None = None
+        self._server: HttpServer | None = None
         self._sockets: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._by_address: Counter[str] = Counter()
@@ -77,7 +73,7 @@ class Listener:
         await self._runner.setup()
         inner = self._runner.server
         assert inner is not None
-        self._server = _Server(inner, self._limits.idle_timeout_s, self._strangers)
+        self._server = HttpServer(inner, self._limits.idle_timeout_s, self._strangers)
         try:
             self._sockets = await _listening(host, port)
         except OSError as error:
@@ -223,78 +219,6 @@ class _Once:
         call, self._call = self._call, None
         if call is not None:
             call()
-
-
-class _Server(web.Server):
-    """aiohttp's server with protocols of our own."""
-
-    def __init__(self, inner: web.Server, idle_timeout_s: float, strangers: Allowance) -> None:
-        self._strangers = strangers
-        self._idle_timeout_s = idle_timeout_s
-        super().__init__(_answering(inner.request_handler), request_factory=inner.request_factory)
-
-    def protocol(self, lost: Callable[[], None]) -> _Protocol:
-        """For a new connection; `lost` is called when it has ended."""
-        protocol = _Protocol(
-            self,
-            loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type]
-            keepalive_timeout=self._idle_timeout_s,
-            lingering_time=LINGERING_S,
-            auto_decompress=False,
-        )
-        protocol.lost, protocol.strangers = lost, self._strangers
-        return protocol
-
-
-class _Protocol(web.RequestHandler):
-    """HTTP of one connection. What is no HTTP, and what no handler foresaw, is answered by a problem, logged once."""
-
-    lost: Callable[[], None]
-    strangers: Allowance
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """The connection has ended."""
-        super().connection_lost(exc)
-        self.lost()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """The answer to what could not be parsed, or was raised past all handlers."""
-        if status < 500:
-            detail = (message or "").splitlines()
-            told = detail[0][:200] if detail else "not HTTP/1.1"
-            if (not_told := self.strangers.not_told()) is not None:
-                log.info("no-http", remote=request.remote, reason=told, **not_told)
-            response = (
-                problem(431, "header-too-large", "Header too large", "the request line or a header is too large")
-                if isinstance(exc, LineTooLong)
-                else problem(400, "malformed-http", "Malformed HTTP", told)
-            )
-        else:
-            log.error("request-failed", remote=request.remote, exc_info=exc)
-            response = problem(500, "internal-error", "Internal error", "this is a fault of the coordinator")
-        if request.writer.output_size > 0:
-            raise ConnectionError("part of an answer has been sent already")
-        response.force_close()
-        return response
-
-
-def _answering(handler: Handler) -> Handler:
-    """`handler`, with aiohttp's own refusals as problems too."""
-
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except web.HTTPException as error:
-            return of_http(error)
-
-    return answer
 
 
 def usable_connections(wanted: int) -> int:
