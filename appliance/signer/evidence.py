@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from enclave import wire
 
 MAX_FILES = 32
 SUFFIX = ".evidence"
+UNFINISHED = f"{SUFFIX}.new"
 
 log = structlog.get_logger()
 
@@ -25,6 +27,9 @@ class EvidenceFiles:
         self._directory, self._clock = directory, wall_clock
         self._name = b""
         self._parts: list[bytes] = []
+        # One file at a time: each counts those that are there.
+        self._writing = threading.Lock()
+        self._swept = False
 
     def take(self, part: wire.EvidencePart) -> bytes | None:
         """The whole file, once its last part is here. Raises `Malformed` for parts out of order."""
@@ -50,13 +55,26 @@ class EvidenceFiles:
             log.warning("evidence-kept", file=str(self._directory / name))
 
     def _write(self, name: str, data: bytes) -> None:
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        kept = sorted(self._directory.glob(f"*{SUFFIX}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-        for path in kept[: max(0, len(kept) - MAX_FILES + 1)]:
-            path.unlink()
-        temporary = self._directory / f"{name}.new"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._directory / name)
+        with self._writing:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._sweep()
+            kept = sorted(self._directory.glob(f"*{SUFFIX}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+            for path in kept[: max(0, len(kept) - MAX_FILES + 1)]:
+                path.unlink()
+            temporary = self._directory / f"{name.removesuffix(SUFFIX)}{UNFINISHED}"
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(self._directory / name)
+            except OSError:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def _sweep(self) -> None:
+        """What an earlier process has not finished, once."""
+        if not self._swept:
+            for path in self._directory.glob(f"*{UNFINISHED}"):
+                path.unlink()
+            self._swept = True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from appliance.signer.evidence import MAX_FILES, EvidenceFiles
+from appliance.signer.evidence import MAX_FILES, SUFFIX, UNFINISHED, EvidenceFiles
 from enclave import wire
 
 NAME = b"n" * 32
@@ -61,3 +63,38 @@ async def test_the_oldest_goes(tmp_path: Path) -> None:
 async def test_a_disk_that_does_not_take_it_costs_the_file_alone(tmp_path: Path) -> None:
     (tmp_path / "evidence").write_text("a file where the directory should be")
     await EvidenceFiles(tmp_path / "evidence").keep(part(1, 1), b"data")
+
+
+async def test_a_failed_write_leaves_nothing_and_what_an_earlier_process_left_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"1-presign-ab{UNFINISHED}").write_bytes(b"half")
+    files = EvidenceFiles(tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        await files.keep(part(1, 1), b"data")
+    assert os.listdir(tmp_path) == []
+    await files.keep(part(1, 1), b"data")
+    assert [name.endswith(SUFFIX) for name in os.listdir(tmp_path)] == [True]
+
+
+async def test_many_at_once_are_written_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, inside, most = EvidenceFiles(tmp_path), 0, 0
+    sync = os.fsync
+
+    def counted(descriptor: int) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        sync(descriptor)
+        inside -= 1
+
+    monkeypatch.setattr(os, "fsync", counted)
+    await asyncio.gather(
+        *(files.keep(part(1, 1, name=bytes([number]) * 32), b"data") for number in range(MAX_FILES + 8))
+    )
+    assert (most, len(os.listdir(tmp_path))) == (1, MAX_FILES)
