@@ -96,6 +96,14 @@ def claimed_name(network: str, jws: str, body: bytes) -> bytes | None:
         return None
 
 
+def claimed_client(jws: str) -> str:
+    """The id of the client that a request claims to be of, unverified; empty where it names none."""
+    try:
+        return msgspec.json.decode(_decode(jws.partition(".")[0]), type=_NamedHeader).kid
+    except (Refused, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
 def parse_strictly(data: bytes, kind: type[T], rule: str) -> T:
     """`data` as JSON that no two parsers read differently. Raises `Refused` with `rule`, and nothing else."""
     try:

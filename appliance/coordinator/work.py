@@ -29,6 +29,7 @@ from enclave import wire
 from policies.errors import Unavailable
 from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
+from policies.signed_requests import claimed_client
 
 MAX_UNDER_WAY = 4096
 MAX_BATCHES_UNDER_WAY = 64
@@ -144,6 +145,7 @@ class Work:
             jws=client.jws,
             created_at_ms=int(self._clock() * 1000),
             digest=hashlib.sha256(len(path).to_bytes(4, "big") + path + client.body).digest(),
+            client=claimed_client(client.jws),
         )
 
     @property

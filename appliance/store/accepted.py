@@ -18,6 +18,9 @@ CONFLICT = "request/external-id"
 # Between an external id that was released and the id of the request that it was: none contains it.
 RELEASED = "#"
 
+# Between an external id and the client whose it is: none contains it.
+OWNED = "/"
+
 metadata = MetaData()
 
 
@@ -48,7 +51,8 @@ external_ids = Table(
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as it was accepted. `digest`: 32 bytes over path and body, what idempotency compares."""
+    """A request as it was accepted. `client`: who signed it, and whose external id it is (empty: nobody's in
+    particular). `digest`: 32 bytes over path and body, what idempotency compares."""
 
     id: str
     external_id: str
@@ -57,6 +61,12 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     jws: str
     created_at_ms: int
     digest: bytes
+    client: str = ""
+
+    @property
+    def name(self) -> str:
+        """What is unique: clients' external ids do not meet (SPEC 4.10)."""
+        return self.external_id + OWNED + self.client if self.client else self.external_id
 
 
 class Acceptance(msgspec.Struct, frozen=True):
@@ -83,7 +93,7 @@ def request_row(request: Accepted) -> dict[str, object]:
     """The row of a request that was just accepted."""
     return {
         "id": request.id,
-        "external_id": request.external_id,
+        "external_id": request.name,
         "path": request.path,
         "body": request.body,
         "jws": request.jws,
@@ -100,11 +110,11 @@ def accept(
 ) -> Acceptance:
     """Insert `values` by `statement`, unless the external id is known; `restart` the request it stands for, where that
     has failed. Raises `ExternalIdTaken`."""
-    external = {"external_id": request.external_id, "digest": request.digest, "id": request.id}
+    external = {"external_id": request.name, "digest": request.digest, "id": request.id}
     if _INSERT_EXTERNAL.run(connection, external).rowcount == 1:
         statement.run(connection, values)
         return Acceptance(request.id, new=True, run=True)
-    known = _SELECT_EXTERNAL.one(connection, {"external_id": request.external_id})
+    known = _SELECT_EXTERNAL.one(connection, {"external_id": request.name})
     if known is None:
         raise Bug(f"externalId {request.external_id} is neither new nor known")
     if known["digest"] != request.digest:
@@ -123,7 +133,7 @@ def restarting(table: Table) -> Statement:
 
 def releasing(table: Table) -> Statement:
     """Takes its external id from a request (`release`)."""
-    held = ~table.c.external_id.contains(RELEASED)
+    held = ~table.c.external_id.endswith(RELEASED + table.c.id)
     changed = table.c.external_id + RELEASED + table.c.id
     return Statement(update(table).where(table.c.id == parameter("row"), held).values(external_id=changed))
 
@@ -136,4 +146,4 @@ def release(connection: Connection, statements: Iterable[Statement], request_id:
 
 def shown_external_id(external_id: str) -> str:
     """As its client wrote it."""
-    return external_id.partition(RELEASED)[0]
+    return external_id.partition(OWNED)[0].partition(RELEASED)[0]

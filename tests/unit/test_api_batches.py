@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import pathlib
 import sqlite3
@@ -18,7 +19,7 @@ from appliance.api.results import Failed, Rejected
 from appliance.api.signatures import SignatureRefused
 from appliance.cli.sign import _batch
 from appliance.store import CoordinatorStore
-from appliance.store.accepted import Acceptance, Accepted
+from appliance.store.accepted import Acceptance, Accepted, ExternalIdTaken, shown_external_id
 from policies.errors import CallerError
 from policies.requests import HashBatch
 
@@ -114,4 +115,39 @@ async def test_a_store_of_the_revision_before_is_taken_over(
     assert (row.state, row.count, row.result) == ("Signed", 3, b"[]")
     await store.close()
     with sqlite3.connect(path) as connection:
-        assert connection.execute("select version_num from alembic_version").fetchall() == [("c0003",)]
+        assert connection.execute("select version_num from alembic_version").fetchall() == [("c0004",)]
+
+
+def jws_of(client: str) -> str:
+    header = base64.urlsafe_b64encode(msgspec.json.encode({"kid": client})).decode().rstrip("=")
+    return f"{header}..AA"
+
+
+async def test_external_ids_are_a_clients_own_also_those_of_an_older_store(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, upgrade = tmp_path / "coordinator.db", alembic.command.upgrade
+    with monkeypatch.context() as patched:
+        patched.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "c0003"))
+        old = CoordinatorStore.open(path)
+    asked = Accepted(
+        id="sig_1", external_id="s", path="p", body=b"", jws=jws_of("alice"), created_at_ms=1, digest=bytes(32)
+    )
+    await old.accept_signature(asked, "key_1", "Hash", ())
+    await old.close()
+    store = CoordinatorStore.open(path)
+    again = replace(asked, id="sig_2", client="alice")
+    assert await store.accept_signature(again, "key_1", "Hash", ()) == Acceptance("sig_1", False, False)
+    other = replace(asked, id="sig_3", client="bob", jws=jws_of("bob"), digest=b"\x01" * 32)
+    assert await store.accept_signature(other, "key_1", "Hash", ()) == Acceptance("sig_3", True, True)
+    with pytest.raises(ExternalIdTaken, match="externalId s was used"):
+        await store.accept_signature(replace(other, id="sig_4", client="alice"), "key_1", "Hash", ())
+    assert [shown_external_id(row.external_id) for row in store.unfinished_signatures()] == ["s", "s"]
+    # Released by one, it stays the other's; and what was released can be used anew.
+    await store.release("sig_3")
+    assert await store.accept_signature(replace(other, id="sig_5"), "key_1", "Hash", ()) == Acceptance(
+        "sig_5", True, True
+    )
+    assert await store.accept_signature(again, "key_1", "Hash", ()) == Acceptance("sig_1", False, False)
+    assert {shown_external_id(row.external_id) for row in store.unfinished_signatures()} == {"s"}
+    await store.close()
