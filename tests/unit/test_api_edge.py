@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import structlog
 
+from appliance import pki
 from appliance.coordinator import api as api_module
 from appliance.coordinator.config import LimitSettings
 from appliance.tls import client_context
@@ -180,6 +181,25 @@ async def test_a_flood_of_what_is_no_http_leaves_few_lines(net: FakeNetwork) -> 
                 await connection.send(b"hello\r\n\r\n")
                 assert (await connection.answer())[0] == 400
     assert STRANGERS_TOLD_AT_ONCE <= len([line for line in logs if line["event"] == "no-http"]) < flood
+
+
+async def test_certificates_of_strangers_at_many_addresses_leave_few_lines(net: FakeNetwork) -> None:
+    flood = STRANGERS_TOLD_AT_ONCE + 30
+    pki.issue(pki.make_ca("other"), "signer-1", pki.Purpose.CLIENT).write(
+        net.files.path("x.pem"), net.files.path("x.key")
+    )
+    tls = client_context(net.files.path("ca.pem"), net.files.path("x.pem"), net.files.path("x.key"))
+    port = int(net.gateway.rpartition(":")[2])
+    with structlog.testing.capture_logs() as logs:
+        for number in range(flood):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", port, ssl=tls, server_hostname="localhost", local_addr=(f"127.0.1.{number + 1}", 0)
+            )
+            with contextlib.suppress(OSError, ssl.SSLError):
+                await reader.read()
+            writer.close()
+    told = [line for line in logs if line["event"] == "certificate-refused"]
+    assert STRANGERS_TOLD_AT_ONCE <= len(told) < flood
 
 
 # --- slow senders ---
