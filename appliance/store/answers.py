@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -27,7 +28,7 @@ from appliance.store.statements import Statement, parameter
 from enclave import wire
 
 KEPT_S = 7 * 24 * 3600
-# Every so many answers, at most so many of the oldest are looked at and deleted where their time is over.
+# Every so many answers, at most so many whose time is over are deleted.
 SWEEP_EVERY, SWEEP_ROWS = 4096, 8192
 
 
@@ -39,6 +40,7 @@ def answers_table(metadata: MetaData) -> Table:
         Column("name", LargeBinary, primary_key=True),
         Column("answer", LargeBinary, nullable=False),
         Column("at_s", Integer, nullable=False),
+        Index("answers_at_s", "at_s"),
     )
 
 
@@ -56,8 +58,8 @@ class AnswerStore:
         )
         self._get = Statement(select(table.c.answer).where(table.c.name == parameter("name")))
         rowid: ColumnElement[int] = literal_column("rowid")
-        oldest = select(rowid).select_from(table).order_by(rowid).limit(SWEEP_ROWS)
-        self._sweep = Statement(delete_from(table).where(rowid.in_(oldest), table.c.at_s < now_s - KEPT_S))
+        over = select(rowid).select_from(table).where(table.c.at_s < now_s - KEPT_S).limit(SWEEP_ROWS)
+        self._sweep = Statement(delete_from(table).where(rowid.in_(over)))
         self._written = 0
 
     def write(self, connection: Connection, answer: wire.Answer) -> None:

@@ -136,6 +136,28 @@ async def test_answers_are_forgotten_after_their_time(tmp_path: pathlib.Path, mo
     await store.close()
 
 
+async def test_answers_that_are_given_again_do_not_keep_others_from_being_forgotten(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "SWEEP_EVERY", 2)
+    monkeypatch.setattr(answers, "SWEEP_ROWS", 1)
+    again, old = (msgspec.structs.replace(KEPT, name=bytes([number]) * 32) for number in (1, 2))
+    store = SignerStore.open(tmp_path / "s.db")
+    for kept in (again, old):
+        await store.append_audit([], (), wire.Answer(kept, SHARE))
+    await store.close()
+    with sqlite3.connect(tmp_path / "s.db") as connection:
+        connection.execute("UPDATE answers SET at_s = at_s - ?", (answers.KEPT_S + 1,))
+    store = SignerStore.open(tmp_path / "s.db")
+    for _ in range(2):
+        await store.append_audit([], (), wire.Answer(again, SHARE))
+    assert store.answer(again.name) is not None
+    assert store.answer(old.name) is None
+    plan = store._database.reader.exec_driver_sql("EXPLAIN QUERY PLAN SELECT rowid FROM answers WHERE at_s < 1").all()
+    assert "answers_at_s" in str(plan)
+    await store.close()
+
+
 @pytest.mark.parametrize(
     ("jws", "body"),
     [("..", b"{}"), ("!..x", b"{}"), (f"{HEADER}..x", b"[1"), (f"{HEADER}..x", b'{"externalId":7}'), ("", b"\xff")],
