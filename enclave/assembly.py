@@ -166,6 +166,7 @@ class EnclaveCore:
             setup_turn=SetupTurn(self._outside.clock),
             links=self._links,
             ceremonies=self._ceremonies,
+            timers=self.timers,
             vault=Vault(network, self._config.index, self._outside.on_hsm, self._outside.hsm_state, self.effects.store),
             pool=self.pool,
             prss=self._prss,

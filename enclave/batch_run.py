@@ -37,6 +37,8 @@ class WorkerRun(CeremonyRun):
         self._frames = dict.fromkeys(batch_key.committee, 0)
         self._parts: list[bytes] = []
         self.charges: list[Charge] = []
+        self.given_up: KeymootError | None = None
+        """Why this end gave the batch up, if it did; the worker's answer is awaited."""
 
     def receive(self, sender: int, frame: bytes) -> None:
         # Unverified, and the worker may be busy: what can wait for it is bounded here.

@@ -9,9 +9,11 @@ from enclave.opening import Surroundings, open_ceremony
 from enclave.pool import BatchKey
 from enclave.protocol import presign
 from enclave.wire import MAX_PRESIGNATURES, PresignDone, PresignOrder, encode
-from enclave.worker import Begin, Charged, End, Finished, FromWorker, Incoming, Outgoing
+from enclave.worker import Begin, Charged, End, Failed, Finished, FromWorker, Incoming, Outgoing
 
 MAX_BATCHES_UNDER_WAY = 4
+# How long the worker may take to answer for a batch that was given up; it may be busy with others.
+ANSWER_S = 60.0
 
 
 class Batches:
@@ -77,14 +79,27 @@ class Batches:
         if isinstance(message, Outgoing):
             self._around.send(run.ticket.coordinator, message.receiver, True, message.frame)
         elif isinstance(message, Finished):
-            del self._batches[message.sid]
-            self._insert(run, message)
+            # One that was given up meanwhile is nobody's: the worker's answer to that follows.
+            if run.given_up is None:
+                del self._batches[message.sid]
+                self._insert(run, message)
         elif isinstance(message, Charged):
             run.take_charge(message)
         else:
-            self._batches.pop(message.sid, None)
-            self._finished.pop(message.sid, None)
-            self._around.ceremonies.fail(run.ticket, report_failed(run.ticket, message), run.charges)
+            self._answered(run, message)
+
+    def _answered(self, run: WorkerRun, message: Failed) -> None:
+        """The worker has ended a batch: by itself, or because it was given up."""
+        ticket = run.ticket
+        finished = self._finished.pop(ticket.context, None) is not None
+        self._batches.pop(ticket.context, None)
+        verdict = bool(message.culprits or message.group)
+        if finished and not verdict and (run.given_up is not None or message.kind != "peer"):
+            self._around.ceremonies.forget(ticket.context)
+        elif isinstance(run.given_up, LinkFault) and not verdict:
+            self._around.ceremonies.fail(ticket, failed_report(ticket, run.given_up, ()))
+        else:
+            self._around.ceremonies.fail(ticket, report_failed(ticket, message), run.charges)
 
     def _insert(self, run: WorkerRun, finished: Finished) -> None:
         # SPEC 3.9: a batch of another epoch, or with a member that has rebooted since, is worthless.
@@ -105,15 +120,25 @@ class Batches:
         around.report(ticket.coordinator, done, (entry,), None)
 
     def give_up_batch(self, run: WorkerRun, error: KeymootError) -> None:
-        """Stop a batch in the worker. After a time-out its answer says whom it was waiting for."""
-        if self._finished.pop(run.ticket.context, None) is not None:
-            self._around.ceremonies.forget(run.ticket.context)
-            self._end_in_worker(run.ticket.context, str(error))
-        elif run.ticket.context in self._batches:
-            self._end_in_worker(run.ticket.context, str(error))
-            if isinstance(error, LinkFault):
-                del self._batches[run.ticket.context]
-                self._around.ceremonies.fail(run.ticket, failed_report(run.ticket, error, ()))
+        """Stop a batch in the worker. Its answer says whom it was waiting for, or whom it can convict: a cheater that
+        breaks its link does not get away from what the others hold (SPEC 0.10)."""
+        context = run.ticket.context
+        if context not in self._batches and context not in self._finished:
+            return
+        if run.given_up is None:
+            run.given_up = error
+            self._end_in_worker(context, str(error))
+            self._around.timers.after(ANSWER_S, lambda: self._unanswered(run, error))
+        elif context in self._finished and not isinstance(error, LinkFault):
+            self._unanswered(run, error)
+
+    def _unanswered(self, run: WorkerRun, error: KeymootError) -> None:
+        """Wait for the worker no longer."""
+        ticket = run.ticket
+        if self._finished.pop(ticket.context, None) is not None:
+            self._around.ceremonies.forget(ticket.context)
+        elif self._batches.pop(ticket.context, None) is not None:
+            self._around.ceremonies.fail(ticket, failed_report(ticket, error, ()))
 
     def _end_in_worker(self, sid: bytes, reason: str) -> None:
         self._around.to_worker(encode(End(sid, reason[:500])))

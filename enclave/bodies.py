@@ -115,6 +115,11 @@ class BodyLog:
         """The reference to a broadcast body that is or was here."""
         return self._refs.get((round_number, sender, BROADCAST))
 
+    def known(self, round_number: int, sender: int) -> BodyRef | None:
+        """The reference to a broadcast body that is or was here, or of which another member told."""
+        place = (round_number, sender, BROADCAST)
+        return self._refs.get(place) or self._heard.get(place)
+
     def broadcast_refs(self) -> tuple[BodyRef, ...]:
         """References to all broadcast bodies, by round and sender."""
         return tuple(ref for _, ref in sorted(self._refs.items()) if ref.receiver == BROADCAST)

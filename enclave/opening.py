@@ -17,7 +17,7 @@ from enclave.pool import PresignaturePool
 from enclave.prss_state import PrssState
 from enclave.setup_turn import SetupTurn
 from enclave.shares import Vault
-from enclave.tasks import Promise
+from enclave.tasks import Promise, Timers
 from enclave.wire import AuditEntry, Kept, ReportBody, SignedNonce
 from policies.roster import Roster
 
@@ -32,6 +32,7 @@ class Surroundings:
     setup_turn: SetupTurn
     links: Links
     ceremonies: Ceremonies
+    timers: Timers
     vault: Vault
     pool: PresignaturePool
     prss: PrssState

@@ -83,7 +83,7 @@ class Incoming(Wire, frozen=True, tag=2):
 
 
 class End(Wire, frozen=True, tag=3):
-    """Main → worker: give the batch up (deadline, link gone)."""
+    """Main → worker: give the batch up (deadline, link gone). Answered by `Failed`, unless that is under way."""
 
     sid: Bytes32
     reason: ShortText
@@ -158,7 +158,6 @@ class _Run:
         opener = Opener(facts, rules, sub_seeds)
         self._blame = Blame(facts, self._session, log, self._transmit, opener, proof_bytes(begin.count))
         routine = presign.presign(self._session, curve, begin.tolerate, begin.count, sub_seeds)
-        self._delivered = False
         self.task: Task[Outcome] = Task(accountable(routine, self._blame, self._deliver), self._ended)
 
     def receive(self, message: Incoming) -> None:
@@ -180,7 +179,6 @@ class _Run:
             self._emit(encode(Outgoing(self._sid, receiver, frame)))
 
     def _deliver(self, batch: presign.Batch) -> None:
-        self._delivered = True
         cpu_us = time.process_time_ns() // 1000
         self._emit(encode(Finished(self._sid, batch.inverse_shares, batch.points, cpu_us)))
 
@@ -190,7 +188,7 @@ class _Run:
             for charge in outcome.charges:
                 self._emit_charge(charge)
             self._emit(encode(describe_outcome(self._sid, outcome, self._session.round)))
-        elif isinstance(outcome, KeymootError) and not self._delivered:
+        elif isinstance(outcome, KeymootError):
             self._emit(encode(describe_failure(self._sid, outcome, self.missing(), self._session.round)))
 
     def _emit_charge(self, charge: Charge) -> None:

@@ -31,7 +31,8 @@ class Opener:
         # Everybody's signed abort, our own among them: nobody who follows the protocol has confirmed, or ever will.
         if not all(isinstance(stop, Stop) and stop.confirmation is None for stop in stops):
             return False
-        if any(log.ref(CONFIRMATION, j) is not None for j in members) or log.conflicts:
+        # Ours too: a fork of us may have signed it.
+        if any(log.known(CONFIRMATION, j) is not None for j in members) or log.conflicts:
             return False
         complete = self._complete_rounds(said)
         failing = self._rules.failing_round(self._facts, log, complete)

@@ -83,7 +83,7 @@ class PresignRules(Rules):
 
     def candidates(self, facts: Facts, log: BodyLog, me: int) -> Iterator[Charge]:  # noqa: ARG002
         for j in facts.members:
-            stop, confirmed = log.body(STOP, j), log.ref(CONFIRMATION, j)
+            stop, confirmed = log.body(STOP, j), log.known(CONFIRMATION, j)
             if stop is not None and confirmed is not None:
                 yield Charge("both-signed", (stop,), (confirmed,))
             body = log.body(CONFIRMATION, j)

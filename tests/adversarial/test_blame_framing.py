@@ -331,6 +331,18 @@ def test_a_fork_cannot_open_what_its_twin_confirmed() -> None:
     assert forked.opened() - {CHEATER} == set()
 
 
+@pytest.mark.parametrize("twin", [1, 3])
+def test_a_fork_that_is_told_of_a_confirmation_opens_nothing(twin: int) -> None:
+    """The confirmation that a twin signed is with one other member alone, whose views name it to the fork too."""
+    running = wrong_batch()
+    running.start()
+    confirmed = running.sign(twin, 5, BROADCAST, bytes(32) + wire.encode(presign.Confirmation(bytes(32))))
+    running.parties[4 - twin].log.add(confirmed.ref, confirmed.content)
+    running.deliver()
+    running.end()
+    assert no_seed(running)
+
+
 def test_without_the_confirmation_the_same_members_open() -> None:
     """What the test above would look like if it proved nothing."""
     running = court("presign", m=2, alters={CHEATER: wrong_check})

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from enclave import ceremonies, wire, worker
+from enclave.channels.frames import CEREMONY_FRAME
 from enclave.evidence import Evidence, evidence_digest, verify_evidence
 from enclave.protocol import keygen, presign, setup
 from enclave.protocol.session import RoundMessage, Session
@@ -22,10 +23,11 @@ from policies.roster import Roster
 from tests.adversarial.conftest import COMMITTEE, make_net
 from tests.adversarial.test_presign_cheats import plus
 from tests.fakes.clients import TestClient
-from tests.fakes.enclaves import Net
+from tests.fakes.enclaves import COORDINATOR, Net
 from tests.fakes.rounds import CHEATER, Alter, CheatingSession
 
 HONEST = (1, 3)
+ROUND_AT = 34
 
 
 def wrong_product(message: RoundMessage, _: int | None) -> RoundMessage:
@@ -164,6 +166,66 @@ def test_a_body_of_no_round_over_real_channels(
     assert failures(net) == {1: expected, 3: expected}
     for j in HONEST:
         assert [verify_evidence(file, net.roster).verdict.culprits for file in evidence_of(net, j)] == [(CHEATER,)]
+
+
+def test_breaking_the_link_does_not_save_whom_a_proof_convicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong confirmation convicts by itself. Behind it the cheater sends more frames than the protocol has: the
+    enclave sees these before its worker has answered."""
+    net, client = running()
+    real, held = Session.broadcast, []
+
+    def broadcast(self: Session, message: RoundMessage) -> None:
+        wrong = self.me == CHEATER and isinstance(message, presign.Confirmation)
+        real(self, presign.Confirmation(bytes(32)) if wrong else message)
+
+    def relay(sender: int, receiver: int, data: bytes) -> list[tuple[int, int, bytes]]:
+        if not of_cheater(sender, data) or data[ROUND_AT] < len(presign.ROUNDS):
+            return [(sender, receiver, data)]
+        if data[ROUND_AT] == len(presign.ROUNDS):
+            held.append((receiver, data))
+        return []
+
+    monkeypatch.setattr(Session, "broadcast", broadcast)
+    net.relay = relay
+    cheat_in(net, client, "presign")
+    assert sorted(receiver for receiver, _ in held) == [1, 3]
+    for receiver, data in held:
+        for _ in range(9):
+            net.tell(receiver, wire.PeerFrame(COORDINATOR, CHEATER, data))
+    net.run()
+    assert {j: found[1] for j, found in failures(net).items()} == {1: (CHEATER,), 3: (CHEATER,)}
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_link_that_breaks_without_a_proof_is_the_links_fault(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where the worker does not answer, the batch ends all the same."""
+    net, client = running()
+    if late:
+        monkeypatch.setattr(worker.Worker, "handle", ignoring_ends(worker.Worker.handle))
+    # Spoiled ones; or too many, of which this end knows by itself.
+    spoil = (lambda d: [d] * 9) if late else (lambda d: [d[:-1] + bytes([d[-1] ^ 1])])
+    net.relay = lambda s, r, d: [(s, r, each) for each in (spoil(d) if of_cheater(s, d) else [d])]
+    cheat_in(net, client, "presign")
+    if late:
+        assert not any(isinstance(said, wire.CeremonyFailed) for j in HONEST for said in net.drain()[j])
+        net.advance(61)
+        net.run()
+    failed = [said for j, said_by in net.drain().items() if j in HONEST for said in said_by]
+    kinds = [said.kind for said in failed if isinstance(said, wire.CeremonyFailed)]
+    assert kinds == ["link", "link"]
+    assert not any(isinstance(said, wire.Convicted) for said in failed)
+
+
+def of_cheater(sender: int, data: bytes) -> bool:
+    return sender == CHEATER and data[:1] == CEREMONY_FRAME
+
+
+def ignoring_ends(handle: Any) -> Any:
+    def handled(self: worker.Worker, message: Any) -> None:
+        if isinstance(message, worker.Begin):
+            handle(self, message)
+
+    return handled
 
 
 @pytest.fixture(scope="module")
