@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from pathlib import Path
 
 from enclave.errors import CallerError
@@ -29,13 +31,35 @@ def rewrap_gate_secrets(hsm: Hsm, network: str, signer: int, path: Path) -> bool
 
 
 def _write(path: Path, sealed: bytes) -> None:
+    """Replace the file, so that it is on disk when this returns. One that is there keeps its owner and mode."""
     temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+    # Made anew: what somebody left under this name would give it another owner and mode.
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
     with os.fdopen(descriptor, "wb") as file:
+        _keep_owner(path, temporary, descriptor)
         file.write(sealed)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _keep_owner(path: Path, temporary: Path, descriptor: int) -> None:
+    """Give the new file the owner and mode of the one at `path`. Raises `CallerError` where this user may not."""
+    with contextlib.suppress(FileNotFoundError):
+        old, new = path.stat(), os.fstat(descriptor)
+        if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+            try:
+                os.fchown(descriptor, old.st_uid, old.st_gid)
+            except PermissionError:
+                temporary.unlink()
+                raise CallerError(f"{path} belongs to another user: run this as its owner, or as root") from None
+        os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
 
 
 def open_gate_secrets(hsm: Hsm, network: str, signer: int, path: Path) -> GateKeys:
