@@ -19,7 +19,7 @@ import aiohttp
 import structlog
 
 from appliance import relay
-from appliance.expiry import why_unusable
+from appliance.expiry import LOOK_EVERY_S, CertificateWatch, TlsFiles, why_unusable
 from appliance.http_failures import describe
 from appliance.signer.config import CoordinatorSettings
 from appliance.signer.errors import LinkDown, LinkOverflow
@@ -103,8 +103,10 @@ class CoordinatorLink:
 
         The TLS files are read anew, so that renewed certificates are used from the next connection on.
         """
-        tls = client_context(self._settings.ca, self._settings.certificate, self._settings.key)
-        async with _http_session(tls) as http:
+        paths = (self._settings.ca, self._settings.certificate, self._settings.key)
+        tls = TlsFiles(partial(client_context, *paths), *paths)
+        watch = CertificateWatch([], [tls])
+        async with _http_session(tls.context) as http:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_S):
                     control = await self._open(http, relay.CONTROL_PATH)
@@ -119,10 +121,19 @@ class CoordinatorLink:
             log.info("coordinator-link-up", coordinator=self.name)
             started_s = time.monotonic()
             try:
-                await self._session.run(self._deliver)
+                await until_first_ends(self._session.run(self._deliver), self._until_withdrawn(tls, watch))
             finally:
                 if time.monotonic() - started_s > LONGEST_RETRY_S:
                     self._backoff.reset()
+
+    async def _until_withdrawn(self, tls: TlsFiles, watch: CertificateWatch) -> NoReturn:
+        """Nobody stays whom an authority let in that was withdrawn since. Raises `LinkDown` then."""
+        while not tls.withdrawn:
+            await asyncio.sleep(LOOK_EVERY_S)
+            watch.look()
+        raise LinkDown(
+            f"coordinator {self.name}: an authority was withdrawn from {self._settings.ca}", CHECK_COORDINATOR
+        )
 
     async def _open(self, http: aiohttp.ClientSession, path: str) -> aiohttp.ClientWebSocketResponse:
         connection = await http.ws_connect(

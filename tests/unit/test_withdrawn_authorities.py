@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pathlib
+import random
 import ssl
 from functools import partial
 
@@ -12,13 +14,17 @@ import pytest
 import structlog.testing
 from aiohttp import web
 
-from appliance import pki
+from appliance import pki, relay
 from appliance.coordinator.config import Reader
 from appliance.expiry import CertificateWatch, CurrentContext, TlsFiles
 from appliance.gate.config import GateConfig
 from appliance.gate.handler import make_app, refusing_outdated
+from appliance.signer import coordinator_link
+from appliance.signer.config import CoordinatorSettings
+from appliance.signer.coordinator_link import CoordinatorLink
 from appliance.tls import client_context, server_context
 from tests.fakes.coordinator_side import FakeNetwork, until
+from tests.fakes.signer_side import FakeCoordinator, attached
 from tests.fakes.tls import TlsFiles as Files
 
 READERS = (Reader(name="a", certificate="stays"), Reader(name="b", certificate="goes"))
@@ -85,6 +91,30 @@ async def test_signers_and_their_sessions(tmp_path: pathlib.Path) -> None:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as http:
             with pytest.raises((aiohttp.ClientError, OSError)):
                 await (await http.ws_connect(net.gateway + "/control")).receive_bytes()
+
+
+async def test_the_link_of_a_signer(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator_link, "LOOK_EVERY_S", 0.01)
+    files, trusted = Files.make(tmp_path), tmp_path / "c1-ca.pem"
+    own, other = files.ca.read_bytes(), pki.make_ca("other").certificate_pem
+    trusted.write_bytes(own)
+    async with FakeCoordinator.listening(files) as (coordinator, port):
+        settings = CoordinatorSettings(
+            "c1", f"https://localhost:{port}", trusted, files.client_certificate, files.client_key
+        )
+        link = CoordinatorLink(
+            settings, lambda: relay.Announce("test", attached()), lambda _: None, lambda: None, random.Random(1)
+        )
+        task = asyncio.create_task(link.run())
+        await coordinator.announced()
+        with structlog.testing.capture_logs() as logs:
+            trusted.write_bytes(own + other)
+            await until(lambda: any(one["event"] == "certificate-reloaded" for one in logs))
+            assert link.up
+            trusted.write_bytes(other)
+            await until(lambda: not link.up)
+        assert "an authority was withdrawn" in str(logs)
+        task.cancel()
 
 
 async def test_the_reference_gate(tmp_path: pathlib.Path) -> None:
