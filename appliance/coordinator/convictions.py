@@ -1,8 +1,9 @@
 """Signers that were convicted of breaking a protocol: left out of committees where enough others are there, until an
 operator readmits them (`keymoot coordinator readmit`).
 
-One enclave's word is no proof here. A signer counts as convicted when `t + 1` others have announced it: at least one of
-them follows the protocol, and such a one announces nothing that its evidence does not prove (SPEC 0.11).
+One enclave's word is no proof here. A signer counts as convicted when `t + 1` others have announced it of one ceremony:
+at least one of them follows the protocol, and such a one announces nothing that its evidence does not prove (SPEC
+0.11).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from policies.roster import Roster
 
 FILE = "convicted.json"
 REREAD_S = 1.0
+MAX_WORDS = 64
 MAX_FILE_BYTES = 64 * 1024
 
 log = structlog.get_logger()
@@ -59,7 +61,9 @@ class Convictions:
         """Raises `CallerError` for a file that is not one of ours."""
         self._roster, self._path, self._changed = roster, path, changed
         self._wall_clock, self._clock = wall_clock, clock
-        self._words: dict[int, dict[int, str]] = {}
+        # By reporter, so that none can push out another's: evidence by culprit and ceremony, newest last.
+        self._words: dict[int, dict[tuple[int, bytes], str]] = {}
+        self._spent: dict[str, bytes] = {}
         self._indices: dict[str, int] = {signer.name: signer.index for signer in roster.signers}
         self._seen: tuple[int, int] | None = None
         self._looked_s = clock()
@@ -80,21 +84,36 @@ class Convictions:
 
     def announced(self, reporter: int, report: wire.Convicted) -> None:
         """The enclave of `reporter` says that it has convicted somebody."""
+        self._reread()
         for culprit in report.culprits:
             if culprit == reporter or culprit not in self._roster.indices:
                 continue
-            words = self._words.setdefault(culprit, {})
-            words[reporter] = report.evidence.hex()
             name = self._roster.signer(culprit).name
-            if len(words) > self._roster.tolerate and name not in self._convicted:
-                self._convict(name, words, report)
+            if name in self._convicted or self._spent.get(name) == report.context:
+                continue
+            words = self._words.setdefault(reporter, {})
+            words[culprit, report.context] = report.evidence.hex()
+            if len(words) > MAX_WORDS:
+                del words[next(iter(words))]
+            said = {j: each[place] for j, each in self._words.items() if (place := (culprit, report.context)) in each}
+            if len(said) > self._roster.tolerate:
+                self._convict(name, said, report)
 
-    def _convict(self, name: str, words: dict[int, str], report: wire.Convicted) -> None:
-        by = tuple(self._roster.signer(index).name for index in sorted(words))
-        evidence = next((word for _, word in sorted(words.items()) if word.strip("0")), "")
+    def _forget(self, name: str) -> None:
+        """No word about a signer counts any more."""
+        for words in self._words.values():
+            for place in [place for place in words if place[0] == self._indices.get(name)]:
+                del words[place]
+
+    def _convict(self, name: str, said: dict[int, str], report: wire.Convicted) -> None:
+        by = tuple(self._roster.signer(index).name for index in sorted(said))
+        evidence = next((word for _, word in sorted(said.items()) if word.strip("0")), "")
         found = Conviction(int(self._wall_clock()), report.kind, report.step, report.reason, by, evidence)
-        # The words are spent: once it is readmitted, it takes as many again.
-        words.clear()
+        # The words are spent, and so is the ceremony: once it is readmitted, it takes as many again, of another one.
+        self._forget(name)
+        self._spent[name] = report.context
+        # An operator may have readmitted another a moment ago.
+        self._reread(at_once=True)
         self._convicted = {**self._convicted, name: found}
         log.error("signer-convicted", convicted=name, by=by, reason=report.reason, evidence=evidence)
         if self._path is not None:
@@ -106,13 +125,13 @@ class Convictions:
                 log.error("convictions-not-kept", file=str(self._path), reason=str(error)[:300])
         self._changed()
 
-    def _reread(self) -> None:
-        """Take up what an operator has changed in the file."""
-        if self._path is None or self._clock() - self._looked_s < REREAD_S:
+    def _reread(self, at_once: bool = False) -> None:
+        """Take up what an operator has changed in the file; one that was removed readmits everybody."""
+        if self._path is None or (not at_once and self._clock() - self._looked_s < REREAD_S):
             return
         self._looked_s = self._clock()
         stamp = _stamp(self._path)
-        if stamp == self._seen or stamp is None:
+        if stamp == self._seen:
             return
         try:
             now = read_convictions(self._path)
@@ -126,6 +145,7 @@ class Convictions:
         self._repeats.over("file")
         self._seen = stamp
         for name in self._convicted.keys() - now.keys():
+            self._forget(name)
             log.warning("signer-readmitted", readmitted=name)
         self._convicted = now
         self._changed()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from appliance.coordinator.convictions import Convictions, read_convictions, readmit
+from appliance.coordinator.convictions import MAX_WORDS, Convictions, read_convictions, readmit
 from appliance.coordinator.standing import Standing
 from enclave import wire
 from policies.errors import CallerError
@@ -22,8 +22,10 @@ class Clock:
         return self.now_s
 
 
-def word(*culprits: int, group: tuple[int, ...] = (), evidence: bytes = b"e" * 32) -> wire.Convicted:
-    return wire.Convicted(bytes(16), "presign", b"c" * 32, "3.4", "a wrong e_tau", culprits, group, evidence)
+def word(
+    *culprits: int, group: tuple[int, ...] = (), evidence: bytes = b"e" * 32, context: bytes = b"c" * 32
+) -> wire.Convicted:
+    return wire.Convicted(bytes(16), "presign", context, "3.4", "a wrong e_tau", culprits, group, evidence)
 
 
 Make = Callable[[], Convictions]
@@ -83,6 +85,76 @@ def test_a_restart_keeps_it_until_somebody_readmits(make: Make, tmp_path: Path, 
     assert convictions.indices() == frozenset()
     with pytest.raises(CallerError, match="not convicted"):
         readmit(tmp_path / "convicted.json", "signer-2")
+
+
+def test_words_of_several_ceremonies_do_not_add_up(make: Make) -> None:
+    convictions = make()
+    for number, reporter in enumerate((1, 3, 4, 5)):
+        convictions.announced(reporter, word(2, context=bytes([number]) * 32))
+    assert convictions.indices() == frozenset()
+    convictions.announced(3, word(2, context=bytes(32)))
+    convictions.announced(5, word(2, context=bytes(32)))
+    assert convictions.indices() == {2}
+
+
+def test_words_that_came_after_a_conviction_are_not_kept(make: Make, tmp_path: Path, clock: Clock) -> None:
+    """`t` liars are no more than `t` once the signer is readmitted, whatever they call the ceremony."""
+    convictions = make()
+    for reporter in (1, 3, 4, 5):
+        convictions.announced(reporter, word(2))
+    convictions.announced(5, word(2, context=b"d" * 32))
+    readmit(tmp_path / "convicted.json", "signer-2")
+    clock.now_s += 1.0
+    assert convictions.indices() == frozenset()
+    # A word that comes late is about what has been dealt with.
+    convictions.announced(1, word(2))
+    for context in (b"c" * 32, b"d" * 32, b"e" * 32):
+        for liar in (3, 4):
+            convictions.announced(liar, word(2, context=context))
+    assert convictions.indices() == frozenset()
+
+
+def test_a_readmitted_signers_words_of_other_ceremonies_are_forgotten(make: Make, tmp_path: Path, clock: Clock) -> None:
+    convictions = make()
+    convictions.announced(1, word(2, context=b"b" * 32))
+    for reporter in (1, 3, 5):
+        convictions.announced(reporter, word(2))
+    readmit(tmp_path / "convicted.json", "signer-2")
+    clock.now_s += 1.0
+    for liar in (3, 4):
+        convictions.announced(liar, word(2, context=b"b" * 32))
+    assert convictions.indices() == frozenset()
+
+
+def test_no_liar_pushes_out_the_words_of_others(make: Make) -> None:
+    convictions = make()
+    convictions.announced(1, word(2))
+    convictions.announced(3, word(2))
+    for number in range(1000):
+        convictions.announced(4, word(1, 2, 3, context=number.to_bytes(32, "big")))
+    assert sum(len(words) for words in convictions._words.values()) == 2 + MAX_WORDS
+    convictions.announced(5, word(2))
+    assert convictions.indices() == {2}
+
+
+def test_removing_the_file_readmits_everybody(make: Make, tmp_path: Path, clock: Clock) -> None:
+    convictions = make()
+    for reporter in (1, 3, 5):
+        convictions.announced(reporter, word(2))
+    (tmp_path / "convicted.json").unlink()
+    clock.now_s += 1.0
+    assert convictions.indices() == frozenset()
+
+
+def test_a_conviction_does_not_undo_what_was_readmitted_a_moment_ago(make: Make, tmp_path: Path) -> None:
+    convictions = make()
+    for reporter in (1, 3, 5):
+        convictions.announced(reporter, word(2))
+    readmit(tmp_path / "convicted.json", "signer-2")
+    for reporter in (1, 3, 5):
+        convictions.announced(reporter, word(4, context=b"d" * 32))
+    assert convictions.indices() == {4}
+    assert list(read_convictions(tmp_path / "convicted.json")) == ["signer-4"]
 
 
 def test_a_file_that_is_not_ours_is_said_so(make: Make, tmp_path: Path, clock: Clock) -> None:
