@@ -172,7 +172,9 @@ class LocalRun(CeremonyRun):
         super().__init__(ticket)
         self._ceremonies, self._send = ceremonies, send
         private = frozenset(number for number, kind in enumerate(rules.rounds, 1) if kind.private)
-        log = BodyLog(len(rules.rounds) + len(BLAME_ROUNDS) + 1)
+        self._frames = dict.fromkeys(ticket.members, 0)
+        self._max_frames = len(rules.rounds) + len(BLAME_ROUNDS)
+        log = BodyLog(self._max_frames + 1)
         self._channel = CeremonyChannel(ticket.context, me, frame_secret, peers, private, log)
         self.session = Session(ticket.context, me, ticket.members, rules.rounds, self._transmit)
         # The second half of a libsodium key is the public one.
@@ -194,6 +196,11 @@ class LocalRun(CeremonyRun):
         self._task.start()
 
     def receive(self, sender: int, frame: bytes) -> None:
+        # Of a frame's size the wire's bound holds.
+        self._frames[sender] += 1
+        if self._frames[sender] > self._max_frames:
+            self.stop(LinkFault(sender, "more frames than the protocol has"))
+            return
         try:
             round_number, content = self._channel.open(sender, frame)
         except LinkFault as fault:

@@ -44,7 +44,7 @@ class Verdicts:
         was proved to us alone."""
         if not failure.culprits and not failure.group:
             return
-        for evidence in [self._write(record, charge) for charge in charges] or [NO_EVIDENCE]:
+        for evidence in self._write_all(record, charges) or [NO_EVIDENCE]:
             entry = self._audit.record(
                 "convicted",
                 ceremony=context.hex(),
@@ -59,11 +59,19 @@ class Verdicts:
             name = f"convictions|{record.kind}"
             self.counters[name] = self.counters.get(name, 0) + 1
 
-    def _write(self, record: CeremonyRecord, charge: Charge) -> bytes:
-        """Hand out the evidence in parts; its digest."""
-        data = encode(record.evidence(charge))
-        if len(data) > MAX_EVIDENCE_BYTES:
-            return NO_EVIDENCE
+    def _write_all(self, record: CeremonyRecord, charges: Sequence[Charge]) -> list[bytes]:
+        """Hand out evidence for each charge; one ceremony's, however many cheated in it, is no larger than one file may
+        be. Their digests."""
+        names, room_bytes = [], MAX_EVIDENCE_BYTES
+        for charge in charges:
+            data = encode(record.evidence(charge))
+            fits = len(data) <= room_bytes
+            names.append(self._write(record, data) if fits else NO_EVIDENCE)
+            room_bytes -= len(data) if fits else 0
+        return names
+
+    def _write(self, record: CeremonyRecord, data: bytes) -> bytes:
+        """Hand out one evidence in parts; its digest."""
         name, parts = evidence_digest(data), range(0, len(data), EVIDENCE_PART_BYTES)
         for number, start in enumerate(parts, 1):
             part = data[start : start + EVIDENCE_PART_BYTES]

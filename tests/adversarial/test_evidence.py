@@ -13,10 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from enclave import ceremonies, wire, worker
+from enclave import ceremonies, verdicts, wire, worker
 from enclave.channels.frames import CEREMONY_FRAME
 from enclave.evidence import Evidence, evidence_digest, verify_evidence
 from enclave.protocol import keygen, presign, setup
+from enclave.protocol.blame_messages import CLOSING
 from enclave.protocol.session import RoundMessage, Session
 from policies.errors import CallerError, KeymootError, Refused
 from policies.roster import Roster
@@ -214,6 +215,44 @@ def test_a_link_that_breaks_without_a_proof_is_the_links_fault(late: bool, monke
     kinds = [said.kind for said in failed if isinstance(said, wire.CeremonyFailed)]
     assert kinds == ["link", "link"]
     assert not any(isinstance(said, wire.Convicted) for said in failed)
+
+
+@pytest.mark.parametrize("kind", ["setup", "keygen"])
+def test_more_frames_than_the_protocol_has_are_the_links_fault(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signed ones too, of a round of blame that is looked at in its turn."""
+    net, client = running()
+    real = Session.broadcast
+
+    def broadcast(self: Session, message: RoundMessage) -> None:
+        if self.me == CHEATER:
+            for _ in range(5):
+                self._transmit(CLOSING, HONEST, False, bytes(40))
+        real(self, message)
+
+    monkeypatch.setattr(Session, "broadcast", broadcast)
+    cheat_in(net, client, kind)
+    said = [each for j, reports in net.drain().items() if j in HONEST for each in reports]
+    failed = [each for each in said if isinstance(each, wire.CeremonyFailed)]
+    assert [(each.kind, each.suspects, each.reason) for each in failed] == [
+        ("link", (CHEATER,), "more frames than the protocol has")
+    ] * 2
+
+
+def test_evidence_of_one_ceremony_is_bounded(
+    proved: tuple[Roster, bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many charges: what does not fit is announced without a file."""
+    evidence = wire.decode(proved[1], Evidence)
+    monkeypatch.setattr(verdicts, "MAX_EVIDENCE_BYTES", 2 * len(proved[1]))
+    parts: list[wire.EvidencePart] = []
+    told: list[Any] = []
+    record = type("Record", (), {"kind": "presign", "evidence": lambda self, charge: charge})()
+    audit = type("Audit", (), {"record": lambda self, *_, **__: None})()
+    teller = verdicts.Verdicts(audit, lambda _, report, entries: told.append(report), parts.append)
+    failure = wire.CeremonyFailed(bytes(16), "peer", "3.4", "x", (CHEATER,), (), 3, ())
+    teller.tell("c", bytes(32), record, failure, [evidence] * 5)  # type: ignore[list-item]
+    assert [report.evidence != bytes(32) for report in told] == [True, True, False, False, False]
+    assert len(parts) == 2
 
 
 def of_cheater(sender: int, data: bytes) -> bool:
