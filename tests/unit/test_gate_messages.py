@@ -6,8 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
-import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 import msgspec
@@ -33,6 +32,19 @@ from enclave.wire import MAX_GATE_REQUEST_BYTES, GateReply
 from policies.transcript import Tag, encode_parts
 
 
+class FixedClock(datetime):
+    """What standardwebhooks reads the time from."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> FixedClock:
+        return cls.fromtimestamp(NOW_S, tz)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("standardwebhooks.webhooks.datetime", FixedClock)
+
+
 def whsec(fill: int, length: int = 32) -> str:
     return "whsec_" + base64.b64encode(bytes([fill]) * length).decode()
 
@@ -40,7 +52,7 @@ def whsec(fill: int, length: int = 32) -> str:
 REQUEST_SECRET, ANSWER_SECRET = whsec(1), whsec(2)
 SECRETS = {"request_hmac": REQUEST_SECRET, "answer_hmac": ANSWER_SECRET}
 KEYS = parse_gate_secrets(json.dumps(SECRETS).encode())
-NOW_S = int(time.time())  # standardwebhooks reads the real clock
+NOW_S = 1_790_000_000
 UID = "ab" * 16
 INFO = SignerInfo(
     "Signing", "key_" + "0" * 32, "02" + "11" * 32, "22" * 32, (0, 5), "03" + "33" * 32, "alpha", "ECDSA",
