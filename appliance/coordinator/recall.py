@@ -203,6 +203,7 @@ async def until_done(
     """
     after: After = {}
     attempts = recalls = 0
+    reason: CeremonyEnded | None = None
     while True:
         try:
             if recall_first:
@@ -218,8 +219,11 @@ async def until_done(
             recall_first = True
         except CeremonyEnded as error:
             attempts += 1
+            # Signers that are still at an earlier attempt say little; what ended that one says why.
+            if error.code != "busy" or reason is None:
+                reason = error
             if attempts == most or error.code in SPENT_RULES or error.code == UNKNOWN:
-                raise
+                raise reason from None
             if error.code == "key/pending":
                 await activate(error.signer)
             elif error.code == "busy":

@@ -106,6 +106,7 @@ COVERED: dict[str, str] = {
     "policies.model:_decode_key": "policy.yaml",
     "policies.roster:RosterSigner.identity_point": "identities",
     "policies.signed_requests:_decode": "jws",
+    "policies.signed_requests:claimed_client": "claimed client",
     "policies.signed_requests:claimed_name": "claimed name",
     "policies.signed_requests:parse_strictly": "body",
     "policies.signed_requests:split_jws": "jws",

@@ -58,7 +58,7 @@ from policies.json_strict import JsonInvalid, parse_json
 from policies.load import load_policy, load_yaml
 from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
-from policies.signed_requests import claimed_name, split_jws
+from policies.signed_requests import claimed_client, claimed_name, split_jws
 from tests.fakes.certificates import Dealer
 from tests.fakes.decoders import ROOT, decoding_places
 from tests.fakes.tls import TlsFiles
@@ -296,6 +296,7 @@ FUZZ: dict[str, Fuzz] = {
     "record to rewrap": (lambda data: rewrap._read(io.BytesIO(data)), (CallerError,), (wire.frame(RECORD),)),
     "stored answer": (canonical(wire.Answer), (Malformed,), ()),
     "authority file": (file(lambda path: read_ca(path, "a CA")), (CallerError,), ()),
+    "claimed client": (text(claimed_client), (), (b"e30..e30",)),
     "claimed name": (lambda data: claimed_name("n", "e30..e30", data), (), (HASH,)),
     "claimed name's header": (text(lambda given: claimed_name("n", given, HASH)), (), (b"e30..e30",)),
     "wanted label": (lambda data: wanted_label(KeyRow(**KEY_ROW, body=data)), (Damaged,), (CREATION,)),
