@@ -62,10 +62,9 @@ async def test_a_burst_larger_than_all_pools_waits_and_is_signed(net: LocalNet, 
     assert set(await burst(net, key)) == {str(SignatureState.SIGNED)}
     async with net.async_client() as client:
         pools = await client.pools()
-    # Pools of signers that were slow in the burst are not shown for a while. Those shown were all used, and none of
-    # them carried it all.
     spent = [pool.busiest_minute for pool in pools.items]
-    assert len(spent) >= 2
+    assert sum(spent) >= BURST
+    # No committee is left aside, and none carries it all.
     assert min(spent) > 0
     assert max(spent) < BURST / 2
     assert pools.waiting == 0
@@ -81,7 +80,6 @@ def test_pools_come_back_after_the_coordinator_and_an_enclave_restart(net: Local
     for victim in ("coordinator", "enclave-4"):
         net.kill(victim)
         net.restart(victim)
-    # Of those that are kept: a signer that was slow or away is left out for a while.
-    net.wait_for(lambda: min(net.pools().values(), default=0) >= POOL[0], "filled pools", 60)
+    net.wait_for_pool(POOL[0])
     with net.client() as client:
         assert client.sign(key.id, Hash("0x" + secrets.token_hex(32), new_id())).status is SignatureState.SIGNED
