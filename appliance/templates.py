@@ -17,6 +17,23 @@ CLIENTS_FILE = "clients.yaml"
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where a process finds what is not its configuration. The default is all beside the configuration file; an
+    installed host's are in `layout`. `state`, `key`: None for the file that `init` makes.
+    `signer_user`: who may connect to the enclave, if not the enclave's own user.
+    """
+
+    enclave_socket: str = "run/enclave.sock"
+    status_socket: str = "run/signer.sock"
+    state: str | None = None
+    key: str | None = None
+    signer_user: str | None = None
+
+
+BESIDE = Places()
+
+
+@dataclass(frozen=True)
 class Hsm:
     """Where a signer's PKCS#11 token is: by `token_label`, or by the number of its `slot` where that is given.
 
@@ -58,6 +75,7 @@ class SignerSetup:
     coordinators: tuple[CoordinatorAddress, ...]
     hsm: Hsm
     gate: GateAddress | None
+    places: Places = BESIDE
 
 
 @dataclass(frozen=True)
@@ -76,6 +94,7 @@ class CoordinatorSetup:
     signer_cas: tuple[bytes, ...] = field(default=(), repr=False)
     pool: tuple[int, int, int] = (2048, 8192, 4096)
     readers: tuple[tuple[str, str], ...] = ()
+    places: Places = BESIDE
 
 
 @dataclass(frozen=True)
@@ -126,8 +145,8 @@ signer: {quoted(setup.name)}
 roster: roster.yaml
 policy: policy.yaml
 # Where the signer process connects; one peer at a time.
-socket: run/enclave.sock
-
+socket: {setup.places.enclave_socket}
+{_signer_user_yaml(setup.places)}
 hsm:
   # The PKCS#11 module and token. `pin` is a reference: file:PATH or credential:NAME (systemd), never the PIN.
   lib: {quoted(hsm.lib)}
@@ -138,6 +157,12 @@ hsm:
 
 gate:
 {gate}"""
+
+
+def _signer_user_yaml(places: Places) -> str:
+    if places.signer_user is None:
+        return ""
+    return f"# The user that the signer process runs as: nobody else may connect.\nsigner_user: {places.signer_user}\n"
 
 
 def _token_yaml(hsm: Hsm) -> str:
@@ -159,12 +184,13 @@ def _hsm_extras_yaml(hsm: Hsm) -> str:
 
 def signer_yaml(setup: SignerSetup) -> str:
     """The text of signer.yaml."""
+    places = setup.places
     coordinators = "".join(
         f"  - name: {quoted(coordinator.name)}\n"
         f"    url: {quoted(coordinator.url)}\n"
         f"    ca: {quoted(coordinator.name + '-ca.pem')}\n"
         "    certificate: signer.pem\n"
-        "    key: signer.key\n"
+        f"    key: {places.key or 'signer.key'}\n"
         for coordinator in setup.coordinators
     )
     gate = (
@@ -176,15 +202,15 @@ def signer_yaml(setup: SignerSetup) -> str:
     return f"""# The signer: carries messages between its enclave, the coordinators and the gate. It holds no secret
 # and listens on no network port.
 network: {quoted(setup.network)}
-enclave_socket: run/enclave.sock
+enclave_socket: {places.enclave_socket}
 # Sealed records and the audit chain.
-state: state/signer.db
+state: {places.state or "state/signer.db"}
 
 # Connected to outbound, with mutual TLS.
 coordinators:
 {coordinators}{gate}
 # Where `keymoot status` on this host asks; a Unix socket for this user alone.
-status_socket: run/signer.sock
+status_socket: {places.status_socket}
 # Metrics for Prometheus, in plain, on loopback alone (packaging/METRICS.md).
 # metrics: 127.0.0.1:9464
 """
@@ -193,26 +219,27 @@ status_socket: run/signer.sock
 def coordinator_yaml(setup: CoordinatorSetup) -> str:
     """The text of coordinator.yaml."""
     low, high, batch = setup.pool
+    places = setup.places
     readers = "".join(reader_yaml(name, digest) for name, digest in setup.readers)
     return f"""# The coordinator: relays between signers and serves the API. It holds no key, share or secret.
 network: {quoted(setup.network)}
 # The name by which the signers know it.
 name: {quoted(setup.name)}
 roster: roster.yaml
-state: state/coordinator.db
+state: {places.state or "state/coordinator.db"}
 
 # Where signers connect, with mutual TLS. `client_ca` is a bundle: the CA of each signer's operator.
 signers:
   listen: {quoted(setup.listen_signers)}
   certificate: server.pem
-  key: server.key
+  key: {places.key or "server.key"}
   client_ca: signers-ca.pem
 
 # Where clients connect, with TLS. They sign their requests (client.yaml); the enclaves decide on them.
 api:
   listen: {quoted(setup.listen_api)}
   certificate: server.pem
-  key: server.key
+  key: {places.key or "server.key"}
   # Whose signed requests are taken in at all. Like `readers`, read again on SIGHUP.
   clients: {CLIENTS_FILE}
   # Who may read, by a token (`keymoot coordinator token`) or, with `certificate: COMMON-NAME` in place of

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,7 +29,8 @@ class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EnclaveFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`enclave.yaml` as written. Relative paths are taken from its directory."""
+    """`enclave.yaml` as written. Relative paths are taken from its directory. `signer_uid` or `signer_user`: who may
+    connect."""
 
     network: Name
     signer: Name
@@ -37,6 +40,21 @@ class EnclaveFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hsm: HsmConfig
     gate: GateConfig
     signer_uid: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    signer_user: Annotated[str, msgspec.Meta(pattern=r"^[a-z_][a-z0-9_-]{0,31}$(?!\n)")] | None = None
+
+    def __post_init__(self) -> None:
+        if self.signer_uid is not None and self.signer_user is not None:
+            raise ValueError("name who may connect by signer_uid or by signer_user, one of them")
+
+    @property
+    def peer_uid(self) -> int:
+        """Who may connect: the user named, else the enclave's own. Raises `CallerError` where there is no such user."""
+        if self.signer_user is None:
+            return os.getuid() if self.signer_uid is None else self.signer_uid
+        try:
+            return pwd.getpwnam(self.signer_user).pw_uid
+        except KeyError:
+            raise CallerError(f"signer_user: this machine has no user {self.signer_user}") from None
 
 
 @dataclass(frozen=True)

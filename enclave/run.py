@@ -141,12 +141,12 @@ def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmW
         queues=lambda: {"to-signer": server.waiting, "to-worker": worker.waiting, "hsm": thread.waiting},
     )
     SECP256K1.randomize(os.urandom(32))
-    uid, clocks = config.file.signer_uid, ClockWatch(Clocks())
+    uid, clocks = config.file.peer_uid, ClockWatch(Clocks())
     while True:
         core = EnclaveCore(config, opener.gate_keys, outside)
         server = Server(
             config.socket,
-            os.getuid() if uid is None else uid,
+            uid,
             core,
             worker,
             (thread.fileno(), watch.drain),

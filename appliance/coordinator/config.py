@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 
+from appliance.credential_files import resolved
 from appliance.metrics import LoopbackListen
 from enclave.wire import MAX_BATCH
 from policies.errors import CallerError
@@ -20,7 +21,8 @@ Mark = Annotated[int, msgspec.Meta(ge=1, le=MAX_MARK)]
 
 
 class SignersSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where signers connect to. `client_ca`: the bundle their certificates are of, one CA per operator."""
+    """Where signers connect to. `key`: a path, or `credential:NAME` of what the unit's LoadCredential= hands over.
+    `client_ca`: the bundle their certificates are of, one CA per operator."""
 
     listen: Listen
     certificate: pathlib.Path
@@ -125,13 +127,13 @@ def load_config(path: pathlib.Path) -> CoordinatorConfig:
         signers=msgspec.structs.replace(
             signers,
             certificate=base / signers.certificate,
-            key=base / signers.key,
+            key=resolved(base, signers.key),
             client_ca=base / signers.client_ca,
         ),
         api=msgspec.structs.replace(
             api,
             certificate=base / api.certificate,
-            key=base / api.key,
+            key=resolved(base, api.key),
             clients=base / api.clients,
             client_ca=None if api.client_ca is None else base / api.client_ca,
         ),

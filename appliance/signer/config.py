@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 
+from appliance.credential_files import resolved
 from appliance.metrics import LoopbackListen
 from policies.errors import CallerError
 from policies.load import load_yaml
@@ -16,7 +17,8 @@ HttpsUrl = Annotated[str, msgspec.Meta(pattern=r"^https://[^\s/?#@]+(/[^\s?#]*)?
 
 
 class CoordinatorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One coordinator: `url` is `https://host:port`; `ca` is pinned, the others are our own."""
+    """One coordinator: `url` is `https://host:port`; `ca` is pinned, the others are our own. Every `key` of this file
+    is a path, or `credential:NAME` for what the unit's LoadCredential= hands over."""
 
     name: Name
     url: HttpsUrl
@@ -67,7 +69,9 @@ def load_config(path: pathlib.Path) -> SignerConfig:
         state=base / config.state,
         status_socket=None if config.status_socket is None else base / config.status_socket,
         coordinators=tuple(
-            msgspec.structs.replace(item, ca=base / item.ca, certificate=base / item.certificate, key=base / item.key)
+            msgspec.structs.replace(
+                item, ca=base / item.ca, certificate=base / item.certificate, key=resolved(base, item.key)
+            )
             for item in config.coordinators
         ),
         gate=None
@@ -76,6 +80,6 @@ def load_config(path: pathlib.Path) -> SignerConfig:
             gate,
             ca=base / gate.ca,
             certificate=None if gate.certificate is None else base / gate.certificate,
-            key=None if gate.key is None else base / gate.key,
+            key=None if gate.key is None else resolved(base, gate.key),
         ),
     )
