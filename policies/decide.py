@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from policies.model import Action, Counters, Policy, Request, Rule
-from policies.rules import CHECKS
+from policies.counters import NOTHING, Charge, Counters
+from policies.limits import Anomaly
+from policies.model import Action, Policy, Request, Rule
+from policies.rules import CHECKS, limits
 
 
 class Allow(msgspec.Struct, frozen=True):
@@ -15,9 +17,15 @@ class Allow(msgspec.Struct, frozen=True):
 
 
 class AskGate(msgspec.Struct, frozen=True):
-    """Permitted by the policy's rule `rule`, if the operator's validation gate agrees."""
+    """Permitted by the policy's rule `rule`, if the operator's validation gate agrees.
+
+    `charge`: what signing it adds to the counters. `anomalies` are to be told; `to_gate`: those that the gate must see.
+    """
 
     rule: str
+    charge: Charge = NOTHING
+    anomalies: tuple[Anomaly, ...] = ()
+    to_gate: tuple[Anomaly, ...] = ()
 
 
 class Refuse(msgspec.Struct, frozen=True):
@@ -30,21 +38,28 @@ class Refuse(msgspec.Struct, frozen=True):
 Decision = Allow | Refuse | AskGate
 
 
-def decide(policy: Policy, request: Request, counters: Counters, now_s: int) -> Decision:
-    """What `policy` says to `request` at `now_s` (Unix seconds).
+def decide(policy: Policy, request: Request, counters: Counters, now_s: int, before: Charge = NOTHING) -> Decision:
+    """What `policy` says to `request` at `now_s` (Unix seconds). `before`: what other parts of it add to the counters.
 
-    A request is permitted by the first rule that fits it in every check; what no rule permits is refused.
+    A request is permitted by the first rule that fits it in every check, limits last; what no rule permits is refused.
     Every permitted signature asks the gate; creating a key gives nothing away and does not. A refusal names
     the check that the closest rule failed.
     """
-    del counters, now_s  # no rule counts yet
+    del now_s  # counters say what counts at present
     furthest, refusal = -1, Refuse("policy/client", "the policy has no rules, so it refuses everything")
     for rule in policy.rules:
         step, reason = _first_miss(rule, request)
-        if not reason:
-            return AskGate(rule.name) if request.action is Action.SIGN else Allow(rule.name)
+        if reason:
+            if step > furthest:
+                furthest, refusal = step, Refuse(f"policy/{CHECKS[step][0]}", reason)
+            continue
+        if request.action is not Action.SIGN:
+            return Allow(rule.name)
+        kept = limits.check(policy, rule, request, counters, before)
+        if isinstance(kept, limits.Fits):
+            return AskGate(rule.name, kept.charge, kept.told, kept.to_gate)
         if step > furthest:
-            furthest, refusal = step, Refuse(f"policy/{CHECKS[step][0]}", reason)
+            furthest, refusal = step, Refuse(f"policy/{kept.check}", kept.reason)
     return refusal
 
 

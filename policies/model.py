@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import msgspec
 
+from policies.counters import Counters as Counters
 from policies.globs import check_label_glob, check_path_glob
+from policies.limits import Limits, OnAnomaly, check_measurable, check_names
 from policies.transcript import Tag, digest
 
 CLIENT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$(?!\n)"
@@ -87,7 +89,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One permission: a request that fits *all* of its fields is permitted; a missing field permits nothing.
 
     `labels` and `derivation_paths` are patterns (`policies.globs`). `derivation_paths` left out means the key
-    itself (`m`). `blind` permits to sign what the enclave cannot read.
+    itself (`m`). `blind` permits to sign what the enclave cannot read. `limits`, `on_anomaly`: `policies.limits`.
     """
 
     name: Name
@@ -97,6 +99,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kinds: Annotated[tuple[Kind, ...], msgspec.Meta(max_length=len(Kind))] = ()
     blind: bool = False
     derivation_paths: Patterns = ("m",)
+    limits: Limits = ()
+    on_anomaly: OnAnomaly | None = None
 
     def __post_init__(self) -> None:
         for pattern in self.labels:
@@ -107,6 +111,9 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"rule {self.name} permits `sign` but no `kinds`: it would permit nothing")
         if Action.SIGN not in self.actions and (self.kinds or self.blind):
             raise ValueError(f"rule {self.name} has `kinds` or `blind` but does not permit `sign`")
+        if Action.SIGN not in self.actions and (self.limits or self.on_anomaly):
+            raise ValueError(f"rule {self.name} has `limits` or `on_anomaly` but does not permit `sign`")
+        check_measurable(self.name, self.limits, self.kinds)
         if not self.blind and (blind := ALWAYS_BLIND.intersection(self.kinds)):
             kind = min(blind).value
             raise ValueError(
@@ -115,11 +122,13 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A signer's own policy. What no rule permits is refused, so no rules refuse everything."""
+    """A signer's own policy. What no rule permits is refused, so no rules refuse everything. `limits` hold for all
+    signatures, whichever rule permits them."""
 
     version: Annotated[int, msgspec.Meta(ge=1, le=1)]
     clients: Annotated[tuple[Client, ...], msgspec.Meta(max_length=MAX_CLIENTS)]
     rules: Annotated[tuple[Rule, ...], msgspec.Meta(max_length=MAX_RULES)]
+    limits: Limits = ()
 
     def __post_init__(self) -> None:
         _refuse_repeats("two clients have the id", (client.id for client in self.clients))
@@ -130,6 +139,14 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for client_id in rule.clients:
                 if client_id not in known:
                     raise ValueError(f"rule {rule.name} names the client `{client_id}`, which is not listed")
+        check_names(limit for limits in (self.limits, *(rule.limits for rule in self.rules)) for limit in limits)
+
+    @property
+    def counts(self) -> bool:
+        """Whether any decision may need what was signed before."""
+        return bool(self.limits) or any(
+            rule.limits or (rule.on_anomaly is not None and rule.on_anomaly.remembers) for rule in self.rules
+        )
 
     def client(self, client_id: str) -> Client | None:
         """The client with this id, or None."""
@@ -234,7 +251,7 @@ class Request(msgspec.Struct, frozen=True):
     """What `decide` sees: a request whose client signature has been verified and whose payload was parsed.
 
     `label` is the key's label: from the body for `create-key`, from the stored key for `sign`. `kind` and
-    `decoded` are None where there is nothing to sign or to read.
+    `decoded` are None where there is nothing to sign or to read; `signatures`: how many of a batch this is.
     """
 
     client_id: str
@@ -244,10 +261,7 @@ class Request(msgspec.Struct, frozen=True):
     blind: bool = False
     derivation_path: tuple[int, ...] = ()
     decoded: Decoded | None = None
-
-
-class Counters(msgspec.Struct, frozen=True):
-    """What rates and windows will count. Nothing yet."""
+    signatures: int = 1
 
 
 def _decode_key(text: str) -> bytes:
