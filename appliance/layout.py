@@ -47,7 +47,7 @@ class SignerHost:
     @property
     def places(self) -> Places:
         """What the configuration's templates say of places."""
-        at = "" if self.instance is None else f"/{self.instance}"
+        at = "" if self.instance is None else f"-{self.instance}"
         return Places(
             enclave_socket=f"/run/keymoot-enclave{at}/enclave.sock",
             status_socket=f"/run/keymoot-signer{at}/signer.sock",
@@ -78,7 +78,7 @@ class CoordinatorHost:
     @property
     def places(self) -> Places:
         """What the configuration's templates say of places."""
-        at = "" if self.instance is None else f"/{self.instance}"
+        at = "" if self.instance is None else f"-{self.instance}"
         return Places(
             state=f"/var/lib/keymoot-coordinator{at}/coordinator.db",
             key="credential:server.key",

@@ -127,7 +127,7 @@ class EnclaveCore:
             self.timers,
             self._standing,
             self._describe,
-            self._status,
+            self.status,
         )
 
     def drop(self, doubt: KeymootError) -> int:
@@ -223,7 +223,8 @@ class EnclaveCore:
             prss_epoch=self._prss.epoch,
         )
 
-    def _status(self) -> Status:
+    def status(self) -> Status:
+        """The state with its reason, counters and present values."""
         state, reason = self._outside.hsm_state()
         if state == "ready" and self._prss.epoch == 0:
             state, reason = "waiting", "no PRSS seeds yet: all signers must be online once"

@@ -21,15 +21,17 @@ from enclave.hsm import Hsm, HsmThread, open_hsm
 from enclave.hsm.config import pin_mark
 from enclave.log import Log
 from enclave.meters import Timings
+from enclave.notify import sentence, systemd
 from enclave.serve import MAX_QUEUED_TO_WORKER_BYTES, Server
-from enclave.tasks import Promise, Timers
+from enclave.tasks import Promise
 from enclave.worker import MAX_WORKER_MESSAGE_BYTES, fork_worker
 from policies.acceptance import AcceptedState, AcceptedStates
 from policies.load import load_yaml
+from policies.notify import Notifier
 
 # So long the start waits for the HSM, so that most mistakes in a configuration end it before it serves.
 HSM_START_WAIT_S = 5.0
-STALL_LOOK_S = 1.0
+LOOK_S = 1.0
 
 
 def run_enclave(config: EnclaveConfig) -> None:
@@ -141,7 +143,7 @@ def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmW
         queues=lambda: {"to-signer": server.waiting, "to-worker": worker.waiting, "hsm": thread.waiting},
     )
     SECP256K1.randomize(os.urandom(32))
-    uid, clocks = config.file.peer_uid, ClockWatch(Clocks())
+    uid, clocks, told = config.file.peer_uid, ClockWatch(Clocks()), systemd()
     while True:
         core = EnclaveCore(config, opener.gate_keys, outside)
         server = Server(
@@ -153,9 +155,10 @@ def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmW
             clocks,
             log,
         )
-        _watch_stalls(core.timers, thread)
+        _each_second(core, server, thread, told)
         try:
-            return server.run(lambda: log.info("ready", socket=str(config.socket), pid=os.getpid()))
+            server.run(lambda: _tell_ready(config, told, log))
+            return told.stopping()
         except MemoryInDoubt as doubt:
             # As after a restart: nothing that this boot made, was told or remembers is used again.
             lost = core.drop(doubt)
@@ -163,10 +166,18 @@ def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmW
             outside = replace(outside, requests_after_s=int(doubt.forgotten_until_s))
 
 
-def _watch_stalls(timers: Timers, thread: HsmThread) -> None:
-    """Every second: does the HSM answer?"""
+def _each_second(core: EnclaveCore, server: Server, thread: HsmThread, told: Notifier) -> None:
+    """In the loop itself, so that systemd hears nothing more of a loop that hangs. Does the HSM answer?"""
+    told.alive()
     thread.check_stalled()
-    timers.after(STALL_LOOK_S, lambda: _watch_stalls(timers, thread))
+    if told.active:
+        told.tell(sentence(core.status(), server.attached))
+    core.timers.after(LOOK_S, lambda: _each_second(core, server, thread, told))
+
+
+def _tell_ready(config: EnclaveConfig, told: Notifier, log: Log) -> None:
+    told.ready()
+    log.info("ready", socket=str(config.socket), pid=os.getpid())
 
 
 def _tell_dropped(doubt: MemoryInDoubt, lost: int, log: Log) -> None:

@@ -76,6 +76,11 @@ class Server:
                     self._disconnect("stopping")
 
     @property
+    def attached(self) -> bool:
+        """Whether a signer process is connected."""
+        return self._signer is not None
+
+    @property
     def waiting(self) -> int:
         """How many messages wait to be written to the signer."""
         return self._signer.waiting if self._signer is not None else 0

@@ -33,6 +33,14 @@ def show_health(network: Network, failure: Unavailable | None, *, details: bool)
     )
 
 
+def sentence(network: Network, failure: Unavailable | None) -> str:
+    """How the network is, for `systemctl status`. `failure` as in `show_health`."""
+    trouble = network.trouble() if failure is None else str(failure)
+    held = sum(network.pools.available(committee) for committee in network.pools.committees())
+    there = f"{len(network.signers.online())} signers online, {held} presignatures"
+    return f"Nothing can be signed: {trouble}; {there}" if trouble else f"Ready; {there}"
+
+
 def show_readiness(network: Network) -> Readiness:
     """The committees that can sign now."""
     return Readiness(tuple(committee for committee in network.committees() if network.can_sign(committee)))

@@ -28,15 +28,18 @@ from appliance.coordinator.keybook import KeyBook
 from appliance.coordinator.listener import Listener
 from appliance.coordinator.metrics import ApiMetrics, CoordinatorMetrics
 from appliance.coordinator.network import Network
+from appliance.coordinator.network_views import sentence
 from appliance.coordinator.signing import Signing
 from appliance.coordinator.work import Work
 from appliance.expiry import CertificateWatch, TlsFiles
 from appliance.metrics import MetricsServer
 from appliance.store import CoordinatorStore
+from appliance.systemd import report, systemd
 from appliance.telemetry import configure_logging
 from appliance.tls import server_context
 from policies.errors import Bug, CallerError
 from policies.load import load_policy
+from policies.notify import Notifier
 
 SHUTDOWN_S = 3.0
 # Of the port for signers, who keep two connections each.
@@ -60,7 +63,9 @@ async def _run_until_signal(config_path: pathlib.Path, config: CoordinatorConfig
     async with Coordinator(config) as coordinator:
         loop.add_signal_handler(signal.SIGHUP, coordinator.reload, config_path)
         log.info("coordinator-started", network=config.network, name=config.name)
+        coordinator.told.ready()
         await coordinator.run_until(stop)
+        coordinator.told.stopping()
     log.info("coordinator-stopped")
 
 
@@ -90,6 +95,7 @@ class Coordinator:
         self.ports: dict[str, int] = {}
         self.listeners: dict[str, Listener] = {}
         self.network: Network
+        self.told = systemd()
 
     async def __aenter__(self) -> Coordinator:
         """Open store and ports. Raises `Unavailable`."""
@@ -143,7 +149,7 @@ class Coordinator:
         work = Work(store, roster, network, signing, batches, keybook, secrets.token_bytes, time.time, self._fail)
         stack.push_async_callback(work.close)
         await work.resume()
-        self._loops = asyncio.create_task(_loops(network, self.certificates))
+        self._loops = asyncio.create_task(_loops(network, self.certificates, self.told, store))
         stack.push_async_callback(_cancel, self._loops)
         gateway = web.Application()
         gateway.add_routes(Gateway(roster, network.signers).routes())
@@ -188,8 +194,12 @@ def _credentials(config: CoordinatorConfig) -> tuple[ClientKeys, Readers]:
     return ClientKeys(clients, config.network), Readers(config.api.readers)
 
 
-async def _loops(network: Network, certificates: CertificateWatch) -> None:
+async def _loops(network: Network, certificates: CertificateWatch, told: Notifier, store: CoordinatorStore) -> None:
+    async def state() -> str:
+        return sentence(network, store.recovery.failure)
+
     async with asyncio.TaskGroup() as group:
+        group.create_task(report(told, state))
         group.create_task(network.run())
         group.create_task(certificates.run())
 

@@ -23,9 +23,10 @@ from appliance.signer.evidence import EvidenceFiles
 from appliance.signer.flow import Backoff
 from appliance.signer.gate_caller import GateCaller
 from appliance.signer.metrics import SignerMetrics
-from appliance.signer.status import StatusServer
+from appliance.signer.status import StatusServer, sentence
 from appliance.store.failures import Damaged, StoreFailed
 from appliance.store.signer import SignerStore
+from appliance.systemd import report, systemd
 from appliance.telemetry import configure_logging
 from enclave import wire
 from policies.errors import CallerError, Unavailable
@@ -55,12 +56,18 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
     backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S, source)
     repeats = Repeats(time.monotonic)
     log.info("signer-started", network=config.network, coordinators=[c.name for c in config.coordinators])
-    watching = asyncio.create_task(certificates.run())
+    notify = systemd()
+
+    async def state() -> str:
+        return sentence(await status.status())
+
+    beside = [asyncio.create_task(certificates.run()), asyncio.create_task(report(notify, state))]
     try:
         if config.metrics is not None:
             await server.start(config.metrics)
         if config.status_socket is not None:
             await status.start(config.status_socket)
+        notify.ready()
         while True:
             try:
                 await serve_enclave(config, store, gate, source, backoff, metrics)
@@ -77,7 +84,9 @@ async def serve(config: SignerConfig, source: random.Random) -> None:
                     log.warning("enclave-link-down", kind=kind, reason=told, retries=retries)
             await asyncio.sleep(backoff.next_s())
     finally:
-        watching.cancel()
+        notify.stopping()
+        for task in beside:
+            task.cancel()
         await status.close()
         await server.close()
         if gate is not None:

@@ -57,6 +57,23 @@ def condition_of(status: wire.Status | None, gate_reason: str | None) -> relay.C
     return relay.Condition(status.state, status.reason, gate)
 
 
+def sentence(status: SignerStatus) -> str:
+    """How the signer is, for `systemctl status`."""
+    match status.enclave:
+        case "ready":
+            told = f"Ready; {status.values.get('presignatures', 0)} presignatures"
+        case "away":
+            told = f"No enclave: {status.reason}"
+        case "hsm-away":
+            told = f"HSM away: {status.reason}"
+        case other:
+            told = f"Enclave {other}: {status.reason}"
+    troubles = [f"not connected to {one.name}: {one.reason or 'trying'}" for one in status.coordinators if not one.up]
+    if status.gate_reason:
+        troubles.append(f"the gate does not answer: {status.gate_reason}")
+    return "; ".join([told, *troubles])
+
+
 class StatusServer:
     """Answers whoever connects to the configuration's `status_socket`, one document each."""
 
@@ -85,11 +102,12 @@ class StatusServer:
         with contextlib.suppress(OSError, TimeoutError):
             if not self._asking.locked():
                 async with self._asking, asyncio.timeout(ANSWER_TIMEOUT_S):
-                    writer.write(msgspec.json.encode(await self._status()))
+                    writer.write(msgspec.json.encode(await self.status()))
                     await writer.drain()
         writer.close()
 
-    async def _status(self) -> SignerStatus:
+    async def status(self) -> SignerStatus:
+        """Asked anew of the enclave."""
         config, metrics = self._config, self._metrics
         async with self._refreshing:
             await metrics.refresh()

@@ -29,7 +29,7 @@ def signer_setup(host: layout.SignerHost) -> templates.SignerSetup:
 @pytest.mark.parametrize("instance", [None, "two"])
 def test_an_installed_signers_configuration_names_the_places_of_its_units(instance, tmp_path, monkeypatch):
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/credentials/unit")
-    host, at = layout.SignerHost(instance), "" if instance is None else "/two"
+    host, at = layout.SignerHost(instance), "" if instance is None else "-two"
     (tmp_path / "enclave.yaml").write_text(templates.enclave_yaml(signer_setup(host)))
     (tmp_path / "signer.yaml").write_text(templates.signer_yaml(signer_setup(host)))
     enclave = load_yaml(tmp_path / "enclave.yaml", EnclaveFile)
@@ -45,7 +45,7 @@ def test_an_installed_signers_configuration_names_the_places_of_its_units(instan
 @pytest.mark.parametrize("instance", [None, "two"])
 def test_an_installed_coordinators_configuration_names_the_places_of_its_unit(instance, tmp_path, monkeypatch):
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
-    host, at = layout.CoordinatorHost(instance), "" if instance is None else "/two"
+    host, at = layout.CoordinatorHost(instance), "" if instance is None else "-two"
     setup = templates.CoordinatorSetup("net", "c", places=host.places)
     (tmp_path / "coordinator.yaml").write_text(templates.coordinator_yaml(setup))
     config = coordinator_config.load_config(tmp_path / "coordinator.yaml")
