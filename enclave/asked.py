@@ -14,12 +14,13 @@ from enclave.attempts import Item
 from enclave.crypto import bip32
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import Refused
-from enclave.gate import BatchItemInfo, BatchSignerInfo, RequestInfo, SignerInfo, show_decoded
+from enclave.gate import show_decoded
 from enclave.payloads import decode_payload
 from enclave.protocol import sign
 from enclave.requests import VerifiedRequest, parse_hash_batch, parse_signing_body
 from enclave.wire import Acknowledgement
 from policies.decide import Refuse, decide
+from policies.gate_messages import BatchItemInfo, BatchSignerInfo, RequestInfo, SignerInfo
 from policies.model import Action, Counters, Decoded, Kind, Policy, Request
 
 PATHS_AT_ONCE = 32

@@ -11,13 +11,10 @@ from collections.abc import Callable
 
 from enclave.errors import Refused
 from enclave.gate import (
-    BatchSignerInfo,
     GateAllowed,
     GateCall,
     GateKeys,
     GateSaidNo,
-    RequestInfo,
-    SignerInfo,
     build_call,
     is_retriable,
     verify_reply,
@@ -25,6 +22,7 @@ from enclave.gate import (
 from enclave.meters import Durations
 from enclave.tasks import Promise, Timers
 from enclave.wire import CallGate, GateReply, GateUnreachable
+from policies.gate_messages import BatchSignerInfo, RequestInfo, SignerInfo
 
 TRY_TIMEOUT_S = 10.0
 RETRY_FIRST_S, RETRY_MOST_S = 0.25, 5.0

@@ -21,7 +21,7 @@ from enclave.audit import AuditLog
 from enclave.channels.frames import sign_digest
 from enclave.effects import Effects
 from enclave.errors import CallerError, Refused, Unavailable
-from enclave.gate import BatchSignerInfo, GateSaidNo, RequestInfo, SignerInfo
+from enclave.gate import GateSaidNo
 from enclave.meters import rule_label
 from enclave.online import Holdings, OnlineStep
 from enclave.request_log import RequestLog
@@ -50,6 +50,7 @@ from enclave.wire import (
     UnknownPresignature,
     UnknownPresignatures,
 )
+from policies.gate_messages import BatchSignerInfo, RequestInfo, SignerInfo
 from policies.model import Policy
 from policies.requests import body_digest, request_name, signature_batches_path, signatures_path
 from policies.roster import Roster

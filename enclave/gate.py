@@ -2,17 +2,14 @@
 
 Fails closed: `verify_reply` returns a yes, a not-yet, or raises `Refused`; there is nothing else.
 
-`request_digest` is `H(gate-signer-info, J)`, where `J` is the JSON encoding of `signerInfo` without `request_digest`
-itself, keys sorted, no white space, UTF-8.
+The messages themselves: `policies/gate_messages.py`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -20,100 +17,20 @@ from enclave import webhooks
 from enclave.errors import CallerError, Refused
 from enclave.secret import Secret
 from enclave.wire import MAX_GATE_REQUEST_BYTES, GateReply
+from policies.gate_messages import (
+    ANSWER_TYPE,
+    LONGEST_YES_S,
+    Answer,
+    BatchSignerInfo,
+    GateRequest,
+    RequestInfo,
+    SignerInfo,
+    parse_time,
+)
 from policies.json_strict import JsonInvalid, parse_json
 from policies.model import Decoded
-from policies.transcript import Tag, digest
 
-VERSION = "1"
-REQUEST_TYPE: Literal["validation.request"] = "validation.request"
-ANSWER_TYPE: Literal["validation.answer"] = "validation.answer"
 RETRIABLE = frozenset({429, 502, 503, 504})
-LONGEST_YES_S = 24 * 3600
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
-
-_sorted_json = msgspec.json.Encoder(order="sorted")
-
-
-class SignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the enclave itself knows or derived. Points and hashes in hex; `blind`: the client sent a bare hash."""
-
-    kind: str
-    key_id: str
-    public_key: str
-    tx_hash: str
-    derivation_path: tuple[int, ...]
-    child_public_key: str
-    signer_id: str
-    scheme: str
-    curve: str
-    key_epoch: int
-    participants: tuple[int, ...]
-    blind: bool
-
-    def digest(self) -> str:
-        """`request_digest`, 64 hex digits: see the module's docstring."""
-        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
-
-
-class BatchItemInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One hash of a batch, the path and public key that it is signed with."""
-
-    tx_hash: str
-    derivation_path: tuple[int, ...]
-    child_public_key: str
-
-
-class BatchSignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the enclave knows of a batch. It names every hash, and there is no `tx_hash` for all of them, so that a
-    handler that knows single signatures only does not say yes by mistake."""
-
-    kind: str
-    key_id: str
-    public_key: str
-    items: tuple[BatchItemInfo, ...]
-    signer_id: str
-    scheme: str
-    curve: str
-    key_epoch: int
-    participants: tuple[int, ...]
-    blind: bool
-
-    def digest(self) -> str:
-        """`request_digest`, as `SignerInfo.digest`."""
-        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
-
-
-class RequestInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
-    """What the client says, re-encoded from what the enclave parsed."""
-
-    requester: str
-    external_id: str
-    network: str
-    payload: dict[str, Any]
-    decoded: dict[str, Any] | None
-    untrusted: bool = True
-
-
-class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Why, in the operator's words."""
-
-    code: str | int = ""
-    reason: str = ""
-    message: str = ""
-
-
-class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The handler's answer; `uid`, `request_digest`, `signer_id`, `kind` and `dryRun` echo the request."""
-
-    type: str
-    uid: str
-    request_digest: str
-    signer_id: str
-    kind: str
-    dryRun: bool
-    allowed: bool
-    status: Verdict = Verdict()
-    expiresAt: str = ""
 
 
 class SecretsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -195,17 +112,8 @@ def build_call(
     keys: GateKeys,
 ) -> GateCall:
     """The signed request of attempt `attempt` (from 1). Raises `Refused` where it would exceed the body limit."""
-    message = {
-        "version": VERSION,
-        "type": REQUEST_TYPE,
-        "uid": uid,
-        "attempt": attempt,
-        "deadline": datetime.fromtimestamp(deadline_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "dryRun": False,
-        "signerInfo": {**msgspec.to_builtins(info), "request_digest": info.digest()},
-        "requestInfo": msgspec.to_builtins(request_info),
-    }
-    body = msgspec.json.encode(message)
+    question = GateRequest.about(info, request_info, uid=uid, attempt=attempt, deadline_s=deadline_s)
+    body = msgspec.json.encode(question)
     if len(body) > MAX_GATE_REQUEST_BYTES:
         raise Refused("gate", f"the request is too large for the gate ({len(body)} bytes)")
     return GateCall(uid, info, uid, str(now_s), webhooks.sign(keys.request, uid, now_s, body), body)
@@ -243,7 +151,10 @@ def verify_reply(reply: GateReply, *, call: GateCall, keys: GateKeys, now_s: int
     if not answer.allowed:
         said = answer.status.reason or answer.status.message or str(answer.status.code) or "no reason given"
         raise GateSaidNo(said[:300])
-    expires_at_s = _parse_time(answer.expiresAt)
+    try:
+        expires_at_s = parse_time(answer.expiresAt)
+    except ValueError:
+        raise Refused("gate", "expiresAt is not a UTC time such as 2026-01-01T00:00:00Z") from None
     if expires_at_s <= now_s:
         raise Refused("gate", "the gate's yes has expired already: check both clocks")
     return GateAllowed(min(expires_at_s, now_s + LONGEST_YES_S))
@@ -261,15 +172,6 @@ def _check_echo(answer: Answer, call: GateCall) -> None:
     for name, (found, expected) in echoes.items():
         if found != expected:
             raise Refused("gate", f"the answer is to something else: {name}")
-
-
-def _parse_time(text: str) -> int:
-    if not _TIME.fullmatch(text):
-        raise Refused("gate", "expiresAt is not a UTC time such as 2026-01-01T00:00:00Z")
-    try:
-        return int(datetime.fromisoformat(text[:19] + "+00:00").timestamp())
-    except ValueError:
-        raise Refused("gate", "expiresAt is no time") from None
 
 
 def _show(value: object) -> object:

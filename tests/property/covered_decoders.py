@@ -74,7 +74,7 @@ COVERED: dict[str, str] = {
     "enclave.config:load_config": "enclave.yaml",
     "enclave.config:load_enclave_file": "enclave.yaml",
     "enclave.evidence:verify_evidence": "evidence",
-    "enclave.gate:_parse_time": "gate answer",
+    "policies.gate_messages:parse_time": "gate answer",
     "enclave.gate:parse_gate_secrets": "gate secrets",
     "enclave.gate:verify_reply": "gate answer",
     "enclave.hsm.keys:check_pair": OWN,

@@ -54,6 +54,7 @@ from enclave.requests import VerifiedRequest, parse_hash_batch, parse_key_creati
 from enclave.webhooks import WebhookInvalid, parse_key, verify
 from policies.acceptance import AcceptedStates
 from policies.errors import KeymootError
+from policies.gate_messages import RequestInfo, SignerInfo
 from policies.json_strict import JsonInvalid, parse_json
 from policies.load import load_policy, load_yaml
 from policies.requests import HashBatch, KeyCreation, SigningBody
@@ -207,8 +208,8 @@ def verified(data: bytes) -> VerifiedRequest:
 def gate_answer(data: bytes) -> object:
     """A body that the gate has signed."""
     keys = gate.parse_gate_secrets(SECRETS)
-    info = gate.SignerInfo("Signing", "k", "p", "h", (), "c", "s", "ECDSA", "secp256k1", 1, (1, 2, 3), False)
-    request = gate.RequestInfo("r", "e", "n", {}, None)
+    info = SignerInfo("Signing", "k", "p", "h", (), "c", "s", "ECDSA", "secp256k1", 1, (1, 2, 3), False)
+    request = RequestInfo("r", "e", "n", {}, None)
     call = gate.build_call(info, request, uid="u1", attempt=1, deadline_s=2000, now_s=1000, keys=keys)
     signature = gate.webhooks.sign(keys.answer, "u1", 1000, data)
     reply = wire.GateReply("u1", 200, "u1", "1000", signature, 0, data)

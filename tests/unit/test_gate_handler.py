@@ -13,8 +13,9 @@ from appliance.gate.handler import make_app
 from appliance.signer.config import GateSettings
 from appliance.signer.gate_caller import GateCaller
 from enclave import wire
-from enclave.gate import GateAllowed, RequestInfo, SignerInfo, build_call, parse_gate_secrets, verify_reply
+from enclave.gate import GateAllowed, build_call, parse_gate_secrets, verify_reply
 from policies.errors import CallerError, Refused
+from policies.gate_messages import RequestInfo, SignerInfo
 from tests.fakes.servers import serving
 from tests.fakes.tls import TlsFiles
 

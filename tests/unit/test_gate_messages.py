@@ -21,14 +21,13 @@ from enclave.gate import (
     GateAllowed,
     GateCall,
     GatePending,
-    RequestInfo,
-    SignerInfo,
     build_call,
     is_retriable,
     parse_gate_secrets,
     verify_reply,
 )
 from enclave.wire import MAX_GATE_REQUEST_BYTES, GateReply
+from policies.gate_messages import RequestInfo, SignerInfo
 from policies.transcript import Tag, encode_parts
 
 

@@ -16,9 +16,10 @@ from appliance.profile import ProfileFile
 from appliance.signer.config import SignerConfig
 from enclave.config import EnclaveFile
 from enclave.errors import Refused
-from enclave.gate import Answer, SecretsFile
+from enclave.gate import SecretsFile
 from policies.acceptance import AcceptedStates
 from policies.errors import CallerError
+from policies.gate_messages import Answer
 from policies.load import load_yaml
 from policies.model import Policy
 from policies.requests import HashBatch, KeyCreation, SigningBody

@@ -1,0 +1,150 @@
+"""What the validation gate is asked and what it answers: the one definition of both messages.
+
+The enclave builds and judges them, the command line checks handlers with them, and the gate's OpenAPI document is made
+from them. `request_digest` is `H(gate-signer-info, J)`, where `J` is the JSON encoding of `signerInfo` without
+`request_digest` itself, keys sorted, no white space, UTF-8.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from policies.transcript import Tag, digest
+
+VERSION = "1"
+REQUEST_TYPE: Literal["validation.request"] = "validation.request"
+ANSWER_TYPE: Literal["validation.answer"] = "validation.answer"
+LONGEST_YES_S = 24 * 3600
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
+
+_sorted_json = msgspec.json.Encoder(order="sorted")
+
+
+class SignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the enclave itself knows or derived. Points and hashes in hex; `blind`: the client sent a bare hash."""
+
+    kind: str
+    key_id: str
+    public_key: str
+    tx_hash: str
+    derivation_path: tuple[int, ...]
+    child_public_key: str
+    signer_id: str
+    scheme: str
+    curve: str
+    key_epoch: int
+    participants: tuple[int, ...]
+    blind: bool
+
+    def digest(self) -> str:
+        """`request_digest`, 64 hex digits: see the module's docstring."""
+        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
+
+
+class BatchItemInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One hash of a batch, the path and public key that it is signed with."""
+
+    tx_hash: str
+    derivation_path: tuple[int, ...]
+    child_public_key: str
+
+
+class BatchSignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the enclave knows of a batch. It names every hash, and there is no `tx_hash` for all of them, so that a
+    handler that knows single signatures only does not say yes by mistake."""
+
+    kind: str
+    key_id: str
+    public_key: str
+    items: tuple[BatchItemInfo, ...]
+    signer_id: str
+    scheme: str
+    curve: str
+    key_epoch: int
+    participants: tuple[int, ...]
+    blind: bool
+
+    def digest(self) -> str:
+        """`request_digest`, as `SignerInfo.digest`."""
+        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
+
+
+class RequestInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """What the client says, re-encoded from what the enclave parsed."""
+
+    requester: str
+    external_id: str
+    network: str
+    payload: dict[str, Any]
+    decoded: dict[str, Any] | None
+    untrusted: bool = True
+
+
+class Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why, in the operator's words."""
+
+    code: str | int = ""
+    reason: str = ""
+    message: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The handler's answer; `uid`, `request_digest`, `signer_id`, `kind` and `dryRun` echo the request."""
+
+    type: str
+    uid: str
+    request_digest: str
+    signer_id: str
+    kind: str
+    dryRun: bool
+    allowed: bool
+    status: Verdict = Verdict()
+    expiresAt: str = ""
+
+
+class GateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is posted to the handler. `uid`: random, from the enclave; the same for every `attempt` (from 1) at one
+    question, whose answer is awaited until `deadline`. `dryRun`: act on nothing, this is a check.
+
+    `signerInfo`: `SignerInfo` or `BatchSignerInfo` with `request_digest`, the digest of the rest of it.
+    """
+
+    version: str
+    type: str
+    uid: str
+    attempt: int
+    deadline: str
+    dryRun: bool
+    signerInfo: dict[str, Any]
+    requestInfo: RequestInfo
+
+    @classmethod
+    def about(
+        cls,
+        info: SignerInfo | BatchSignerInfo,
+        request: RequestInfo,
+        *,
+        uid: str,
+        attempt: int,
+        deadline_s: int,
+        dry_run: bool = False,
+    ) -> GateRequest:
+        """The question whether to sign `info`."""
+        shown = {**msgspec.to_builtins(info), "request_digest": info.digest()}
+        return cls(VERSION, REQUEST_TYPE, uid, attempt, show_time(deadline_s), dry_run, shown, request)
+
+
+def show_time(at_s: int) -> str:
+    """Unix seconds as both messages write a time: UTC, `2026-01-01T00:00:00Z`."""
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_time(text: str) -> int:
+    """Unix seconds of a UTC time, fractions cut off. Raises `ValueError` for all else."""
+    if not _TIME.fullmatch(text):
+        raise ValueError("not a UTC time such as 2026-01-01T00:00:00Z")
+    return int(datetime.fromisoformat(text[:19] + "+00:00").timestamp())
