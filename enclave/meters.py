@@ -20,7 +20,7 @@ RULES = frozenset(
         *("key", "key/pending", "key/roster", "pool", "presign", "presignature", "prss", "r", "replay"),
         *("payload", "payload/bitcoin", "payload/eip712", "payload/ethereum", "payload/message", "payload/rlp"),
         *("policy/action", "policy/blind", "policy/client", "policy/derivation-path", "policy/kind", "policy/label"),
-        *("policy/anomaly", "policy/limits"),
+        *("policy/anomaly", "policy/approvals", "policy/limits"),
         *("request/attempts", "request/body", "request/boot", "request/busy", "request/client", "request/expired"),
         *("request/header", "request/jws", "request/lifetime", "request/network", "request/path"),
         *("request/external-id", "request/replayed", "request/scheme", "request/signature", "request/time"),

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any
 
 import msgspec
 
+from policies.approvals import Approvals
+from policies.clients import CLIENT_ID_PATTERN as CLIENT_ID_PATTERN
+from policies.clients import Algorithm as Algorithm
+from policies.clients import Client as Client
+from policies.clients import Name as Name
 from policies.counters import Counters as Counters
 from policies.globs import check_label_glob, check_path_glob
 from policies.limits import Limits, OnAnomaly, check_measurable, check_names
+from policies.operators import Operators
 from policies.transcript import Tag, digest
 
-CLIENT_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$(?!\n)"
 MAX_CLIENTS = 256
 MAX_RULES = 256
 MAX_PATTERNS = 256
 
-ED25519_KEY_BYTES = 32
-P256_POINT_BYTES = 65
-_P256_P = 2**256 - 2**224 + 2**192 + 2**96 - 1
-_P256_B = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
-_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
-
-Name = Annotated[str, msgspec.Meta(pattern=CLIENT_ID_PATTERN)]
 Patterns = Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_PATTERNS)]
-
-
-class Algorithm(StrEnum):
-    """How a client signs. A JWS names Ed25519 `Ed25519` or, as it used to be called, `EdDSA`."""
-
-    ED25519 = "Ed25519"
-    ES256 = "ES256"
 
 
 class Action(StrEnum):
@@ -58,38 +47,12 @@ class Kind(StrEnum):
 ALWAYS_BLIND = frozenset({Kind.HASH, Kind.HASH_BATCH})
 
 
-class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who may ask. `id` is the `kid` of its requests.
-
-    `public_key`: the 32-byte Ed25519 key, or for ES256 the 65-byte uncompressed P-256 point (`04 ‖ x ‖ y`),
-    as base64url without padding or as plain base64.
-    """
-
-    id: Name
-    alg: Algorithm
-    public_key: Annotated[str, msgspec.Meta(max_length=128)]
-
-    def __post_init__(self) -> None:
-        if self.alg is Algorithm.ED25519:
-            if len(self.key_bytes) != ED25519_KEY_BYTES:
-                raise ValueError(f"client {self.id}: public_key is not a 32-byte Ed25519 key")
-        elif not _is_p256_point(self.key_bytes):
-            raise ValueError(f"client {self.id}: public_key is not a 65-byte uncompressed P-256 point")
-
-    @property
-    def key_bytes(self) -> bytes:
-        """The raw 32-byte Ed25519 key or the 65-byte P-256 point."""
-        try:
-            return _decode_key(self.public_key)
-        except ValueError as error:
-            raise ValueError(f"client {self.id}: public_key is {error}") from None
-
-
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One permission: a request that fits *all* of its fields is permitted; a missing field permits nothing.
 
     `labels` and `derivation_paths` are patterns (`policies.globs`). `derivation_paths` left out means the key
-    itself (`m`). `blind` permits to sign what the enclave cannot read. `limits`, `on_anomaly`: `policies.limits`.
+    itself (`m`). `blind` permits to sign what the enclave cannot read. `limits`, `on_anomaly`: `policies.limits`;
+    `approvals`: who else must say yes.
     """
 
     name: Name
@@ -101,6 +64,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     derivation_paths: Patterns = ("m",)
     limits: Limits = ()
     on_anomaly: OnAnomaly | None = None
+    approvals: Approvals | None = None
 
     def __post_init__(self) -> None:
         for pattern in self.labels:
@@ -114,6 +78,12 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if Action.SIGN not in self.actions and (self.limits or self.on_anomaly):
             raise ValueError(f"rule {self.name} has `limits` or `on_anomaly` but does not permit `sign`")
         check_measurable(self.name, self.limits, self.kinds)
+        if self.approvals is not None and self.actions != (Action.SIGN,):
+            raise ValueError(f"rule {self.name} has `approvals`, which are for signing: `actions` must be `[sign]`")
+        for client_id in self.clients:
+            if self.approvals is not None and not self.approvals.attainable(client_id):
+                told = "nobody approves its own request, unless `requester_counts`"
+                raise ValueError(f"rule {self.name}: {client_id} could never have enough approvals: {told}")
         if not self.blind and (blind := ALWAYS_BLIND.intersection(self.kinds)):
             kind = min(blind).value
             raise ValueError(
@@ -129,14 +99,18 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clients: Annotated[tuple[Client, ...], msgspec.Meta(max_length=MAX_CLIENTS)]
     rules: Annotated[tuple[Rule, ...], msgspec.Meta(max_length=MAX_RULES)]
     limits: Limits = ()
+    operators: Operators | None = None
 
     def __post_init__(self) -> None:
+        # An order of an operator is never a client's request, nor an approval.
+        signing = (*self.clients, *(self.operators.keys if self.operators is not None else ()))
         _refuse_repeats("two clients have the id", (client.id for client in self.clients))
-        _refuse_repeats("two clients have the same key", (client.key_bytes.hex() for client in self.clients))
+        _refuse_repeats("two clients or operators have the same key", (client.key_bytes.hex() for client in signing))
         _refuse_repeats("two rules have the name", (rule.name for rule in self.rules))
         known = {client.id for client in self.clients}
         for rule in self.rules:
-            for client_id in rule.clients:
+            approvers = rule.approvals.of if rule.approvals is not None else ()
+            for client_id in (*rule.clients, *approvers):
                 if client_id not in known:
                     raise ValueError(f"rule {rule.name} names the client `{client_id}`, which is not listed")
         check_names(limit for limits in (self.limits, *(rule.limits for rule in self.rules)) for limit in limits)
@@ -252,6 +226,7 @@ class Request(msgspec.Struct, frozen=True):
 
     `label` is the key's label: from the body for `create-key`, from the stored key for `sign`. `kind` and
     `decoded` are None where there is nothing to sign or to read; `signatures`: how many of a batch this is.
+    `approvers`: the clients whose approvals of it have been verified. `lifetime_s`: for how long it was signed.
     """
 
     client_id: str
@@ -262,24 +237,8 @@ class Request(msgspec.Struct, frozen=True):
     derivation_path: tuple[int, ...] = ()
     decoded: Decoded | None = None
     signatures: int = 1
-
-
-def _decode_key(text: str) -> bytes:
-    """Canonical base64url without padding, or canonical base64. Raises `ValueError`."""
-    plain = text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4)
-    if not _BASE64.fullmatch(plain):
-        raise ValueError("not base64")
-    data = base64.b64decode(plain, validate=True)
-    if text not in (base64.urlsafe_b64encode(data).rstrip(b"=").decode(), base64.b64encode(data).decode()):
-        raise ValueError("not canonical base64")
-    return data
-
-
-def _is_p256_point(point: bytes) -> bool:
-    if len(point) != P256_POINT_BYTES or point[0] != 4:
-        return False
-    x, y = int.from_bytes(point[1:33], "big"), int.from_bytes(point[33:], "big")
-    return max(x, y) < _P256_P and (y * y - (x * x * x - 3 * x + _P256_B)) % _P256_P == 0
+    approvers: frozenset[str] = frozenset()
+    lifetime_s: int = 0
 
 
 def _refuse_repeats(what: str, names: Iterable[str]) -> None:

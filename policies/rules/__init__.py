@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from policies.model import Request, Rule
-from policies.rules import action, blind, client, derivation_path, kind, label
+from policies.rules import action, approvals, blind, client, derivation_path, kind, label
 
 Check = Callable[[Rule, Request], str]
 
@@ -19,4 +19,5 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("kind", kind.check),
     ("blind", blind.check),
     ("derivation-path", derivation_path.check),
+    ("approvals", approvals.check),
 )

@@ -103,7 +103,7 @@ COVERED: dict[str, str] = {
     "policies.load:load_policy": "policy.yaml",
     "policies.load:load_yaml": "roster.yaml",
     "policies.load:parse_yaml": "tests/property/test_any_yaml.py",
-    "policies.model:_decode_key": "policy.yaml",
+    "policies.clients:_decode_key": "policy.yaml",
     "policies.roster:RosterSigner.identity_point": "identities",
     "policies.signed_requests:_decode": "jws",
     "policies.signed_requests:claimed_client": "claimed client",

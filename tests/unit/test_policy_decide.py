@@ -152,7 +152,7 @@ def test_policies_that_contradict_themselves() -> None:
     client = Client("a", Algorithm.ED25519, KEY)
     with pytest.raises(ValueError, match="two clients have the id `a`"):
         Policy(1, (client, Client("a", Algorithm.ED25519, OTHER_KEY)), ())
-    with pytest.raises(ValueError, match="two clients have the same key"):
+    with pytest.raises(ValueError, match="two clients or operators have the same key"):
         Policy(1, (client, Client("b", Algorithm.ED25519, KEY + "=")), ())
     with pytest.raises(ValueError, match="two rules have the name `r`"):
         policy(rule(), rule())

@@ -1,0 +1,16 @@
+"""Who else must have said yes: approvals of other clients; and how long a request may have waited for them."""
+
+from __future__ import annotations
+
+from policies.model import Action, Request, Rule
+from policies.signed_requests import MAX_LIFETIME_S
+
+
+def check(rule: Rule, request: Request) -> str:
+    """Empty, or why `request` does not fit `rule`."""
+    if request.action is Action.CREATE_KEY:
+        return ""
+    longest_s = MAX_LIFETIME_S if rule.approvals is None else rule.approvals.within_s
+    if request.lifetime_s > longest_s:
+        return f"signed for {request.lifetime_s} s, and at most {longest_s} s are permitted"
+    return "" if rule.approvals is None else rule.approvals.missing(request.client_id, request.approvers)
