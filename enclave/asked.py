@@ -113,7 +113,7 @@ def check_policy(policy: Policy, asked: Asked, label: str, now_s: int) -> None:
 def signer_info(
     asked: Asked, key: Acknowledgement, committee: tuple[int, ...], signer_name: str
 ) -> SignerInfo | BatchSignerInfo:
-    """What this enclave itself tells its gate."""
+    """What this enclave itself tells its gate (SPEC 6.4)."""
     infos = tuple(BatchItemInfo(item.h.hex(), item.path, item.child.hex()) for item in asked.items)
     if asked.batch:
         return BatchSignerInfo(

@@ -1,7 +1,7 @@
 """Asking the operator's gate: one conversation for one request, until it says yes, no, or the deadline passes.
 
 The signer does single HTTP exchanges; attempts, polls of a pending answer, and every judgement are here. Whatever is
-not a verified yes is a refusal.
+not a verified yes is a refusal (SPEC 6.1 to 6.8).
 """
 
 from __future__ import annotations
@@ -11,22 +11,26 @@ from collections.abc import Callable
 
 from enclave.errors import Refused
 from enclave.gate import (
+    NO_ANSWER,
     GateAllowed,
     GateCall,
-    GateKeys,
+    GatePending,
     GateSaidNo,
     build_call,
     is_retriable,
+    judge_status,
+    no_answer,
     verify_reply,
 )
+from enclave.gate_keys import GateKeys
 from enclave.meters import Durations
 from enclave.tasks import Promise, Timers
 from enclave.wire import CallGate, GateReply, GateUnreachable
-from policies.gate_messages import BatchSignerInfo, RequestInfo, SignerInfo
+from policies.gate_messages import GateInfo, RequestInfo
 
 TRY_TIMEOUT_S = 10.0
 RETRY_FIRST_S, RETRY_MOST_S = 0.25, 5.0
-POLL_LEAST_S, POLL_MOST_S = 1.0, 60.0
+POLL_LEAST_S, POLL_MOST_S = 1.0, 300.0
 MAX_CONVERSATIONS = 1024
 
 
@@ -35,23 +39,20 @@ class _NoDecision(Refused):
 
 
 class Gate:
-    """All conversations under way. `keys()`: the gate's keys, None in mode `none` and before the HSM unsealed them."""
+    """All conversations under way. `mode`: `signed`, `status` or `none`. `keys()`: the gate's keys, None in mode `none`
+    and before the HSM unsealed them; asked for anew at each try, since they may have been replaced meanwhile."""
 
     def __init__(
         self,
+        mode: str,
         keys: Callable[[], GateKeys | None],
         timers: Timers,
         wall_clock: Callable[[], float],
         random: Callable[[int], bytes],
         emit: Callable[[CallGate], None],
     ) -> None:
-        self._keys, self._timers, self._clock, self._random, self._emit = (
-            keys,
-            timers,
-            wall_clock,
-            random,
-            emit,
-        )
+        self.mode, self._keys, self._timers = mode, keys, timers
+        self._clock, self._random, self._emit = wall_clock, random, emit
         self._awaited: dict[str, Promise[GateReply | GateUnreachable]] = {}
         self._conversations = 0
         self.counters: dict[str, int] = {}
@@ -60,25 +61,22 @@ class Gate:
 
     async def ask(
         self,
-        info: SignerInfo | BatchSignerInfo,
+        info: GateInfo,
         request: RequestInfo,
         deadline_s: int,
         pending: Callable[[int], None],
         request_id: str = "",
     ) -> GateAllowed:
-        """A verified yes, or `Refused`. `pending(deadline_s)` is called when the gate says that it needs time.
+        """A yes, or `Refused`. `pending(deadline_s)` is called whenever the gate says that it needs time.
 
         `request_id`: what logs call the request; the handler gets it too.
         """
-        keys = self._keys()
-        if keys is None:
-            raise Refused("gate", "this enclave has no gate secrets: run `keymoot gate secret`")
         if self._conversations >= MAX_CONVERSATIONS:
-            raise Refused("gate", f"{MAX_CONVERSATIONS} gate calls are under way")
+            raise Refused("gate/busy", f"{MAX_CONVERSATIONS} gate calls are under way")
         self._conversations += 1
         started_ns = time.perf_counter_ns()
         try:
-            allowed = await self._converse(keys, info, request, deadline_s, pending, request_id)
+            allowed = await self._converse(info, request, deadline_s, pending, request_id)
         except GateSaidNo:
             self._count("gate|refused")
             raise
@@ -109,50 +107,60 @@ class Gate:
 
     async def _converse(
         self,
-        keys: GateKeys,
-        info: SignerInfo | BatchSignerInfo,
+        info: GateInfo,
         request: RequestInfo,
         deadline_s: int,
         pending: Callable[[int], None],
         request_id: str,
     ) -> GateAllowed:
+        # SPEC 6.1: for this conversation alone.
         uid = self._random(16).hex()
-        attempt, backoff_s, reason = 0, RETRY_FIRST_S, "no answer"
+        attempt, backoff_s, rule, reason = 0, RETRY_FIRST_S, "gate/unreachable", "no answer"
         while self._clock() < deadline_s:
             attempt += 1
-            call = build_call(
-                info,
-                request,
-                uid=uid,
-                attempt=attempt,
-                deadline_s=deadline_s,
-                now_s=int(self._clock()),
-                keys=keys,
-            )
+            keys, now_s = self._present_keys(), int(self._clock())
+            call = build_call(info, request, uid=uid, attempt=attempt, deadline_s=deadline_s, now_s=now_s, keys=keys)
             answer = await self._exchange(call, self._try_timeout_ms(deadline_s), request_id)
             if isinstance(answer, GateUnreachable):
-                reason, wait_s = answer.reason, backoff_s
+                (rule, _), reason, wait_s = NO_ANSWER[answer.code], answer.reason, backoff_s
                 self._count("gate_tries|unreachable")
+                if refusal := no_answer(answer):
+                    raise refusal
             elif is_retriable(answer.status):
-                reason, wait_s = f"HTTP {answer.status}", max(backoff_s, float(answer.retry_after_s))
+                # SPEC 6.7
+                rule, reason = "gate/status", f"HTTP {answer.status}"
+                wait_s = max(backoff_s, float(answer.retry_after_s))
                 self._count("gate_tries|retriable")
             else:
-                verdict = verify_reply(answer, call=call, keys=keys, now_s=int(self._clock()))
+                verdict = self._judge(answer, call)
                 if isinstance(verdict, GateAllowed):
                     return verdict
                 self._count("gate_tries|pending")
                 pending(deadline_s)
-                reason = "undecided"
+                rule, reason = "gate/undecided", "undecided"
                 wait_s = min(max(float(verdict.retry_after_s), POLL_LEAST_S), POLL_MOST_S)
             backoff_s = min(backoff_s * 2, RETRY_MOST_S)
             await self._timers.sleep(min(wait_s, max(0.0, deadline_s - self._clock())))
-        raise _NoDecision("gate", f"no yes from the gate before the deadline ({reason})")
+        raise _NoDecision(rule, f"no yes from the gate before the deadline ({reason})")
+
+    def _present_keys(self) -> GateKeys:
+        keys = self._keys()
+        if keys is None:
+            raise Refused("gate/secrets", "this enclave has no gate secrets: run `keymoot gate secret`")
+        return keys
+
+    def _judge(self, answer: GateReply, call: GateCall) -> GateAllowed | GatePending:
+        now_s = int(self._clock())
+        if self.mode == "status":
+            return judge_status(answer, now_s=now_s)
+        # Those of now: an answer may come after its key was retired.
+        return verify_reply(answer, call=call, keys=self._present_keys(), now_s=now_s)
 
     async def _exchange(self, call: GateCall, timeout_ms: int, request_id: str) -> GateReply | GateUnreachable:
         uid = call.uid
         promise: Promise[GateReply | GateUnreachable] = Promise()
         self._awaited[uid] = promise
-        late = GateUnreachable(uid, "no answer from the signer process in time")
+        late = GateUnreachable(uid, "no answer from the signer process in time", "timeout")
         cancel = self._timers.after(timeout_ms / 1000 + 1.0, lambda: self.on_answer(late))
         signed = (call.webhook_id, call.webhook_timestamp, call.webhook_signature, call.body)
         self._emit(CallGate(uid, *signed, timeout_ms, request_id))

@@ -21,7 +21,7 @@ from enclave.creation import KeyCreation
 from enclave.dispatch import Dispatch
 from enclave.effects import Effects
 from enclave.errors import KeymootError
-from enclave.gate import GateKeys
+from enclave.gate_keys import GateKeys
 from enclave.hsm import Hsm
 from enclave.log import Log
 from enclave.members import NonceBook, OwnSession
@@ -95,7 +95,9 @@ class EnclaveCore:
         self._standing.start(self._links, around.vault)
         self.batches = Batches(around)
         self.orders = CeremonyOrders(around, self.batches)
-        self._gate = Gate(gate_keys, self.timers, outside.wall_clock, outside.random, self.effects.emit)
+        self._gate = Gate(
+            config.file.gate.mode, gate_keys, self.timers, outside.wall_clock, outside.random, self.effects.emit
+        )
         rules = SigningRules(
             config.roster,
             config.policy,

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from enclave.gate_keys import Scheme
 from enclave.hsm.config import HsmConfig
 from policies.acceptance import ACCEPTED_STATES_FILE
 from policies.errors import CallerError
@@ -18,14 +19,42 @@ from policies.model import Policy
 from policies.roster import Name, Roster
 
 GateMode = Literal["signed", "status", "none"]
+Schemes = Annotated[tuple[Scheme, ...], msgspec.Meta(max_length=2)]
 
 
 class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`mode` says how this signer is asked for its consent. `secrets`: the sealed file of mode `signed`."""
+    """`mode` says how this signer's operator is asked: `signed`, `none`, or `status` (weaker: who takes the signer
+    process over can approve). `secrets`: the sealed file of the keys.
+
+    `deadline_s`: how long the gate has, and how long a request is remembered that other signers' gates decide.
+    `requests`: how questions are signed, `v1` (HMAC) and `v1a` (Ed25519); None: `v1` in mode `signed`, not at all in
+    mode `status`. `answers`: which signatures count, all else is refused. `key_creation`: whether it is asked before a
+    key is made, too.
+    """
 
     mode: GateMode
     secrets: str = "gate-secrets.sealed"  # a file's name
     deadline_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 60
+    requests: Schemes | None = None
+    answers: Annotated[Schemes, msgspec.Meta(min_length=1)] = ("v1",)
+    key_creation: bool = False
+
+    @property
+    def signed_by(self) -> Schemes:
+        """How questions are signed."""
+        if self.requests is not None:
+            return self.requests
+        return ("v1",) if self.mode == "signed" else ()
+
+    @property
+    def accepted(self) -> Schemes:
+        """Which signatures of answers count; in mode `status` nobody looks at them."""
+        return self.answers if self.mode == "signed" else ()
+
+    @property
+    def needs_secrets(self) -> bool:
+        """Whether there must be keys."""
+        return self.mode != "none" and bool(self.signed_by or self.accepted)
 
 
 class EnclaveFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,8 +117,8 @@ def load_config(path: Path) -> EnclaveConfig:
     index = next((signer.index for signer in roster.signers if signer.name == file.signer), None)
     if index is None:
         raise CallerError(f"{path}: no signer {file.signer} in the roster of {roster.network}")
-    if file.gate.mode == "status":
-        raise CallerError(f"{path}: gate mode 'status' is not available yet: use 'signed'")
+    if file.gate.mode == "signed" and not file.gate.signed_by:
+        raise CallerError(f"{path}: gate.requests is empty: mode 'signed' needs v1 or v1a")
     return EnclaveConfig(
         file=file,
         roster=roster,

@@ -1,68 +1,57 @@
-"""The validation gate's messages in mode `signed`: what the operator's handler is asked, and what counts as its yes.
+"""The validation gate's messages (SPEC 6): what the operator's handler is asked, and what counts as its yes.
 
-Fails closed: `verify_reply` returns a yes, a not-yet, or raises `Refused`; there is nothing else.
-
-The messages themselves: `policies/gate_messages.py`.
+Fails closed: `verify_reply` and `judge_status` return a yes, a not-yet, or raise `Refused`; there is nothing else. What
+the messages say is in `policies/gate_messages.py`, the keys are in `gate_keys.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from enclave import webhooks
-from enclave.errors import CallerError, Refused
-from enclave.secret import Secret
-from enclave.wire import MAX_GATE_REQUEST_BYTES, GateReply
-from policies.gate_messages import (
-    ANSWER_TYPE,
-    LONGEST_YES_S,
-    Answer,
-    BatchSignerInfo,
-    GateRequest,
-    RequestInfo,
-    SignerInfo,
-    parse_time,
-)
+from enclave.errors import Refused
+from enclave.gate_keys import GateKeys
+from enclave.wire import MAX_GATE_REQUEST_BYTES, GateReply, GateUnreachable
+from policies.gate_messages import ANSWER_TYPE, LONGEST_YES_S, Answer, GateInfo, GateRequest, RequestInfo, parse_time
 from policies.json_strict import JsonInvalid, parse_json
 from policies.model import Decoded
 
 RETRIABLE = frozenset({429, 502, 503, 504})
+STATUS_YES_S = 60
+"""So long a yes of mode `status` counts: nothing in it says how long."""
 
-
-class SecretsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The secrets as `keymoot gate secret` reads them; the older ones only while rotating."""
-
-    request_hmac: str
-    answer_hmac: str
-    older_request_hmac: str | None = None
-    older_answer_hmac: str | None = None
-
-    def __repr__(self) -> str:
-        return "SecretsFile(…)"
-
-
-@dataclass(frozen=True, repr=False)
-class GateKeys:
-    """One key for each direction, newest first."""
-
-    request: Sequence[Secret]
-    answer: Sequence[Secret]
+# SPEC 6.7. By the signer's word for why there is no answer: the rule that the request is refused by in the end, and
+# whether another try may help.
+NO_ANSWER: dict[str, tuple[str, bool]] = {
+    "connect": ("gate/unreachable", True),
+    "tls": ("gate/tls", True),
+    "timeout": ("gate/timeout", True),
+    "busy": ("gate/busy", True),
+    "redirect": ("gate/redirect", False),
+    "too-large": ("gate/too-large", False),
+    "http": ("gate/http", False),
+    "not-configured": ("gate/not-configured", False),
+    "no-mtls": ("gate/no-mtls", False),
+}
+# SPEC 6.5, by `WebhookInvalid.code`.
+UNSIGNED = {"unsigned": "gate/unsigned", "stale": "gate/stale", "signature": "gate/signature"}
 
 
 @dataclass(frozen=True)
 class GateCall:
-    """One signed request to the handler."""
+    """One request to the handler. `webhook_signature` is empty where none is asked for (mode `status`)."""
 
     uid: str
-    info: SignerInfo | BatchSignerInfo
+    info: GateInfo
+    request_digest: str
     webhook_id: str
     webhook_timestamp: str
     webhook_signature: str
     body: bytes
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,23 +75,8 @@ class GatePending:
     retry_after_s: int
 
 
-def parse_gate_secrets(data: bytes) -> GateKeys:
-    """`{"request_hmac": "whsec_…", "answer_hmac": "whsec_…"}`. Raises `CallerError`, which never quotes them."""
-    try:
-        parse_json(data)
-        file = msgspec.json.decode(data, type=SecretsFile)
-    except (JsonInvalid, msgspec.DecodeError):
-        raise CallerError('gate secrets must be JSON: {"request_hmac": "whsec_…", "answer_hmac": "whsec_…"}') from None
-    request = [webhooks.parse_key(text) for text in (file.request_hmac, file.older_request_hmac) if text]
-    answer = [webhooks.parse_key(text) for text in (file.answer_hmac, file.older_answer_hmac) if text]
-    # Otherwise a request could be reflected as an answer.
-    if {key.reveal() for key in request} & {key.reveal() for key in answer}:
-        raise CallerError("the two directions need different secrets")
-    return GateKeys(request, answer)
-
-
 def build_call(
-    info: SignerInfo | BatchSignerInfo,
+    info: GateInfo,
     request_info: RequestInfo,
     *,
     uid: str,
@@ -110,13 +84,17 @@ def build_call(
     deadline_s: int,
     now_s: int,
     keys: GateKeys,
+    dry_run: bool = False,
 ) -> GateCall:
     """The signed request of attempt `attempt` (from 1). Raises `Refused` where it would exceed the body limit."""
-    question = GateRequest.about(info, request_info, uid=uid, attempt=attempt, deadline_s=deadline_s)
+    # SPEC 6.2
+    question = GateRequest.about(info, request_info, uid=uid, attempt=attempt, deadline_s=deadline_s, dry_run=dry_run)
     body = msgspec.json.encode(question)
     if len(body) > MAX_GATE_REQUEST_BYTES:
-        raise Refused("gate", f"the request is too large for the gate ({len(body)} bytes)")
-    return GateCall(uid, info, uid, str(now_s), webhooks.sign(keys.request, uid, now_s, body), body)
+        raise Refused("gate/request-too-large", f"the request is too large for the gate ({len(body)} bytes)")
+    # SPEC 6.3
+    signature = webhooks.sign(keys.request, uid, now_s, body)
+    return GateCall(uid, info, question.signerInfo["request_digest"], uid, str(now_s), signature, body, dry_run)
 
 
 def show_decoded(decoded: Decoded | None) -> dict[str, Any] | None:
@@ -131,12 +109,21 @@ def is_retriable(status: int) -> bool:
     return status in RETRIABLE
 
 
+def no_answer(answer: GateUnreachable) -> Refused | None:
+    """The refusal that follows at once where there is no answer; None where another try may bring one."""
+    rule, again = NO_ANSWER[answer.code]
+    return None if again else Refused(rule, f"no answer from the gate: {answer.reason}")
+
+
 def verify_reply(reply: GateReply, *, call: GateCall, keys: GateKeys, now_s: int) -> GateAllowed | GatePending:
-    """The verified yes, or a not-yet (202). Raises `GateSaidNo` for a verified no, `Refused` for all else."""
+    """Mode `signed`: the verified yes, or a not-yet (202). Raises `GateSaidNo` for a verified no, `Refused` for all
+    else."""
+    # SPEC 6.6
     if reply.status == 202:
         return GatePending(reply.retry_after_s)
     if reply.status != 200:
-        raise Refused("gate", f"HTTP {reply.status}")
+        raise Refused("gate/status", f"HTTP {reply.status}")
+    # SPEC 6.5
     try:
         webhooks.verify(
             keys.answer, reply.webhook_id, reply.webhook_timestamp, reply.webhook_signature, reply.body, now_s
@@ -144,9 +131,9 @@ def verify_reply(reply: GateReply, *, call: GateCall, keys: GateKeys, now_s: int
         parse_json(reply.body)
         answer = msgspec.json.decode(reply.body, type=Answer)
     except webhooks.WebhookInvalid as error:
-        raise Refused("gate", f"unsigned answer: {error}") from None
+        raise Refused(UNSIGNED[error.code], f"unsigned answer: {error}") from None
     except (JsonInvalid, msgspec.DecodeError) as error:
-        raise Refused("gate", f"malformed answer: {str(error)[:100]}") from None
+        raise Refused("gate/malformed", f"malformed answer: {str(error)[:100]}") from None
     _check_echo(answer, call)
     if not answer.allowed:
         said = answer.status.reason or answer.status.message or str(answer.status.code) or "no reason given"
@@ -154,24 +141,35 @@ def verify_reply(reply: GateReply, *, call: GateCall, keys: GateKeys, now_s: int
     try:
         expires_at_s = parse_time(answer.expiresAt)
     except ValueError:
-        raise Refused("gate", "expiresAt is not a UTC time such as 2026-01-01T00:00:00Z") from None
+        raise Refused("gate/malformed", "expiresAt is not a UTC time such as 2026-01-01T00:00:00Z") from None
     if expires_at_s <= now_s:
-        raise Refused("gate", "the gate's yes has expired already: check both clocks")
+        raise Refused("gate/expired", "the gate's yes has expired already: check both clocks")
     return GateAllowed(min(expires_at_s, now_s + LONGEST_YES_S))
+
+
+def judge_status(reply: GateReply, *, now_s: int) -> GateAllowed:
+    """Mode `status`: 200 is a yes, whatever else comes with it. Nothing shows that the handler said it, so whoever has
+    taken the signer process over can say it too. Raises `GateSaidNo` for 403, `Refused` for all else."""
+    # SPEC 6.8
+    if reply.status == 200:
+        return GateAllowed(now_s + STATUS_YES_S)
+    if reply.status == 403:
+        raise GateSaidNo("HTTP 403")
+    raise Refused("gate/status", f"HTTP {reply.status}")
 
 
 def _check_echo(answer: Answer, call: GateCall) -> None:
     echoes = {
         "type": (answer.type, ANSWER_TYPE),
         "uid": (answer.uid, call.uid),
-        "request_digest": (answer.request_digest, call.info.digest()),
+        "request_digest": (answer.request_digest, call.request_digest),
         "signer_id": (answer.signer_id, call.info.signer_id),
         "kind": (answer.kind, call.info.kind),
-        "dryRun": (answer.dryRun, False),
+        "dryRun": (answer.dryRun, call.dry_run),
     }
     for name, (found, expected) in echoes.items():
         if found != expected:
-            raise Refused("gate", f"the answer is to something else: {name}")
+            raise Refused("gate/echo", f"the answer is to something else: {name}")
 
 
 def _show(value: object) -> object:

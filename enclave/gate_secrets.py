@@ -7,8 +7,9 @@ import os
 import stat
 from pathlib import Path
 
+from enclave.config import EnclaveConfig
 from enclave.errors import CallerError
-from enclave.gate import GateKeys, parse_gate_secrets
+from enclave.gate_keys import GateKeys, parse_gate_secrets
 from enclave.hsm import Hsm, RecordContext
 
 MAX_FILE_BYTES = 64 * 1024
@@ -66,6 +67,18 @@ def open_gate_secrets(hsm: Hsm, network: str, signer: int, path: Path) -> GateKe
     """The keys of a sealed file. Raises `CallerError` where it is missing or was not sealed for this signer."""
     with hsm.unseal(_context(network, signer), _read(path)) as plaintext:
         return parse_gate_secrets(plaintext.reveal())
+
+
+def configured_keys(hsm: Hsm, config: EnclaveConfig) -> GateKeys | None:
+    """The keys that the configuration asks for; None in mode `none`. Raises as `open_gate_secrets`, and where the file
+    lacks one."""
+    gate = config.file.gate
+    if gate.mode == "none":
+        return None
+    if not gate.needs_secrets:
+        return GateKeys((), ())
+    keys = open_gate_secrets(hsm, config.roster.network, config.index, config.gate_secrets)
+    return keys.chosen(gate.signed_by, gate.accepted)
 
 
 def _read(path: Path) -> bytes:

@@ -17,6 +17,17 @@ OTHER = "other"
 RULES = frozenset(
     {
         *("authorization", "busy", "certificate", "committee", "delta", "epoch", "gate", "hash", "nonce", "path"),
+        *(
+            "gate/busy",
+            "gate/echo",
+            "gate/expired",
+            "gate/http",
+            "gate/malformed",
+            "gate/no-mtls",
+            "gate/not-configured",
+        ),
+        *("gate/redirect", "gate/request-too-large", "gate/secrets", "gate/signature", "gate/stale", "gate/status"),
+        *("gate/timeout", "gate/tls", "gate/too-large", "gate/undecided", "gate/unreachable", "gate/unsigned"),
         *("key", "key/pending", "key/roster", "pool", "presign", "presignature", "prss", "r", "replay"),
         *("payload", "payload/bitcoin", "payload/eip712", "payload/ethereum", "payload/message", "payload/rlp"),
         *("policy/action", "policy/blind", "policy/client", "policy/derivation-path", "policy/kind", "policy/label"),

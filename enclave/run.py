@@ -15,8 +15,8 @@ from enclave.config import EnclaveConfig
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import CallerError, KeymootError, Unavailable
 from enclave.framing import Stream
-from enclave.gate import GateKeys
-from enclave.gate_secrets import open_gate_secrets
+from enclave.gate_keys import GateKeys
+from enclave.gate_secrets import configured_keys
 from enclave.hsm import Hsm, HsmThread, open_hsm
 from enclave.hsm.config import pin_mark
 from enclave.log import Log
@@ -44,6 +44,8 @@ def run_enclave(config: EnclaveConfig) -> None:
     log = Log("enclave", network=config.file.network, signer=config.file.signer)
     if config.file.gate.mode == "none":
         log.warning("no gate", reason="gate.mode is none: this signer agrees to whatever its policy allows")
+    if config.file.gate.mode == "status":
+        log.warning("weak gate", reason="gate.mode is status: whoever takes the signer process over can approve")
     if config.hsm.accept_key_export:
         log.warning("keys can be exported", reason="hsm.accept_key_export is set: the token's PIN alone guards them")
     opener = Opener(config)
@@ -84,8 +86,7 @@ class Opener:
                     f"the HSM's identity key is not the one the roster lists for {config.file.signer}: "
                     "check hsm.token_label, hsm.identity_key_label and the roster"
                 )
-            if config.file.gate.mode != "none":
-                self._gate_keys = open_gate_secrets(hsm, config.roster.network, config.index, config.gate_secrets)
+            self._gate_keys = configured_keys(hsm, config)
         except BaseException:
             hsm.close()
             raise

@@ -660,10 +660,18 @@ class GateReply(Wire, frozen=True, tag=5):
 
 
 class GateUnreachable(Wire, frozen=True, tag=6):
-    """The call got no answer (connection, TLS, time-out, too large, redirect): `reason`, never an approval."""
+    """The call got no answer that may be shown to the enclave: `reason`, never an approval. `code`: the handler was
+    not reached (`connect`), its TLS was refused by either side (`tls`), it was too slow (`timeout`), it answered with
+    a redirect (`redirect`), with more than `MAX_GATE_BODY_BYTES` (`too-large`), not in HTTP or with headers that
+    nobody could read (`http`); the signer has too many calls waiting (`busy`), no gate (`not-configured`), or no
+    client certificate where the mode needs one (`no-mtls`)."""
 
     uid: ShortText
     reason: ShortText
+    code: Annotated[
+        str,
+        msgspec.Meta(pattern=r"^(connect|tls|timeout|redirect|too-large|http|busy|not-configured|no-mtls)$(?!\n)"),
+    ] = "connect"
 
 
 class Stored(Wire, frozen=True, tag=7):
@@ -728,7 +736,8 @@ class Store(Wire, frozen=True, tag=4):
 class CallGate(Wire, frozen=True, tag=5):
     """One HTTP exchange with the operator's handler, exactly as given; no retry by the signer.
 
-    `request_id` goes into a header that nothing is decided by.
+    `webhook_signature`: empty where the request is not signed, which only mode `status` allows. `request_id` goes into
+    a header that nothing is decided by.
     """
 
     uid: ShortText

@@ -73,6 +73,82 @@ class BatchSignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
 
 
+class KeyCreationInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A new key, made by all signers. `label`: the one that it will have for ever; `tolerate`: how many of the
+    `participants` may be corrupted."""
+
+    label: str
+    signer_id: str
+    scheme: str
+    curve: str
+    key_epoch: int
+    participants: tuple[int, ...]
+    tolerate: int
+    roster_digest: str
+    kind: Literal["KeyCreation"] = "KeyCreation"
+
+    def digest(self) -> str:
+        """`request_digest`, as `SignerInfo.digest`."""
+        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
+
+
+class RefreshInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """New shares of every key, for the same signers. `key_epoch`: the one that begins."""
+
+    signer_id: str
+    scheme: str
+    key_epoch: int
+    old_key_epoch: int
+    participants: tuple[int, ...]
+    tolerate: int
+    roster_digest: str
+    kind: Literal["Refresh"] = "Refresh"
+
+    def digest(self) -> str:
+        """`request_digest`, as `SignerInfo.digest`."""
+        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
+
+
+class ReshareInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """New shares of every key, for the signers of another roster. `…_fingerprints`: of the signers' identity keys, in
+    the order of their indices."""
+
+    signer_id: str
+    scheme: str
+    key_epoch: int
+    old_key_epoch: int
+    participants: tuple[int, ...]
+    tolerate: int
+    fingerprints: tuple[str, ...]
+    roster_digest: str
+    old_participants: tuple[int, ...]
+    old_tolerate: int
+    old_fingerprints: tuple[str, ...]
+    old_roster_digest: str
+    kind: Literal["Reshare"] = "Reshare"
+
+    def digest(self) -> str:
+        """`request_digest`, as `SignerInfo.digest`."""
+        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
+
+
+class BackupKeyChangeInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Other keys that this signer's backups are encrypted to: age recipients."""
+
+    signer_id: str
+    recipients: tuple[str, ...]
+    old_recipients: tuple[str, ...]
+    roster_digest: str
+    kind: Literal["BackupKeyChange"] = "BackupKeyChange"
+
+    def digest(self) -> str:
+        """`request_digest`, as `SignerInfo.digest`."""
+        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
+
+
+GateInfo = SignerInfo | BatchSignerInfo | KeyCreationInfo | RefreshInfo | ReshareInfo | BackupKeyChangeInfo
+
+
 class RequestInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """What the client says, re-encoded from what the enclave parsed."""
 
@@ -110,7 +186,7 @@ class GateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is posted to the handler. `uid`: random, from the enclave; the same for every `attempt` (from 1) at one
     question, whose answer is awaited until `deadline`. `dryRun`: act on nothing, this is a check.
 
-    `signerInfo`: `SignerInfo` or `BatchSignerInfo` with `request_digest`, the digest of the rest of it.
+    `signerInfo`: one of `GateInfo` with `request_digest`, the digest of the rest of it.
     """
 
     version: str
@@ -125,7 +201,7 @@ class GateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def about(
         cls,
-        info: SignerInfo | BatchSignerInfo,
+        info: GateInfo,
         request: RequestInfo,
         *,
         uid: str,
@@ -133,7 +209,7 @@ class GateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         deadline_s: int,
         dry_run: bool = False,
     ) -> GateRequest:
-        """The question whether to sign `info`."""
+        """The question whether to do what `info` says."""
         shown = {**msgspec.to_builtins(info), "request_digest": info.digest()}
         return cls(VERSION, REQUEST_TYPE, uid, attempt, show_time(deadline_s), dry_run, shown, request)
 

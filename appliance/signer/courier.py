@@ -89,7 +89,8 @@ class Courier:
         self._departures = Departures()
         self._repeats = Repeats(time.monotonic)
         self._orders_told: dict[str, Allowance] = {}
-        self._gate_calls = GateCalls(gate, partial(enclave.send, OWN_QUOTA), metrics, self._repeats)
+        weak = enclave.attached.gate_mode == "status"
+        self._gate_calls = GateCalls(gate, partial(enclave.send, OWN_QUOTA), metrics, self._repeats, weak)
 
     async def run(self, links: Sequence[CoordinatorLink]) -> None:
         """Serve until the enclave or the store fails; raises why. Commits under way are awaited before.

@@ -28,15 +28,19 @@ HEADER_LIMITS = {"webhook-id": 512, "webhook-timestamp": 512, "webhook-signature
 
 
 class NoAnswer(KeymootError):
-    """The exchange gave nothing that may be shown to the enclave as an answer."""
+    """The exchange gave nothing that may be shown to the enclave as an answer. `code`: as `GateUnreachable.code`."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class GateCaller:
     """A connection pool to one handler. Use `open` inside the event loop and `close` at the end."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, files: TlsFiles) -> None:
-        """`files`: what its TLS was made of."""
-        self._url = url
+    def __init__(self, url: str, session: aiohttp.ClientSession, files: TlsFiles, mutual: bool) -> None:
+        """`files`: what its TLS was made of; `mutual`: whether it shows a certificate of its own."""
+        self._url, self.mutual = url, mutual
         self._session = session
         self.files = files
 
@@ -46,12 +50,13 @@ class GateCaller:
         make = partial(client_context, settings.ca, settings.certificate, settings.key, ssl.TLSVersion.TLSv1_2)
         files = TlsFiles(make, settings.certificate, settings.key, settings.ca)
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS),
+            # A name is looked up once for each new connection, and whoever is there must have a certificate for it.
+            connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS, use_dns_cache=False),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
         )
-        return cls(settings.url, session, files)
+        return cls(settings.url, session, files, settings.certificate is not None)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -63,11 +68,11 @@ class GateCaller:
             async with asyncio.timeout(timeout_s):
                 return await self._exchange(call)
         except TimeoutError:
-            return unreachable(call, f"no answer within {call.timeout_ms} ms")
+            return unreachable(call, f"no answer within {call.timeout_ms} ms", "timeout")
         except NoAnswer as error:
-            return unreachable(call, str(error))
+            return unreachable(call, str(error), error.code)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return unreachable(call, describe(error))
+            return unreachable(call, describe(error), _code(error))
 
     async def _exchange(self, call: wire.CallGate) -> wire.GateReply:
         headers = {
@@ -76,8 +81,9 @@ class GateCaller:
             "user-agent": "keymoot",
             "webhook-id": call.webhook_id,
             "webhook-timestamp": call.webhook_timestamp,
-            "webhook-signature": call.webhook_signature,
         }
+        if call.webhook_signature:
+            headers["webhook-signature"] = call.webhook_signature
         if call.request_id:
             headers[REQUEST_ID_HEADER] = call.request_id
         # A connection is used again only under the very context that it was made under.
@@ -90,9 +96,9 @@ class GateCaller:
             ssl=self.files.context,
         ) as response:
             if 300 <= response.status < 400:
-                raise NoAnswer(f"it answered with a redirect ({response.status})")
+                raise NoAnswer("redirect", f"it answered with a redirect ({response.status})")
             if not 200 <= response.status <= 599:
-                raise NoAnswer(f"it answered with status {response.status}")
+                raise NoAnswer("http", f"it answered with status {response.status}")
             body = await _read_bounded(response)
             return wire.GateReply(
                 uid=call.uid,
@@ -105,10 +111,21 @@ class GateCaller:
             )
 
 
-def unreachable(call: wire.CallGate, reason: str) -> wire.GateUnreachable:
-    """The answer to `call` where there is none from the handler."""
+def unreachable(call: wire.CallGate, reason: str, code: str) -> wire.GateUnreachable:
+    """The answer to `call` where there is none from the handler. `code`: as `GateUnreachable.code`."""
     plain = reason.encode("ascii", "backslashreplace").decode()  # a reason may quote bytes of the handler
-    return wire.GateUnreachable(uid=call.uid, reason=plain[:MAX_REASON_CHARS])
+    return wire.GateUnreachable(uid=call.uid, reason=plain[:MAX_REASON_CHARS], code=code)
+
+
+def _code(error: Exception) -> str:
+    """`GateUnreachable.code` of an exchange that failed."""
+    match error:
+        case aiohttp.ClientSSLError() | ssl.SSLError():
+            return "tls"
+        case aiohttp.ClientResponseError() | ValueError():
+            return "http"
+        case _:
+            return "connect"
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
@@ -119,7 +136,7 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
         size += len(piece)
         if size > wire.MAX_GATE_BODY_BYTES:
             response.close()
-            raise NoAnswer(f"its answer is larger than {wire.MAX_GATE_BODY_BYTES} bytes")
+            raise NoAnswer("too-large", f"its answer is larger than {wire.MAX_GATE_BODY_BYTES} bytes")
         pieces.append(piece)
     return b"".join(pieces)
 
@@ -128,11 +145,11 @@ def _header(headers: CIMultiDictProxy[str], name: str) -> str:
     """The header's value, empty where it is absent. A repeated, oversized or non-ASCII one is no answer."""
     values = headers.getall(name, [])
     if len(values) > 1:
-        raise NoAnswer(f"its answer repeats the header {name}")
+        raise NoAnswer("http", f"its answer repeats the header {name}")
     if values and len(values[0]) > HEADER_LIMITS[name]:
-        raise NoAnswer(f"its answer has a header {name} of more than {HEADER_LIMITS[name]} characters")
+        raise NoAnswer("http", f"its answer has a header {name} of more than {HEADER_LIMITS[name]} characters")
     if values and not values[0].isascii():
-        raise NoAnswer(f"its answer has a header {name} that is not ASCII")
+        raise NoAnswer("http", f"its answer has a header {name} that is not ASCII")
     return values[0] if values else ""
 
 

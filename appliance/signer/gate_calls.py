@@ -28,7 +28,10 @@ class GateCalls:
         answer: Callable[[wire.GateReply | wire.GateUnreachable], None],
         metrics: SignerMetrics,
         repeats: Repeats,
+        needs_mtls: bool = False,
     ) -> None:
+        """`needs_mtls`: the enclave's gate mode is `status`, so the handler must know that we ask."""
+        self._needs_mtls = needs_mtls
         self._gate, self._answer, self._metrics, self._repeats = gate, answer, metrics, repeats
         self._waiting: asyncio.Queue[tuple[wire.CallGate, float]] = asyncio.Queue(MAX_WAITING)
 
@@ -41,7 +44,7 @@ class GateCalls:
         try:
             self._waiting.put_nowait((call, deadline_s))
         except asyncio.QueueFull:
-            self._answer(unreachable(call, f"more than {MAX_WAITING} gate calls are waiting"))
+            self._answer(unreachable(call, f"more than {MAX_WAITING} gate calls are waiting", "busy"))
 
     async def work(self) -> NoReturn:
         """One of the workers; time spent waiting for a worker counts."""
@@ -51,10 +54,14 @@ class GateCalls:
             timeout_s = deadline_s - loop.time()
             if self._gate is None:
                 answer: wire.GateReply | wire.GateUnreachable = unreachable(
-                    call, "signer.yaml names no gate: set gate.url and gate.ca"
+                    call, "signer.yaml names no gate: set gate.url and gate.ca", "not-configured"
+                )
+            elif self._needs_mtls and not self._gate.mutual:
+                answer = unreachable(
+                    call, "gate mode status needs mutual TLS: set gate.certificate and gate.key", "no-mtls"
                 )
             elif timeout_s <= 0:
-                answer = unreachable(call, "all gate connections were busy until the time-out")
+                answer = unreachable(call, "all gate connections were busy until the time-out", "busy")
             else:
                 started_s = loop.time()
                 answer = await self._gate.call(call, timeout_s)

@@ -19,8 +19,8 @@ def sign(desk: Desk, h: bytes = H1, l: int = 1) -> dict[int, list[Any]]:
     return desk.net.authorise(desk.client.sign_hash(desk.key_id, h), desk.key_id, COMMITTEE, desk.name(l))
 
 
-def reasons(reports: dict[int, list[Any]]) -> set[str]:
-    assert refusals(reports) == {"gate"}
+def reasons(reports: dict[int, list[Any]], rule: str) -> set[str]:
+    assert refusals(reports) == {rule}
     return {report.reason for j in COMMITTEE for report in reports[j]}
 
 
@@ -41,7 +41,7 @@ def test_the_signer_says_yes_by_itself(desk: Desk) -> None:
         desk.gate.alter = lambda member, call, reply, s=signature: msgspec.structs.replace(  # type: ignore[misc]
             reply, webhook_signature=s
         )
-        (reason,) = reasons(sign(desk))
+        (reason,) = reasons(sign(desk), "gate/signature")
         assert reason.startswith("unsigned answer")
     assert remaining(desk) == [8, 8, 8]
 
@@ -51,7 +51,7 @@ def test_a_no_turned_into_a_yes_on_the_way(desk: Desk) -> None:
     desk.gate.alter = lambda member, call, reply: msgspec.structs.replace(
         reply, body=reply.body.replace(b'"allowed": false', b'"allowed": true')
     )
-    (reason,) = reasons(sign(desk))
+    (reason,) = reasons(sign(desk), "gate/signature")
     assert reason == "unsigned answer: webhook-signature does not verify"
 
 
@@ -62,7 +62,7 @@ def test_the_signed_request_reflected_as_an_answer(desk: Desk) -> None:
         webhook_signature=call.webhook_signature,
         webhook_timestamp=call.webhook_timestamp,
     )
-    (reason,) = reasons(sign(desk))
+    (reason,) = reasons(sign(desk), "gate/signature")
     assert reason == "unsigned answer: webhook-signature does not verify"
 
 
@@ -76,7 +76,7 @@ def test_a_yes_to_another_request_replayed(desk: Desk) -> None:
     only(sign(desk), wire.Authorized)
     # The enclave awaits another uid: the old answer, under the new uid, is to something else.
     desk.gate.alter = lambda member, call, reply: msgspec.structs.replace(kept[member], uid=call.uid)
-    (reason,) = reasons(sign(desk, H2, 2))
+    (reason,) = reasons(sign(desk, H2, 2), "gate/echo")
     assert reason == "the answer is to something else: uid"
 
 
@@ -88,7 +88,7 @@ def test_every_echo_counts(desk: Desk, field: str) -> None:
         return desk.gate.reply(call.uid, answer)
 
     desk.gate.alter = alter
-    (reason,) = reasons(sign(desk))
+    (reason,) = reasons(sign(desk), "gate/echo")
     assert reason == f"the answer is to something else: {field}"
 
 
@@ -107,7 +107,7 @@ def test_every_echo_counts(desk: Desk, field: str) -> None:
 )
 def test_a_signed_body_that_is_no_answer(desk: Desk, body: bytes) -> None:
     desk.gate.alter = lambda member, call, reply: desk.gate.reply(call.uid, body)
-    (reason,) = reasons(sign(desk))
+    (reason,) = reasons(sign(desk), "gate/malformed")
     assert reason.startswith("malformed answer")
 
 
@@ -118,7 +118,7 @@ def test_a_duplicate_key_in_a_signed_answer(desk: Desk) -> None:
 
     desk.gate.decide = lambda member, request: (False, "")
     desk.gate.alter = alter
-    (reason,) = reasons(sign(desk))
+    (reason,) = reasons(sign(desk), "gate/malformed")
     assert reason == "malformed answer: a duplicate key"
 
 
@@ -130,7 +130,7 @@ def test_a_stale_or_future_answer(desk: Desk, offset_s: int) -> None:
         return msgspec.structs.replace(reply, webhook_timestamp=str(at_s), webhook_signature=signature)
 
     desk.gate.alter = alter
-    (reason,) = reasons(sign(desk))
+    (reason,) = reasons(sign(desk), "gate/stale")
     assert "300 s off" in reason
 
 
@@ -140,14 +140,14 @@ def test_a_yes_that_has_expired(desk: Desk) -> None:
         return desk.gate.reply(call.uid, answer)
 
     desk.gate.alter = alter
-    (reason,) = reasons(sign(desk))
+    (reason,) = reasons(sign(desk), "gate/expired")
     assert "expired" in reason
 
 
 @pytest.mark.parametrize("status", [201, 204, 301, 302, 400, 401, 403, 404, 500])
 def test_every_other_status_refuses_even_with_a_signed_yes(desk: Desk, status: int) -> None:
     desk.gate.alter = lambda member, call, reply: msgspec.structs.replace(reply, status=status)
-    (reason,) = reasons(sign(desk))
+    (reason,) = reasons(sign(desk), "gate/status")
     assert reason == f"HTTP {status}"
 
 
@@ -156,7 +156,7 @@ def test_no_answer_until_the_deadline_refuses(desk: Desk) -> None:
     assert all(not reports for reports in sign(desk).values())
     for _ in range(80):
         desk.net.advance(1)
-    (reason,) = reasons(desk.net.drain())
+    (reason,) = reasons(desk.net.drain(), "gate/timeout")
     assert reason.startswith("no yes from the gate before the deadline")
     assert remaining(desk) == [8, 8, 8]
 

@@ -13,7 +13,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from enclave import webhooks, wire
-from enclave.gate import GateKeys, parse_gate_secrets
+from enclave.gate_keys import GateKeys, parse_gate_secrets
 from policies.model import Action, Algorithm, Client, Kind, Policy, Rule
 from policies.requests import KEYS_PATH, Hash, KeyCreation, signatures_path
 

@@ -25,7 +25,7 @@ from enclave import wire
 from enclave.assembly import EnclaveCore, Outside
 from enclave.config import EnclaveConfig, EnclaveFile, GateConfig
 from enclave.crypto.curve import SECP256K1
-from enclave.gate import GateKeys
+from enclave.gate_keys import GateKeys
 from enclave.hsm import HsmAway, HsmConfig, SealBroken
 from enclave.log import Log
 from enclave.secret import Secret

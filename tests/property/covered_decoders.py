@@ -75,7 +75,7 @@ COVERED: dict[str, str] = {
     "enclave.config:load_enclave_file": "enclave.yaml",
     "enclave.evidence:verify_evidence": "evidence",
     "policies.gate_messages:parse_time": "gate answer",
-    "enclave.gate:parse_gate_secrets": "gate secrets",
+    "enclave.gate_keys:parse_secrets_file": "gate secrets",
     "enclave.gate:verify_reply": "gate answer",
     "enclave.hsm.keys:check_pair": OWN,
     "enclave.hsm.keys:decode_point": "HSM's point",

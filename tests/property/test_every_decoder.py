@@ -43,7 +43,7 @@ from appliance.store.coordinator import SignatureRow
 from appliance.store.failures import Damaged
 from appliance.store.keys import KeyRow
 from appliance.store.rows import parse_row
-from enclave import gate, rewrap, wire, worker
+from enclave import gate, gate_keys, rewrap, wire, worker
 from enclave.config import load_config as load_enclave_config
 from enclave.errors import CallerError, Malformed, Refused, Unavailable
 from enclave.evidence import verify_evidence
@@ -207,7 +207,7 @@ def verified(data: bytes) -> VerifiedRequest:
 
 def gate_answer(data: bytes) -> object:
     """A body that the gate has signed."""
-    keys = gate.parse_gate_secrets(SECRETS)
+    keys = gate_keys.parse_gate_secrets(SECRETS)
     info = SignerInfo("Signing", "k", "p", "h", (), "c", "s", "ECDSA", "secp256k1", 1, (1, 2, 3), False)
     request = RequestInfo("r", "e", "n", {}, None)
     call = gate.build_call(info, request, uid="u1", attempt=1, deadline_s=2000, now_s=1000, keys=keys)
@@ -345,7 +345,7 @@ FUZZ: dict[str, Fuzz] = {
     "batch": (lambda data: parse_hash_batch(verified(data)), (Refused,), (BATCH,)),
     "jws": (text(split_jws), (Refused,), (b"e30.." + b"A" * 86,)),
     "gate answer": (gate_answer, (Refused,), (GATE_ANSWER,)),
-    "gate secrets": (gate.parse_gate_secrets, (CallerError,), (SECRETS,)),
+    "gate secrets": (gate_keys.parse_gate_secrets, (CallerError,), (SECRETS,)),
     "gate secrets of the handler": (file(load_secrets), (CallerError,), (SECRETS,)),
     "webhook": (
         lambda data: verify(

@@ -13,7 +13,8 @@ from appliance.gate.handler import make_app
 from appliance.signer.config import GateSettings
 from appliance.signer.gate_caller import GateCaller
 from enclave import wire
-from enclave.gate import GateAllowed, build_call, parse_gate_secrets, verify_reply
+from enclave.gate import GateAllowed, build_call, verify_reply
+from enclave.gate_keys import parse_gate_secrets
 from policies.errors import CallerError, Refused
 from policies.gate_messages import RequestInfo, SignerInfo
 from tests.fakes.servers import serving

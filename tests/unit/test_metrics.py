@@ -30,6 +30,7 @@ from policies.errors import Unavailable
 from policies.load import load_yaml
 from policies.rules import CHECKS
 from tests.fakes.metrics import documented
+from tests.fakes.signer_side import attached
 
 STATUS = wire.Status("ready", "", {"shares_given": 3}, {"presignatures": 7}, {})
 REPLY = wire.GateReply("u", 200, "", "", "", 0, b"")
@@ -132,6 +133,7 @@ class SilentEnclave:
     """The link to an enclave that answers when the test says so."""
 
     waiting = 5
+    attached = attached()
 
     def __init__(self) -> None:
         self.sent: list[wire.ToEnclave] = []

@@ -16,7 +16,7 @@ from appliance.profile import ProfileFile
 from appliance.signer.config import SignerConfig
 from enclave.config import EnclaveFile
 from enclave.errors import Refused
-from enclave.gate import SecretsFile
+from enclave.gate_keys import SecretsFile
 from policies.acceptance import AcceptedStates
 from policies.errors import CallerError
 from policies.gate_messages import Answer
