@@ -19,9 +19,12 @@ from enclave.payloads import decode_payload
 from enclave.protocol import sign
 from enclave.requests import VerifiedRequest, parse_hash_batch, parse_signing_body
 from enclave.wire import Acknowledgement
+from policies.counters import Counters
 from policies.decide import Refuse, decide
+from policies.decoded import Decoded
+from policies.facts import Request
 from policies.gate_messages import BatchItemInfo, BatchSignerInfo, RequestInfo, SignerInfo
-from policies.model import Action, Counters, Decoded, Kind, Policy, Request
+from policies.model import Action, Kind, Policy
 
 PATHS_AT_ONCE = 32
 """So many child keys are derived before other work has its turn."""

@@ -23,8 +23,10 @@ from enclave.wire import (
     Recalled,
     RequestRefused,
 )
+from policies.counters import Counters
 from policies.decide import Refuse, decide
-from policies.model import Action, Counters, Request
+from policies.facts import Request
+from policies.model import Action
 from policies.requests import KEYS_PATH, body_digest, request_name
 
 REMEMBERED_S = 600.0

@@ -15,9 +15,9 @@ from enclave import webhooks
 from enclave.errors import Refused
 from enclave.gate_keys import GateKeys
 from enclave.wire import MAX_GATE_REQUEST_BYTES, GateReply, GateUnreachable
+from policies.decoded import Decoded
 from policies.gate_messages import ANSWER_TYPE, LONGEST_YES_S, Answer, GateInfo, GateRequest, RequestInfo, parse_time
 from policies.json_strict import JsonInvalid, parse_json
-from policies.model import Decoded
 
 RETRIABLE = frozenset({429, 502, 503, 504})
 STATUS_YES_S = 60

@@ -15,7 +15,8 @@ from nacl.exceptions import BadSignatureError
 
 from enclave.errors import Refused
 from enclave.wire import ClientRequest
-from policies.model import Algorithm, Client, Policy
+from policies.clients import Algorithm, Client
+from policies.model import Policy
 from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.signed_requests import parse_strictly, split_jws
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from policies.counters import NOTHING, Charge, Counters
+from policies.facts import Request, Situation
 from policies.limits import Anomaly
-from policies.model import Action, Policy, Request, Rule
+from policies.model import Action, Policy, Rule
 from policies.rules import CHECKS, limits
 
 
@@ -45,10 +46,10 @@ def decide(policy: Policy, request: Request, counters: Counters, now_s: int, bef
     Every permitted signature asks the gate; creating a key gives nothing away and does not. A refusal names
     the check that the closest rule failed.
     """
-    del now_s  # counters say what counts at present
+    situation = Situation(policy, request, counters, now_s)
     furthest, refusal = -1, Refuse("policy/client", "the policy has no rules, so it refuses everything")
     for rule in policy.rules:
-        step, reason = _first_miss(rule, request)
+        step, reason = _first_miss(rule, situation)
         if reason:
             if step > furthest:
                 furthest, refusal = step, Refuse(f"policy/{CHECKS[step][0]}", reason)
@@ -63,9 +64,9 @@ def decide(policy: Policy, request: Request, counters: Counters, now_s: int, bef
     return refusal
 
 
-def _first_miss(rule: Rule, request: Request) -> tuple[int, str]:
-    """The first check of `rule` that `request` fails (its place in `CHECKS`) and why; `""` where it fits."""
+def _first_miss(rule: Rule, situation: Situation) -> tuple[int, str]:
+    """The first check of `rule` that the request fails (its place in `CHECKS`) and why; `""` where it fits."""
     for step, (_, check) in enumerate(CHECKS):
-        if reason := check(rule, request):
+        if reason := check(rule, situation):
             return step, reason
     return len(CHECKS), ""

@@ -15,9 +15,9 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from policies.clients import Algorithm, Client
 from policies.errors import Refused
 from policies.json_strict import JsonInvalid, parse_json
-from policies.model import Algorithm, Client
 from policies.requests import request_name
 
 MAX_LIFETIME_S = 300

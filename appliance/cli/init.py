@@ -10,8 +10,8 @@ import msgspec
 import typer
 
 from appliance.cli.output import Json, report, say_next, working
+from policies.clients import CLIENT_ID_PATTERN
 from policies.errors import CallerError
-from policies.model import CLIENT_ID_PATTERN
 from policies.roster import Name
 
 if TYPE_CHECKING:

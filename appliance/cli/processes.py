@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from appliance.cli.output import Json, report, say_next, show_json
+from policies.clients import CLIENT_ID_PATTERN
 from policies.errors import CallerError
-from policies.model import CLIENT_ID_PATTERN
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The process's YAML configuration file.")]
 

@@ -10,9 +10,9 @@ import msgspec
 from appliance.credential_files import resolved
 from appliance.metrics import LoopbackListen
 from enclave.wire import MAX_BATCH
+from policies.clients import Name as ClientName
 from policies.errors import CallerError
 from policies.load import load_yaml
-from policies.model import Name as ClientName
 from policies.roster import Name, Roster
 
 Listen = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$(?!\n)")]

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from nacl.exceptions import BadSignatureError
 
 from appliance.coordinator.config import Reader
+from policies.clients import Algorithm, Client
 from policies.errors import CallerError, KeymootError, Refused
-from policies.model import Algorithm, Client
 from policies.signed_requests import UnverifiedJws, split_jws
 
 BEARER = "bearer "

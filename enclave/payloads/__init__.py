@@ -9,7 +9,8 @@ from enclave.payloads.bitcoin import parse_preimage
 from enclave.payloads.ethereum import parse_transaction
 from enclave.payloads.hashes import keccak256
 from enclave.payloads.message import parse_message
-from policies.model import Decoded, Kind
+from policies.decoded import Decoded
+from policies.model import Kind
 from policies.requests import BitcoinBip143Preimage, Eip712TypedData, EthereumTransaction, Message, SigningBody
 from policies.typed_data import TypedDataInvalid, hash_typed_data
 

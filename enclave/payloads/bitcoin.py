@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enclave.errors import Refused
 from enclave.payloads.hashes import sha256d
-from policies.model import BitcoinDecoded
+from policies.decoded import BitcoinDecoded
 
 HEAD_BYTES, TAIL_BYTES = 4 + 32 + 32 + 36, 8 + 4 + 32 + 4 + 4
 MAX_SCRIPT_BYTES = 10_000

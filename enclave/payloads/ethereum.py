@@ -14,7 +14,7 @@ from __future__ import annotations
 from enclave.errors import Refused
 from enclave.payloads import rlp
 from enclave.payloads.hashes import keccak256
-from policies.model import AccessEntry, EthereumDecoded
+from policies.decoded import AccessEntry, EthereumDecoded
 
 LEGACY, EIP_2930, EIP_1559 = 0, 1, 2
 FIELDS = {LEGACY: 9, EIP_2930: 8, EIP_1559: 9}

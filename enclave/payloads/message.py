@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from enclave.errors import Refused
 from enclave.payloads import hashes, rlp
-from policies.model import MessageDecoded
+from policies.decoded import MessageDecoded
 from policies.requests import MessageHash
 
 # A legacy preimage of one input without a script and no outputs (SIGHASH_NONE); BIP-143's are 157 bytes and more.

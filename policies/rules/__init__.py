@@ -1,16 +1,17 @@
 """What a rule of a policy checks, one module a check, in the order in which they are tried.
 
-A check is `check(rule, request) -> str`: empty where the request fits, else what the rule misses. Pure.
+A check is `check(rule, situation) -> str`: empty where the request fits, else what the rule misses. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from policies.model import Request, Rule
+from policies.facts import Situation
+from policies.model import Rule
 from policies.rules import action, approvals, blind, client, derivation_path, kind, label
 
-Check = Callable[[Rule, Request], str]
+Check = Callable[[Rule, Situation], str]
 
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("client", client.check),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from policies.model import Action, Request, Rule
+from policies.facts import Situation
+from policies.model import Action, Rule
 from policies.signed_requests import MAX_LIFETIME_S
 
 
-def check(rule: Rule, request: Request) -> str:
-    """Empty, or why `request` does not fit `rule`."""
+def check(rule: Rule, situation: Situation) -> str:
+    """Empty, or why the request does not fit `rule`."""
+    request = situation.request
     if request.action is Action.CREATE_KEY:
         return ""
     longest_s = MAX_LIFETIME_S if rule.approvals is None else rule.approvals.within_s

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from policies.model import Request, Rule
+from policies.facts import Situation
+from policies.model import Rule
 
 
-def check(rule: Rule, request: Request) -> str:
-    """Empty, or why `request` does not fit `rule`."""
+def check(rule: Rule, situation: Situation) -> str:
+    """Empty, or why the request does not fit `rule`."""
+    request = situation.request
     if request.client_id in rule.clients:
         return ""
     return f"client {request.client_id} has no permission"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from policies.facts import Situation
 from policies.globs import path_matches
-from policies.model import Action, Request, Rule
+from policies.model import Action, Rule
 
 
-def check(rule: Rule, request: Request) -> str:
-    """Empty, or why `request` does not fit `rule`."""
+def check(rule: Rule, situation: Situation) -> str:
+    """Empty, or why the request does not fit `rule`."""
+    request = situation.request
     if request.action is Action.CREATE_KEY:
         return ""
     if any(path_matches(pattern, request.derivation_path) for pattern in rule.derivation_paths):

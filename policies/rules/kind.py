@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from policies.model import Action, Request, Rule
+from policies.facts import Situation
+from policies.model import Action, Rule
 
 
-def check(rule: Rule, request: Request) -> str:
-    """Empty, or why `request` does not fit `rule`."""
+def check(rule: Rule, situation: Situation) -> str:
+    """Empty, or why the request does not fit `rule`."""
+    request = situation.request
     if request.action is Action.CREATE_KEY or request.kind in rule.kinds:
         return ""
     return f"the kind {request.kind or 'unknown'} is not permitted"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from policies.facts import Situation
 from policies.globs import label_matches
-from policies.model import Request, Rule
+from policies.model import Rule
 
 
-def check(rule: Rule, request: Request) -> str:
-    """Empty, or why `request` does not fit `rule`."""
+def check(rule: Rule, situation: Situation) -> str:
+    """Empty, or why the request does not fit `rule`."""
+    request = situation.request
     if any(label_matches(pattern, request.label) for pattern in rule.labels):
         return ""
     return f"no permission to {request.action} for the label {request.label}"

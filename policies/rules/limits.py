@@ -9,9 +9,11 @@ from __future__ import annotations
 import msgspec
 
 from policies.counters import MAX_COUNTS, Charge, Count, Counters
+from policies.decoded import BitcoinDecoded, EthereumDecoded
+from policies.facts import Request
 from policies.globs import label_matches
 from policies.limits import Anomaly, Asset, Each, Limit, Reaction
-from policies.model import BitcoinDecoded, EthereumDecoded, Kind, Policy, Request, Rule
+from policies.model import Kind, Policy, Rule
 
 JUMP_WINDOW_S, USUAL_WINDOW_S = 300, 24 * 3600
 JUMP_FACTOR, JUMP_LEAST = 5, 20

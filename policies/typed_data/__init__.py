@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from policies.model import TypedDataDecoded
+from policies.decoded import TypedDataDecoded
 from policies.requests import TypedData
 from policies.typed_data.types import DOMAIN, TypedDataInvalid, TypeTable
 from policies.typed_data.values import Encoder

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from policies.model import TypedField
+from policies.decoded import TypedField
 from policies.typed_data.types import Atom, MemberType, TypedDataInvalid, TypeTable
 
 MAX_DEPTH = 10

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from enclave import webhooks, wire
 from enclave.gate_keys import GateKeys, parse_gate_secrets
-from policies.model import Action, Algorithm, Client, Kind, Policy, Rule
+from policies.clients import Algorithm, Client
+from policies.model import Action, Kind, Policy, Rule
 from policies.requests import KEYS_PATH, Hash, KeyCreation, signatures_path
 
 

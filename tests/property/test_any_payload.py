@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from enclave.errors import Refused
 from enclave.payloads import Payload, decode_payload, rlp
 from enclave.requests import VerifiedRequest, parse_hash_batch
-from policies.model import BitcoinDecoded, EthereumDecoded, Kind, MessageDecoded
+from policies.decoded import BitcoinDecoded, EthereumDecoded, MessageDecoded
+from policies.model import Kind
 from policies.requests import (
     BitcoinBip143Preimage,
     Eip712TypedData,

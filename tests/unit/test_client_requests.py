@@ -19,7 +19,8 @@ from joserfc.jws import JWSRegistry, serialize_compact
 from enclave.errors import Refused
 from enclave.requests import VerifiedRequest, parse_key_creation, parse_signing_body, verify_request
 from enclave.wire import ClientRequest
-from policies.model import Algorithm, Client, Policy
+from policies.clients import Algorithm, Client
+from policies.model import Policy
 from policies.requests import KEYS_PATH, BitcoinBip143Preimage, Hash, KeyCreation
 
 ED25519 = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)

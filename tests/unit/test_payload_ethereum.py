@@ -15,7 +15,8 @@ from enclave.errors import Refused
 from enclave.payloads import decode_payload
 from enclave.payloads import rlp as strict_rlp
 from enclave.payloads.ethereum import parse_transaction
-from policies.model import AccessEntry, EthereumDecoded, Kind
+from policies.decoded import AccessEntry, EthereumDecoded
+from policies.model import Kind
 from policies.requests import EthereumTransaction, Hash
 from tests.fakes.payloads import (
     EIP_2930_FIELDS,

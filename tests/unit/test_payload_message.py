@@ -13,7 +13,8 @@ from eth_utils import keccak  # type: ignore[attr-defined]
 from appliance.api.signatures import what_is_signed
 from enclave.errors import Refused
 from enclave.payloads import decode_payload
-from policies.model import Kind, MessageDecoded
+from policies.decoded import MessageDecoded
+from policies.model import Kind
 from policies.requests import MAX_MESSAGE_BYTES, Message, MessageHash
 from tests.fakes.payloads import TO, eip2930_transaction, encoded_transaction, legacy_transaction, preimage
 

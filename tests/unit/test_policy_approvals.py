@@ -9,8 +9,11 @@ import msgspec
 import pytest
 
 from policies.approvals import Approvals
+from policies.clients import Algorithm, Client
+from policies.counters import Counters
 from policies.decide import AskGate, Refuse, decide
-from policies.model import Action, Algorithm, Client, Counters, Kind, Policy, Request, Rule
+from policies.facts import Request
+from policies.model import Action, Kind, Policy, Rule
 from policies.operators import Operators
 
 NAMES = ("pay", "alice", "bob", "carol")

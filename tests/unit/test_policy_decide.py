@@ -8,9 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from policies.clients import Algorithm, Client
+from policies.counters import Counters
 from policies.decide import Allow, AskGate, Refuse, decide
+from policies.facts import Request
 from policies.globs import check_label_glob, check_path_glob, label_matches, path_matches
-from policies.model import Action, Algorithm, Client, Counters, Kind, Policy, Request, Rule
+from policies.model import Action, Kind, Policy, Rule
 
 KEY = base64.urlsafe_b64encode(bytes(range(32))).rstrip(b"=").decode()
 OTHER_KEY = base64.urlsafe_b64encode(bytes(32)).rstrip(b"=").decode()

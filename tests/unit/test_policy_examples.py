@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from policies.counters import Counters
 from policies.decide import Allow, AskGate, Decision, Refuse, decide
+from policies.facts import Request
 from policies.load import load_policy
-from policies.model import Action, Counters, Kind, Policy, Request
+from policies.model import Action, Kind, Policy
 
 FOLDER = Path(__file__).parents[2] / "policies"
 NOW_S = 1_700_000_000

@@ -7,23 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from policies.clients import Algorithm, Client
 from policies.counters import Charge, Count, Counters
 from policies.decide import AskGate, Refuse, decide
+from policies.decoded import BitcoinDecoded, EthereumDecoded, MessageDecoded
 from policies.errors import CallerError
+from policies.facts import Request
 from policies.limits import Anomaly, Asset, Each, Limit, OnAnomaly, Reaction
 from policies.load import parse_yaml
-from policies.model import (
-    Action,
-    Algorithm,
-    BitcoinDecoded,
-    Client,
-    EthereumDecoded,
-    Kind,
-    MessageDecoded,
-    Policy,
-    Request,
-    Rule,
-)
+from policies.model import Action, Kind, Policy, Rule
 from policies.rules.limits import moved
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
