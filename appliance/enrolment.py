@@ -58,7 +58,12 @@ def require_file(path: Path) -> Path:
     return path
 
 
-def run_enclave_tool(arguments: list[str], stdin: bytes = b"", environment: Mapping[str, str] | None = None) -> bytes:
+def run_enclave_tool(
+    arguments: list[str],
+    stdin: bytes = b"",
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = ENCLAVE_TOOL_TIMEOUT_S,
+) -> bytes:
     """Standard output of a short-lived enclave command. What it says on standard error becomes the error.
 
     Raises `CallerError` (its exit code 2), `Unavailable` for any other failure.
@@ -68,14 +73,12 @@ def run_enclave_tool(arguments: list[str], stdin: bytes = b"", environment: Mapp
             arguments,
             input=stdin,
             capture_output=True,
-            timeout=ENCLAVE_TOOL_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
             env=environment,
         )
     except subprocess.TimeoutExpired:
-        raise Unavailable(
-            f"the HSM did not answer in {ENCLAVE_TOOL_TIMEOUT_S} s", "check the module and the token"
-        ) from None
+        raise Unavailable(f"the HSM did not answer in {timeout_s:.0f} s", "check the module and the token") from None
     if done.returncode == 0:
         return done.stdout
     said = _last_line(done.stderr)

@@ -81,6 +81,7 @@ def _describe(path: Path) -> None:
         "network": config.file.network,
         "signer": config.file.signer,
         "index": config.index,
+        "fingerprint": config.roster.signer(config.index).fingerprint,
         "roster_digest": config.roster.digest().hex(),
         "policy_digest": config.policy.digest().hex(),
         "gate_mode": config.file.gate.mode,

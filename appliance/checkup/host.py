@@ -29,6 +29,7 @@ class DescribedEnclave(msgspec.Struct, frozen=True):
     network: str
     signer: str
     index: int
+    fingerprint: str
     roster_digest: str
     policy_digest: str
     gate_mode: str
@@ -51,17 +52,19 @@ def check_signer(directory: Path, now: datetime.datetime) -> tuple[SignerHost, l
     """The signer whose enclave.yaml and signer.yaml are in `directory`."""
     name = directory.resolve().name
     found: list[Finding] = []
-    enclave = _or_finding(lambda: _described(directory / "enclave.yaml"), found, name, "enclave.yaml")
-    config = _or_finding(lambda: load_config(directory / "signer.yaml"), found, name, "signer.yaml")
+    enclave = or_finding(lambda: described(directory / "enclave.yaml"), found, name, "enclave.yaml")
+    config = or_finding(lambda: load_config(directory / "signer.yaml"), found, name, "signer.yaml")
     name = enclave.signer if enclave is not None else name
     status = None
     if config is not None:
         if enclave is not None:
-            found += _fit(name, config, enclave)
-        status, told = _running(name, directory, config)
+            found += [*fit(name, config, enclave), *of_enclave(name, enclave)]
+        status, told = running(name, directory, config)
         found += told
-        found += _coordinators(name, status) if status is not None else _reachable(name, config)
-        found += _gate(name, directory, config, status)
+        if status is not None and enclave is not None:
+            found += agreement(name, enclave, status)
+        found += coordinators(name, status) if status is not None else reachable(name, config)
+        found += gate(name, directory, config, status)
     found += certificates(name, directory, now)
     return SignerHost(str(directory), name, enclave, status), found
 
@@ -79,7 +82,8 @@ def certificates(subject: str, directory: Path, now: datetime.datetime) -> Itera
             yield severity(subject, f"{one.file} {one.when}", one.remedy(directory))
 
 
-def _described(path: Path) -> DescribedEnclave:
+def described(path: Path) -> DescribedEnclave:
+    """What an enclave.yaml and its files say. Raises `CallerError`, also where they do not fit, and `Unavailable`."""
     output = run_enclave_tool(enclave_command("describe", path))
     try:
         return msgspec.json.decode(output, type=DescribedEnclave)
@@ -87,7 +91,8 @@ def _described(path: Path) -> DescribedEnclave:
         raise Unavailable(f"`enclave describe` answered something unexpected: {error}", "report it") from None
 
 
-def _or_finding(load: Callable[[], T], found: list[Finding], subject: str, file: str) -> T | None:
+def or_finding(load: Callable[[], T], found: list[Finding], subject: str, file: str) -> T | None:
+    """What `load` gives, or None and a finding that `file` has to be corrected."""
     try:
         return load()
     except (CallerError, Unavailable) as error:
@@ -95,7 +100,7 @@ def _or_finding(load: Callable[[], T], found: list[Finding], subject: str, file:
         return None
 
 
-def _fit(name: str, config: SignerConfig, enclave: DescribedEnclave) -> Iterator[Finding]:
+def fit(name: str, config: SignerConfig, enclave: DescribedEnclave) -> Iterator[Finding]:
     """Whether the two files are of one signer."""
     if config.network != enclave.network:
         yield problem(
@@ -115,6 +120,10 @@ def _fit(name: str, config: SignerConfig, enclave: DescribedEnclave) -> Iterator
             "its enclave asks a gate, but signer.yaml names none: everything is refused",
             "Set gate.url and gate.ca in signer.yaml.",
         )
+
+
+def of_enclave(name: str, enclave: DescribedEnclave) -> Iterator[Finding]:
+    """What the enclave's own configuration says."""
     if enclave.gate_mode != "none" and not enclave.gate_secrets:
         yield problem(
             name, "the gate's secrets are missing", "keymoot gate secret --config enclave.yaml --generate FILE"
@@ -127,7 +136,23 @@ def _fit(name: str, config: SignerConfig, enclave: DescribedEnclave) -> Iterator
         )
 
 
-def _running(name: str, directory: Path, config: SignerConfig) -> tuple[SignerStatus | None, list[Finding]]:
+def agreement(name: str, enclave: DescribedEnclave, status: SignerStatus) -> Iterator[Finding]:
+    """Whether the running enclave has the files as they are now."""
+    if not status.roster_digest:
+        return
+    for what, file, runs in (
+        ("roster", enclave.roster_digest, status.roster_digest),
+        ("policy", enclave.policy_digest, status.policy_digest),
+    ):
+        if file != runs:
+            yield warning(
+                name,
+                f"its enclave runs with another {what} ({runs[:16]}) than {what}.yaml has now ({file[:16]})",
+                "Restart the enclave if the change was meant; if not, find out who changed the file.",
+            )
+
+
+def running(name: str, directory: Path, config: SignerConfig) -> tuple[SignerStatus | None, list[Finding]]:
     """What the signer's process says; where there is none, what the enclave says to us."""
     if config.status_socket is None:
         told = warning(
@@ -145,11 +170,12 @@ def _running(name: str, directory: Path, config: SignerConfig) -> tuple[SignerSt
             f"the signer does not run: nobody answers on {config.status_socket}{why}",
             f"keymoot signer run -c {directory / 'signer.yaml'}; if it ends, its last line says why.",
         )
-        return None, [found, *_enclave_alone(name, directory, config)]
+        return None, [found, *enclave_alone(name, directory, config)]
     return status, list(_enclave(name, directory, status))
 
 
-def _enclave_alone(name: str, directory: Path, config: SignerConfig) -> Iterator[Finding]:
+def enclave_alone(name: str, directory: Path, config: SignerConfig) -> Iterator[Finding]:
+    """What an enclave without a signer says of itself."""
     try:
         told = enclave_status(config.enclave_socket)
     except Unavailable:
@@ -181,7 +207,8 @@ def _check_hsm(directory: Path) -> str:
     return f"keymoot hsm check -c {directory / 'enclave.yaml'}; once the token is back, the enclave returns by itself."
 
 
-def _coordinators(name: str, status: SignerStatus) -> Iterator[Finding]:
+def coordinators(name: str, status: SignerStatus) -> Iterator[Finding]:
+    """The links that are down, as the signer says."""
     for one in status.coordinators:
         if not one.up and status.enclave != "away":
             yield problem(
@@ -197,7 +224,8 @@ def _coordinator_remedy(reason: str) -> str:
     return "See whether the coordinator runs, and whether this host may reach it (firewall, name)."
 
 
-def _reachable(name: str, config: SignerConfig) -> Iterator[Finding]:
+def reachable(name: str, config: SignerConfig) -> Iterator[Finding]:
+    """Which coordinators do not answer this host, where no signer runs."""
     for one in config.coordinators:
         try:
             why = tls_failure(one.url, client_context(one.ca, one.certificate, one.key))
@@ -208,7 +236,8 @@ def _reachable(name: str, config: SignerConfig) -> Iterator[Finding]:
             yield problem(name, f"coordinator {one.name} at {one.url} does not answer: {why}", _coordinator_remedy(why))
 
 
-def _gate(name: str, directory: Path, config: SignerConfig, status: SignerStatus | None) -> Iterator[Finding]:
+def gate(name: str, directory: Path, config: SignerConfig, status: SignerStatus | None) -> Iterator[Finding]:
+    """Whether the operator's handler answers."""
     if config.gate is None:
         return
     gate = config.gate

@@ -6,6 +6,8 @@ import datetime
 from collections.abc import Iterator
 from pathlib import Path
 
+from cryptography import x509
+
 from appliance.checkup.findings import Finding, problem
 from appliance.checkup.host import certificates
 from appliance.checkup.probe import tls_failure
@@ -19,7 +21,13 @@ ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where a list
 
 
 def check_coordinator(directory: Path, now: datetime.datetime) -> Iterator[Finding]:
-    """The coordinator whose coordinator.yaml is in `directory`."""
+    """The coordinator whose coordinator.yaml is in `directory`, and its certificates."""
+    yield from coordinator(directory)
+    yield from certificates(_name_of(directory), directory, now)
+
+
+def coordinator(directory: Path) -> Iterator[Finding]:
+    """Whether it can start, and answers."""
     name = directory.resolve().name
     try:
         config = load_config(directory / "coordinator.yaml")
@@ -37,11 +45,24 @@ def check_coordinator(directory: Path, now: datetime.datetime) -> Iterator[Findi
                     f"does not answer {what} on {listen}: {why}",
                     f"keymoot coordinator run -c {directory / 'coordinator.yaml'}; if it ends, its last line says why.",
                 )
-    yield from certificates(name, directory, now)
+
+
+def _name_of(directory: Path) -> str:
+    """A coordinator's name; its directory's where its configuration is broken."""
+    try:
+        return load_config(directory / "coordinator.yaml").name
+    except CallerError:
+        return directory.resolve().name
 
 
 def check_gate(directory: Path, now: datetime.datetime) -> Iterator[Finding]:
-    """The reference gate handler whose gate.yaml is in `directory`."""
+    """The reference gate handler whose gate.yaml is in `directory`, and its certificates."""
+    yield from gate(directory)
+    yield from certificates(directory.resolve().name, directory, now)
+
+
+def gate(directory: Path) -> Iterator[Finding]:
+    """Whether it can start, and answers."""
     name = directory.resolve().name
     try:
         config = load_gate(directory / "gate.yaml")
@@ -55,7 +76,24 @@ def check_gate(directory: Path, now: datetime.datetime) -> Iterator[Finding]:
                 f"does not answer on {config.listen}: {why}",
                 f"keymoot gate serve -c {directory / 'gate.yaml'}; if it ends, its last line says why.",
             )
-    yield from certificates(name, directory, now)
+
+
+def reached_at(listen: str, certificate: Path) -> str:
+    """The URL by which this host reaches a listener of its own under a name that its `certificate` is good for.
+
+    Raises `CallerError` where the certificate cannot be read.
+    """
+    host, port = split_listen(listen)
+    try:
+        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise CallerError(f"the certificate {certificate} cannot be used: {error}") from None
+    addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    known = [*addresses, *names.get_values_for_type(x509.DNSName)]
+    wanted = next((name for name in (ANY_ADDRESS.get(host, host), "localhost") if name in known), "")
+    name = wanted or next(iter(names.get_values_for_type(x509.DNSName) or known), host)
+    return f"https://{f'[{name}]' if ':' in name else name}:{port}"
 
 
 def _listens(listen: str, ca: Path) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import email.utils
+import http.client
 import socket
 import ssl
 from pathlib import Path
@@ -28,6 +31,19 @@ def tls_failure(url: str, context: ssl.SSLContext, timeout_s: float = TIMEOUT_S)
         return f"no TLS with it: {error.reason or error}"
     except (OSError, ValueError) as error:
         return str(getattr(error, "strerror", None) or error)
+
+
+def server_time(url: str, context: ssl.SSLContext, timeout_s: float = TIMEOUT_S) -> datetime.datetime | None:
+    """The `Date` that the host of an https `url` answers with, to the second; None where it tells none."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, context=context, timeout=timeout_s)
+    try:
+        connection.request("HEAD", "/")
+        return email.utils.parsedate_to_datetime(connection.getresponse().headers["Date"])
+    except (OSError, http.client.HTTPException, ValueError, TypeError):
+        return None
+    finally:
+        connection.close()
 
 
 def read_socket(path: Path, timeout_s: float = TIMEOUT_S) -> bytes:

@@ -9,6 +9,7 @@ import typer
 from appliance.cli import (
     bench,
     completion,
+    doctor,
     evidence,
     gate,
     hsm,
@@ -30,7 +31,7 @@ EPILOG = (
     "\n\n"
     "What takes longer shows its progress on standard error, where that is a terminal. "
     "With --json, one line of JSON on standard output (pool: one for each look) and nothing else there: scheme, "
-    "status, pool, init, roster, enclave accept-rollback, coordinator readmit, coordinator token, "
+    "status, doctor, pool, init, roster, enclave accept-rollback, coordinator readmit, coordinator token, "
     "gate secret, hsm, evidence verify, pki, keys, sign, demo, bench."
 )
 
@@ -56,6 +57,7 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 app.command("scheme")(scheme.show)
 app.command("status")(status.status)
+app.command("doctor")(doctor.doctor)
 app.command("pool")(pool.pool)
 app.add_typer(init.app, name="init")
 app.add_typer(roster.app, name="roster")

@@ -10,41 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from appliance.cli import EXIT_FAILED
+from appliance.cli import EXIT_FAILED, printable
 from appliance.cli.output import Json, show_fields, show_json, working
-from policies.errors import CallerError, Unavailable
+from policies.errors import CallerError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from appliance.hsm_check import Checked, Operation
     from appliance.rewrapping import Rewrapping
 
 app = typer.Typer(help="The HSM: what its PKCS#11 module can do; a new sealing key.", no_args_is_help=True)
-
-
-class Operation(msgspec.Struct, frozen=True):
-    """One operation, as the enclave's check reports it."""
-
-    name: str
-    works: bool
-    detail: str
-    median_us: float | None
-
-
-class Checked(msgspec.Struct, frozen=True):
-    """What `enclave hsm-check` prints. `profile` is None for a module that Keymoot cannot use."""
-
-    lib: str
-    manufacturer: str
-    description: str
-    version: str
-    token: str
-    slot: int
-    initialize_us: float
-    login_us: float
-    operations: tuple[Operation, ...]
-    profile: str | None
-    reason: str
 
 
 @app.command("check")
@@ -64,6 +40,7 @@ def check(
     Exit codes: 0 usable, 1 not usable, 2 the caller's mistake (PIN, library, label), 3 no token there.
     """
     from appliance import enrolment
+    from appliance.hsm_check import check_module
 
     if (config is None) == (not lib):
         raise CallerError("name the HSM by --config, or by --lib, --pin and --token-label or --slot")
@@ -73,11 +50,7 @@ def check(
         section = _section(lib=lib, pin=_absolute(pin), token_label=token_label, slot=slot, init_args=init_args)
         command = [sys.executable, "-I", "-m", "enclave", "hsm-check", "--hsm", json.dumps(section)]
     with working("Trying the module's operations…"):
-        output = enrolment.run_enclave_tool(command)
-    try:
-        checked = msgspec.json.decode(output, type=Checked)
-    except msgspec.DecodeError as error:
-        raise Unavailable(f"`enclave hsm-check` answered something unexpected: {error}", "report it") from None
+        checked = check_module(command)
     if as_json:
         show_json({**msgspec.to_builtins(checked), "usable": checked.profile is not None})
     else:
@@ -154,6 +127,9 @@ def _show(checked: Checked) -> None:
     )
     typer.echo("")
     Console(soft_wrap=True).print(_table(checked.operations))
+    typer.echo("")
+    for key in checked.keys:
+        typer.echo(f"{key.use} key {key.label}: {printable(key.detail)}")
     typer.echo("")
     if checked.profile is None:
         typer.echo(f"Keymoot cannot use this token: {checked.reason}.")

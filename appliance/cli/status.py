@@ -67,20 +67,18 @@ def _ask(
     """What the API shows and what is wrong with it; why it cannot be reached, where it cannot."""
     from appliance.api.certificates import CertificateRefused
     from appliance.checkup.findings import problem
-    from appliance.checkup.network import NetworkFacts, judge
+    from appliance.checkup.network import judge
+    from appliance.checkup.seen_by_api import COMPARE, ask
     from appliance.profile import load_profile
 
     roster = load_profile(profile, token).roster
-    remedy = "Compare `keymoot roster show` with every operator and with the coordinator: one of the files is another."
     with open_client(profile, token) as client:
         try:
-            coordinator, pools = client.coordinator(), client.pools()
-            signers = client.list_signers()
+            facts = ask(client)
         except Unavailable as error:
             return None, roster, error.what, [problem("coordinator", error.what, _sentence(error.remedy))]
         except CertificateRefused as error:
-            return None, roster, None, [problem("coordinator", str(error), remedy)]
-    facts = NetworkFacts(coordinator, signers, pools)
+            return None, roster, None, [problem("coordinator", str(error), COMPARE)]
     return facts, roster, None, judge(facts, roster, now)
 
 

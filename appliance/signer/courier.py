@@ -258,7 +258,7 @@ class Courier:
 
     async def observe(self, metrics: SignerMetrics) -> None:
         """Write present values; waits at most 2 s for the enclave."""
-        metrics.enclave = await self._status()
+        metrics.enclave, metrics.attached = await self._status(), self._enclave.attached
         metrics.queues = {
             "commits": len(self._departures),
             "gate-calls": len(self._gate_calls),

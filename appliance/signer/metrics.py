@@ -37,6 +37,7 @@ class SignerMetrics:
         self.coordinators_up: Mapping[str, bool] = {}
         self.queues: Mapping[str, int] = {}
         self.enclave: wire.Status | None = None
+        self.attached: wire.Attached | None = None
         # Why there is no link to the enclave, and why the gate's last call had no answer; empty where all is well.
         self.enclave_reason = "not connected yet"
         self.gate_reason: str | None = None

@@ -36,7 +36,8 @@ class CoordinatorStatus(msgspec.Struct, frozen=True):
 class SignerStatus(msgspec.Struct, frozen=True):
     """A signer as it finds itself. `enclave`: `ready`, `waiting`, `hsm-away`, `silent`, or `away` where none is
     connected; `reason` says why it is not ready. `gate_reason`: why the last gate call had no answer, empty where it
-    had one, None before the first call. `queues`: what waits, by queue."""
+    had one, None before the first call. `queues`: what waits, by queue. `enclave_version`, `roster_digest` and
+    `policy_digest` (hex): of the enclave that is attached, empty where none is."""
 
     network: str
     version: str
@@ -47,6 +48,9 @@ class SignerStatus(msgspec.Struct, frozen=True):
     coordinators: tuple[CoordinatorStatus, ...]
     values: dict[str, int]
     queues: dict[str, int]
+    enclave_version: str = ""
+    roster_digest: str = ""
+    policy_digest: str = ""
 
 
 def condition_of(status: wire.Status | None, gate_reason: str | None) -> relay.Condition:
@@ -135,7 +139,16 @@ class StatusServer:
             ),
             values=dict(metrics.enclave.gauges) if metrics.enclave is not None else {},
             queues=dict(metrics.queues),
+            **_of_enclave(None if metrics.serving is None else metrics.attached),
         )
+
+
+def _of_enclave(attached: wire.Attached | None) -> dict[str, str]:
+    """What the attached enclave runs with."""
+    if attached is None:
+        return {}
+    digests = {"roster_digest": attached.roster_digest.hex(), "policy_digest": attached.policy_digest.hex()}
+    return {"enclave_version": attached.enclave_version, **digests}
 
 
 def _bound(path: pathlib.Path) -> socket.socket:

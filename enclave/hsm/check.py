@@ -6,19 +6,35 @@ Each operation is done (trials.py), whatever the module lists. Nothing is left b
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
+import pkcs11
 from pkcs11 import exceptions as p11
 
 from enclave.hsm.config import HsmConfig, read_pin
-from enclave.hsm.keys import ProfileName
+from enclave.hsm.errors import HsmMisconfigured
+from enclave.hsm.keys import ProfileName, find_identity, find_sealing_key
 from enclave.hsm.library import load_library
 from enclave.hsm.module import Module, log_in
 from enclave.hsm.trials import COUNTER, ECDSA, EXPORT, GCM, HMAC, SECRET, Operation, timed, try_operations
+from policies.roster import identity_fingerprint
+
+
+class ConfiguredKey(msgspec.Struct, frozen=True):
+    """A key that the configuration names: whether it is there and cannot leave. `detail`: the identity's fingerprint,
+    how a sealing key is used, or what is wrong."""
+
+    use: Literal["identity", "sealing", "retired"]
+    label: str
+    good: bool
+    detail: str
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """The module and what it can do. `profile`: how Keymoot would seal with it, None where it cannot be used."""
+    """The module and what it can do. `profile`: how Keymoot would seal with it, None where it cannot be used.
+    `keys`: those that the configuration names; before provisioning none of them is good."""
 
     lib: str
     manufacturer: str
@@ -29,6 +45,7 @@ class Checked(msgspec.Struct, frozen=True):
     initialize_us: float
     login_us: float
     operations: tuple[Operation, ...]
+    keys: tuple[ConfiguredKey, ...]
     profile: str | None
     reason: str
 
@@ -62,11 +79,31 @@ def check_module(config: HsmConfig) -> Checked:
             initialize_us=initialize_us,
             login_us=login_us,
             operations=operations,
+            keys=tuple(_configured_keys(config, session)),
             profile=profile,
             reason=reason,
         )
     finally:
         module.close()
+
+
+def _configured_keys(config: HsmConfig, session: pkcs11.Session) -> Iterator[ConfiguredKey]:
+    """Each of them found and tried as the enclave does when it opens the HSM. Raises `HsmAway`."""
+    label, accept = config.identity_key_label, config.accept_key_export
+    try:
+        identity = find_identity(session, label, accept_export=accept)
+    except HsmMisconfigured as error:
+        yield ConfiguredKey("identity", label, good=False, detail=str(error))
+    else:
+        yield ConfiguredKey("identity", label, good=True, detail=identity_fingerprint(identity.point))
+    for label in (config.sealing_key_label, *config.retired_key_labels):
+        use: Literal["sealing", "retired"] = "sealing" if label == config.sealing_key_label else "retired"
+        try:
+            _, profile = find_sealing_key(session, label, accept_export=accept)
+        except HsmMisconfigured as error:
+            yield ConfiguredKey(use, label, good=False, detail=str(error))
+        else:
+            yield ConfiguredKey(use, label, good=True, detail=profile.value)
 
 
 def _choice(config: HsmConfig, found: dict[str, Operation]) -> tuple[str | None, str]:

@@ -37,6 +37,8 @@ MISTAKES = [
     ("status --profile {garbage}", 2, "garbage"),
     ("status {empty}", 2, "holds none of signer.yaml"),
     ("status {missing}", 2, "holds none of signer.yaml"),
+    ("doctor {empty}", 2, "holds none of enclave.yaml"),
+    ("doctor {missing}", 2, "holds none of enclave.yaml"),
     ("status {client}", 2, "is a client's: keymoot status --profile"),
     ("status --token {missing} --profile {client}/client.yaml", 2, "token"),
     ("pool --profile {missing}", 2, "no client profile"),
