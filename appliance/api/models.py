@@ -208,9 +208,9 @@ class Pool(ApiStruct, frozen=True):
 
 
 class PoolList(ApiStruct, frozen=True):
-    """The pools of this coordinator, in order of their committees; always one page. `waiting`: requests that wait for
-    a presignature. `burst`: for how many signatures at once marks are recommended: as asked, else the busiest minute
-    of each pool."""
+    """The pools of this coordinator that are kept filled, hold something or gave something in the last minute, in order
+    of their committees; always one page. `waiting`: requests that wait for a presignature. `burst`: for how many
+    signatures at once marks are recommended: as asked, else the busiest minute of each pool."""
 
     items: tuple[Pool, ...]
     waiting: int = 0

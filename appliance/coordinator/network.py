@@ -62,7 +62,7 @@ class Network:
         self._fewer_since_s = [clock()] * (roster.n + 2)
         self.signers = Signers(roster, changes, self, wall_clock)
         self.convictions = Convictions(roster, convicted, changes.notify, wall_clock, clock)
-        self.standing = Standing(clock, self.convictions.indices)
+        self.standing = Standing(clock, self.convictions.indices, self._left_out)
         self.ceremonies = Ceremonies(self.signers.order, random, standing=self.standing)
         self.pools = Pools(marks_of(roster, settings).low, changes, clock)
         self.line = Line()
@@ -126,6 +126,9 @@ class Network:
     def _told(self, index: int, level: str, event: str, **told: object) -> None:
         """A log line that signer `index` causes: so many of each kind."""
         self._lines.tell(index, level, event, signer=self.signers.name(index), **told)
+
+    def _left_out(self, index: int, why: str, seconds: float) -> None:
+        self._told(index, "warning", "signer-left-out", why=why, seconds=round(seconds))
 
     def on_keys(self, index: int, page: relay.KeyPage) -> None:
         """Keys that were made through other coordinators are learned from certificates."""

@@ -63,9 +63,11 @@ def _convicted(conviction: Conviction | None) -> Convicted | None:
 
 
 def show_pools(network: Network, burst: int | None) -> PoolList:
-    """Every pool that is kept filled or holds something, with marks for a `burst` of signatures."""
+    """Every pool that is kept filled, holds something or gave something in the last minute, with marks for a `burst`
+    of signatures."""
     kept = set(network.refill.preferred())
-    pools = tuple(_pool(network, committee, committee in kept, burst) for committee in network.committees())
+    shown = sorted({*network.committees(), *network.pools.spent_lately()})
+    pools = tuple(_pool(network, committee, committee in kept, burst) for committee in shown)
     return PoolList(pools, waiting=len(network.line), burst=burst)
 
 

@@ -134,6 +134,10 @@ class Pools:
             found = self._consumption[committee] = Consumption(self._clock)
         return found
 
+    def spent_lately(self) -> set[tuple[int, ...]]:
+        """Committees of whose presignatures some were spent in the last minute."""
+        return {committee for committee, consumption in self._consumption.items() if consumption.per_s()}
+
     def held(self, member: int) -> int:
         """How many presignatures `member` holds at most, as far as it is known here."""
         return sum(

@@ -10,6 +10,7 @@ import structlog
 
 from appliance.coordinator.ceremonies import Ceremonies
 from appliance.coordinator.changes import Changes
+from appliance.coordinator.committees import windows
 from appliance.coordinator.config import PoolSettings
 from appliance.coordinator.consumption import Marks
 from appliance.coordinator.errors import CeremonyEnded, Rejected
@@ -75,8 +76,8 @@ class Refill:
         count as away as long as enough others are there."""
         size = self.roster.committee_size
         there = self.standing.without_avoided(self.signers.online(), size)
-        windows = _windows(self.roster.indices, size)
-        return [window for window in windows if set(window) <= set(there)] or _windows(there, size)
+        kept = [window for window in windows(self.roster.indices, size) if set(window) <= set(there)]
+        return kept or windows(there, size)
 
     async def step(self) -> bool:
         """Make the next batch; False where none is needed. Raises `CeremonyEnded` where it failed."""
@@ -173,11 +174,3 @@ def marks_of(roster: Roster, settings: PoolSettings) -> Marks:
     pools = 1 if roster.n == roster.committee_size else roster.committee_size
     high = min(settings.high, max(MAX_PRESIGNATURES // pools - settings.batch, 1))
     return Marks(min(settings.low, high), high)
-
-
-def _windows(circle: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    """Every run of `size` neighbours in the circle, each once, sorted within."""
-    if len(circle) < size:
-        return []
-    twice = [*circle, *circle]
-    return sorted({tuple(sorted(twice[start : start + size])) for start in range(len(circle))})

@@ -6,12 +6,18 @@ Nothing here accuses anybody: a signer that failed is asked again after a time, 
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 # Left out so long after a failure, doubling with each one that follows.
 FIRST_AVOIDED_S, LONGEST_AVOIDED_S = 15.0, 480.0
-# Slow: a mean answer of the online step takes more than this, and more than so many times that of the quickest.
-SLOW_FROM_S, SLOW_FACTOR = 0.25, 4.0
+# An answer of the online step lags if it takes more than this, and more than so many times the median of its committee:
+# all members were asked at the same moment, so what keeps everybody busy counts against nobody.
+LAG_FROM_S, LAG_FACTOR = 0.25, 4.0
+# Slow: so large a part of the newest answers lags, and has done so for so long. Under load an honest signer is now the
+# first to answer and now the last.
+SLOW_SHARE, SLOW_FOR_S = 0.75, 5.0
 WEIGHT_OF_NEWEST = 0.2
 MIN_ANSWERS = 8
 # Ends of a ceremony that say something about the signer they name.
@@ -20,33 +26,55 @@ MIN_ANSWERS = 8
 TELLING_CODES = frozenset({"timeout", "signer-away", "unavailable", "flood", "unexpected-report", "online-refused"})
 
 
-class Standing:
-    """Answers and failures of each signer. `clock`: monotonic seconds; `convicted()`: who is convicted now."""
+@dataclass
+class _Pace:
+    """A signer's newest answers: how many, which part of them lags, and since when that part is too large."""
 
-    def __init__(self, clock: Callable[[], float], convicted: Callable[[], frozenset[int]] = frozenset) -> None:
-        self._clock, self._convicted = clock, convicted
+    answers: int = 0
+    lagging: float = 0.0
+    slow_since_s: float | None = None
+
+    def note(self, lags: bool, now_s: float) -> None:
+        """One more answer."""
+        self.answers += 1
+        self.lagging += WEIGHT_OF_NEWEST * (lags - self.lagging)
+        if self.lagging <= SLOW_SHARE:
+            self.slow_since_s = None
+        elif self.slow_since_s is None:
+            self.slow_since_s = now_s
+
+
+class Standing:
+    """Answers and failures of each signer. `clock`: monotonic seconds; `convicted()`: who is convicted now;
+    `tell(index, why, seconds)`: this signer is left out for so long."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        convicted: Callable[[], frozenset[int]] = frozenset,
+        tell: Callable[[int, str, float], None] = lambda _index, _why, _seconds: None,
+    ) -> None:
+        self._clock, self._convicted, self._tell = clock, convicted, tell
         self._failures: dict[int, int] = {}
         self._avoided_until_s: dict[int, float] = {}
-        self._mean_s: dict[int, tuple[float, int]] = {}
+        self._paces: dict[int, _Pace] = {}
 
     def failed(self, index: int, code: str) -> None:
         """A ceremony ended with `code`, which names signer `index` (0: nobody)."""
         if index and code in TELLING_CODES:
-            self._avoid(index)
+            self._avoid(index, code)
 
     def answered(self, took_s: Mapping[int, float]) -> None:
         """Every member of a committee has answered one step, after so many seconds each."""
+        limit_s, now_s = max(LAG_FROM_S, LAG_FACTOR * statistics.median_low(took_s.values())), self._clock()
         for index, seconds in took_s.items():
-            mean_s, count = self._mean_s.get(index, (seconds, 0))
-            self._mean_s[index] = (mean_s + WEIGHT_OF_NEWEST * (seconds - mean_s), count + 1)
-        quickest_s = min(mean_s for mean_s, _ in self._mean_s.values())
-        for index in took_s:
-            mean_s, count = self._mean_s[index]
-            if count >= MIN_ANSWERS and mean_s > max(SLOW_FROM_S, SLOW_FACTOR * quickest_s):
+            lags, pace = seconds > limit_s, self._paces.setdefault(index, _Pace())
+            pace.note(lags, now_s)
+            if lags and pace.slow_since_s is not None and now_s - pace.slow_since_s >= SLOW_FOR_S:
                 # It is measured anew when it is asked again.
-                del self._mean_s[index]
-                self._avoid(index)
-            elif count >= MIN_ANSWERS and index not in self.avoided():
+                del self._paces[index]
+                self._avoid(index, "slow")
+            elif pace.answers >= MIN_ANSWERS and index not in self.avoided():
                 self._failures.pop(index, None)
 
     def avoided(self) -> frozenset[int]:
@@ -65,10 +93,11 @@ class Standing:
                 return good
         return everybody
 
-    def _avoid(self, index: int) -> None:
+    def _avoid(self, index: int, why: str) -> None:
         now_s = self._clock()
         if self._avoided_until_s.get(index, 0.0) > now_s:
             return  # the same trouble, seen by another request
         failures = self._failures[index] = self._failures.get(index, 0) + 1
         pause_s = min(FIRST_AVOIDED_S * 2.0 ** min(failures - 1, 16), LONGEST_AVOIDED_S)
         self._avoided_until_s[index] = now_s + pause_s
+        self._tell(index, why, pause_s)

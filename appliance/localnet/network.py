@@ -21,6 +21,7 @@ import msgspec
 from appliance import templates
 from appliance.api.client import AsyncClient, Client
 from appliance.api.credentials import Credential, load_token
+from appliance.coordinator.committees import windows
 from appliance.localnet.files import COORDINATOR, LOOPBACK, Plan, Written, write_network
 from appliance.localnet.process import ManagedProcess
 from appliance.profile import Profile, load_profile
@@ -175,16 +176,16 @@ class LocalNet:
         return int(self._files.coordinators[COORDINATOR].listen_signers.rpartition(":")[2])
 
     def wait_for_pool(self, count: int, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Wait until every coordinator has `count` presignatures of every committee that it keeps ready.
+        """Wait until every coordinator has `count` presignatures of every committee that is kept filled while all
+        signers are there; it may hold others, made while some were away.
 
         Raises `Unavailable`.
         """
-        roster = self.roster
-        committees = 1 if roster.n == roster.committee_size else roster.n
+        kept = windows(self.roster.indices, self.roster.committee_size)
 
         def filled() -> bool:
             pools = [self.pools(name) for name in self.plan.coordinator_names]
-            return all(len(each) == committees and min(each.values()) >= count for each in pools)
+            return all(each.get(committee, 0) >= count for each in pools for committee in kept)
 
         self.wait_for(filled, f"a pool of {count} presignatures", timeout_s)
 

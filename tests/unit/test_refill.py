@@ -154,6 +154,21 @@ async def test_a_signer_that_failed_is_left_out_while_others_can_stand_in(five: 
     assert (await five.get("/v1/coordinator"))[1]["avoided"] == ["signer-2"]
 
 
+async def test_what_was_spent_is_shown_of_a_pool_that_is_used_up_and_not_filled_now(five: FakeNetwork) -> None:
+    network = five.coordinator.network
+    committee = network.committees()[0]
+    for signer in five.signers:
+        signer.answers[wire.PresignOrder] = lambda order: []
+    network.standing.failed(committee[0], "timeout")
+    spent = 0
+    while network.pools.available(committee):
+        network.pools.spend(network.pools.take(committee))
+        spent += 1
+    assert committee not in network.committees()
+    shown = (await five.get("/v1/pools"))[1]["items"]
+    assert [pool["busiestMinute"] for pool in shown if pool["committee"] == list(committee)] == [spent]
+
+
 async def test_a_signer_that_failed_is_asked_where_it_is_needed(net: FakeNetwork) -> None:
     network = net.coordinator.network
     network.standing.failed(2, "timeout")
