@@ -81,7 +81,7 @@ COVERED: dict[str, str] = {
     "enclave.hsm.keys:decode_point": "HSM's point",
     "enclave.hsm.records:parse_record": "sealed record",
     "enclave.batch_run:WorkerRun.take_charge": OWN,
-    "enclave.payloads.__init__:decode_payload": "tests/property/test_any_payload.py",
+    "policies.payloads.__init__:decode_payload": "tests/property/test_any_payload.py",
     "enclave.protocol.accusations:Accusations.add_proof": "tests/adversarial/test_fields.py",
     "enclave.protocol.charges:read_body": "tests/adversarial/test_fields.py",
     "enclave.protocol.session:Session._accept": "tests/adversarial/test_fields.py",

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enclave.errors import Refused
-from enclave.payloads import Payload, decode_payload, rlp
+from enclave.payloads import Payload, decode_payload
 from enclave.requests import VerifiedRequest, parse_hash_batch
 from policies.decoded import BitcoinDecoded, EthereumDecoded, MessageDecoded
 from policies.model import Kind
+from policies.payloads import rlp
 from policies.requests import (
     BitcoinBip143Preimage,
     Eip712TypedData,

@@ -8,9 +8,9 @@ import pytest
 
 from enclave.errors import Refused
 from enclave.payloads import decode_payload
-from enclave.payloads.bitcoin import parse_preimage
 from policies.decoded import BitcoinDecoded
 from policies.model import Kind
+from policies.payloads.bitcoin import parse_preimage
 from policies.requests import BitcoinBip143Preimage
 from tests.fakes.payloads import OUTPUTS, PREVOUTS, SCRIPT, SEQUENCES, SIGHASH, TXID, ZERO, preimage
 

@@ -12,11 +12,11 @@ from eth_keys import keys  # type: ignore[attr-defined]
 from eth_utils import to_checksum_address  # type: ignore[attr-defined]
 
 from enclave.errors import Refused
-from enclave.payloads import decode_payload
-from enclave.payloads import rlp as strict_rlp
-from enclave.payloads.ethereum import parse_transaction
+from enclave.payloads import decode_payload, keccak256
 from policies.decoded import AccessEntry, EthereumDecoded
 from policies.model import Kind
+from policies.payloads import ethereum
+from policies.payloads import rlp as strict_rlp
 from policies.requests import EthereumTransaction, Hash
 from tests.fakes.payloads import (
     EIP_2930_FIELDS,
@@ -29,6 +29,10 @@ from tests.fakes.payloads import (
 )
 
 ACCESS_LIST = [{"address": "0x" + "11" * 20, "storageKeys": ["0x" + "22" * 32]}]
+
+
+def parse_transaction(data: bytes) -> tuple[bytes, EthereumDecoded]:
+    return ethereum.parse_transaction(data, keccak256)
 
 
 def refusal(data: bytes) -> str:

@@ -1,16 +1,20 @@
-"""What a client wants signed: parsed strictly, hashed here, so that what is decided on is what is signed."""
+"""What a client wants signed: parsed strictly and hashed, so that what is decided on is what is signed.
+
+Pure; Keccak-256 is an argument. Here, since more than the enclave needs it: who writes a policy asks what it says to a
+request (`keymoot policy explain`), and must get the enclave's reading of the bytes, not another one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from enclave.errors import Refused
-from enclave.payloads.bitcoin import parse_preimage
-from enclave.payloads.ethereum import parse_transaction
-from enclave.payloads.hashes import keccak256
-from enclave.payloads.message import parse_message
 from policies.decoded import Decoded
+from policies.errors import Refused
 from policies.model import Kind
+from policies.payloads.bitcoin import parse_preimage
+from policies.payloads.ethereum import parse_transaction
+from policies.payloads.message import parse_message
 from policies.requests import BitcoinBip143Preimage, Eip712TypedData, EthereumTransaction, Message, SigningBody
 from policies.typed_data import TypedDataInvalid, hash_typed_data
 
@@ -27,10 +31,10 @@ class Payload:
     decoded: Decoded | None
 
 
-def decode_payload(body: SigningBody) -> Payload:
+def decode_payload(body: SigningBody, keccak256: Callable[[bytes], bytes]) -> Payload:
     """The payload of a parsed body. Raises `Refused` with a rule `payload/…`, and nothing else."""
     if isinstance(body, EthereumTransaction):
-        h, transaction = parse_transaction(bytes.fromhex(body.transaction[2:]))
+        h, transaction = parse_transaction(bytes.fromhex(body.transaction[2:]), keccak256)
         return Payload(Kind.ETHEREUM_TRANSACTION, h, False, transaction)
     if isinstance(body, Eip712TypedData):
         try:
@@ -42,6 +46,6 @@ def decode_payload(body: SigningBody) -> Payload:
         h, preimage = parse_preimage(bytes.fromhex(body.preimage[2:]))
         return Payload(Kind.BITCOIN_BIP143_PREIMAGE, h, False, preimage)
     if isinstance(body, Message):
-        h, message = parse_message(bytes.fromhex(body.message[2:]), body.hash)
+        h, message = parse_message(bytes.fromhex(body.message[2:]), body.hash, keccak256)
         return Payload(Kind.MESSAGE, h, False, message)
     return Payload(Kind.HASH, bytes.fromhex(body.hash[2:]), True, None)

@@ -6,9 +6,9 @@ sequence 4 ‖ hashOutputs 32 ‖ locktime 4 ‖ sighash type 4`, integers littl
 
 from __future__ import annotations
 
-from enclave.errors import Refused
-from enclave.payloads.hashes import sha256d
 from policies.decoded import BitcoinDecoded
+from policies.errors import Refused
+from policies.payloads.hashes import sha256d
 
 HEAD_BYTES, TAIL_BYTES = 4 + 32 + 32 + 36, 8 + 4 + 32 + 4 + 4
 MAX_SCRIPT_BYTES = 10_000

@@ -5,7 +5,7 @@ Source: Ethereum Yellow Paper, appendix B.
 
 from __future__ import annotations
 
-from enclave.errors import Refused
+from policies.errors import Refused
 
 MAX_BYTES = 48 * 1024
 MAX_DEPTH = 4

@@ -1,4 +1,4 @@
-"""Unsigned Ethereum transactions, parsed strictly and hashed here. Source: EIP-155, EIP-2930, EIP-1559.
+"""Unsigned Ethereum transactions, parsed strictly and hashed. Source: EIP-155, EIP-2930, EIP-1559.
 
 | type | what is hashed |
 | --- | --- |
@@ -11,10 +11,11 @@ A legacy transaction without chain id (six fields) is refused: it could be repla
 
 from __future__ import annotations
 
-from enclave.errors import Refused
-from enclave.payloads import rlp
-from enclave.payloads.hashes import keccak256
+from collections.abc import Callable
+
 from policies.decoded import AccessEntry, EthereumDecoded
+from policies.errors import Refused
+from policies.payloads import rlp
 
 LEGACY, EIP_2930, EIP_1559 = 0, 1, 2
 FIELDS = {LEGACY: 9, EIP_2930: 8, EIP_1559: 9}
@@ -22,7 +23,7 @@ NAMES = {LEGACY: "legacy (EIP-155)", EIP_2930: "EIP-2930", EIP_1559: "EIP-1559"}
 FIRST_LIST_BYTE = 0xC0
 
 
-def parse_transaction(data: bytes) -> tuple[bytes, EthereumDecoded]:
+def parse_transaction(data: bytes, keccak256: Callable[[bytes], bytes]) -> tuple[bytes, EthereumDecoded]:
     """Signing hash (32 bytes) and meaning of an unsigned transaction. Raises `Refused`."""
     kind = LEGACY if data[:1] >= bytes([FIRST_LIST_BYTE]) else int.from_bytes(data[:1], "big")
     # A first byte of zero is no type; legacy has none.

@@ -1,4 +1,4 @@
-"""Messages: hashed here under the hash that the client names, and refused where they would be another kind's payload.
+"""Messages: hashed under the hash that the client names, and refused where they would be another kind's payload.
 
 A raw hash separates nothing: Keccak-256 over the right message *is* an Ethereum transaction's hash. A client that may
 sign messages only must not get a transaction signed that way, so the forms below are refused, whatever is in them.
@@ -9,27 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from enclave.errors import Refused
-from enclave.payloads import hashes, rlp
 from policies.decoded import MessageDecoded
+from policies.errors import Refused
+from policies.payloads import hashes, rlp
 from policies.requests import MessageHash
 
 # A legacy preimage of one input without a script and no outputs (SIGHASH_NONE); BIP-143's are 157 bytes and more.
 SMALLEST_BITCOIN_PREIMAGE_BYTES = 55
 
-_HASHES: dict[MessageHash, Callable[[bytes], bytes]] = {
-    MessageHash.SHA_256: hashes.sha256,
-    MessageHash.KECCAK_256: hashes.keccak256,
-    MessageHash.SHA_256D: hashes.sha256d,
-    MessageHash.EIP_191: hashes.eip191,
-}
 
-
-def parse_message(message: bytes, name: MessageHash) -> tuple[bytes, MessageDecoded]:
+def parse_message(
+    message: bytes, name: MessageHash, keccak256: Callable[[bytes], bytes]
+) -> tuple[bytes, MessageDecoded]:
     """Hash (32 bytes) and meaning of a message. Raises `Refused`."""
     if (other := _other_kind(message, name)) is not None:
         raise Refused("payload/message", f"under {name} this message would be {other}: ask with that kind")
-    return _HASHES[name](message), MessageDecoded(message, name.value)
+    return _hashed(message, name, keccak256), MessageDecoded(message, name.value)
+
+
+def _hashed(message: bytes, name: MessageHash, keccak256: Callable[[bytes], bytes]) -> bytes:
+    match name:
+        case MessageHash.SHA_256:
+            return hashes.sha256(message)
+        case MessageHash.KECCAK_256:
+            return keccak256(message)
+        case MessageHash.SHA_256D:
+            return hashes.sha256d(message)
+        case MessageHash.EIP_191:
+            return hashes.eip191(message, keccak256)
 
 
 def _other_kind(message: bytes, name: MessageHash) -> str | None:
