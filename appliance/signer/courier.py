@@ -1,7 +1,8 @@
 """The routing between enclave, coordinators, gate and store while one connection to the enclave lasts.
 
 Order of effects: a report leaves only after its audit entries are on disk, `Stored` is said only after the
-records are. Everything that waits for the disk leaves in the order in which the enclave said it.
+records are. Everything that waits for the disk leaves in the order in which the enclave said it. Authorizations alone
+do not wait: they give nothing away, and the share that follows one goes to the disk with the entries of both.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from appliance.signer.flow import until_first_ends
 from appliance.signer.gate_caller import GateCaller
 from appliance.signer.gate_calls import AT_ONCE as GATE_CALLS_AT_ONCE
 from appliance.signer.gate_calls import GateCalls
+from appliance.signer.held_entries import HeldEntries
 from appliance.signer.key_pages import KeyPages
 from appliance.signer.metrics import SignerMetrics
 from appliance.signer.status import condition_of
@@ -37,6 +39,8 @@ OWN_QUOTA = "signer"
 METRICS_QUOTA = "metrics"
 STATUS_TIMEOUT_S = 2.0
 NOTHING: Mapping[str, relay.Up] = {}
+AT_ONCE = (wire.GatePending, wire.Authorized, wire.BatchAuthorized)
+"""Reports that leave before their audit entries are on disk: nothing was spent, and nothing can be signed with them."""
 
 log = structlog.get_logger()
 
@@ -87,6 +91,7 @@ class Courier:
         self._links: dict[str, CoordinatorLink] = {}
         self._pages = KeyPages((), lambda *question: self._store.certificates_after(*question), self._cannot_read)
         self._departures = Departures()
+        self._held = HeldEntries()
         self._repeats = Repeats(time.monotonic)
         self._orders_told: dict[str, Allowance] = {}
         weak = enclave.attached.gate_mode == "status"
@@ -111,6 +116,7 @@ class Courier:
                 self._read_enclave(),
                 self._departures.run(),
                 self._tell_condition(),
+                self._commit_held(),
                 *(link.run() for link in links),
                 *(self._pages.answer(link) for link in links),
                 *(self._gate_calls.work() for _ in range(GATE_CALLS_AT_ONCE)),
@@ -118,6 +124,9 @@ class Courier:
         finally:
             self._metrics.serving = None
             await self._departures.settle()
+            # An enclave that was killed cannot say again what it said.
+            if held := self._held.take():
+                await self._store.append_audit(held)
 
     # --- coordinator → enclave --------------------------------------------------------------------------
 
@@ -208,11 +217,11 @@ class Courier:
                     await self._report(coordinator, body, audit, kept)
                 case wire.Store(ticket, records):
                     await self._departures.add(
-                        self._store.put_records(records),
+                        self._store.put_records(records, self._held.take()),
                         partial(self._enclave.send, OWN_QUOTA, wire.Stored(ticket)),
                     )
                 case wire.Audit(entries):
-                    await self._departures.add(self._store.append_audit(entries), lambda: None)
+                    await self._departures.add(self._store.append_audit(self._held.take(entries)), lambda: None)
                 case wire.EvidencePart():
                     whole = self._evidence.take(message)
                     if whole is not None:
@@ -224,11 +233,21 @@ class Courier:
                 case wire.Attached():
                     raise wire.Malformed("the enclave attached twice on one connection")
 
+    async def _commit_held(self) -> NoReturn:
+        """Entries that no share has taken along go to the disk by themselves."""
+        while True:
+            await self._held.due()
+            await self._departures.add(self._store.append_audit(self._held.take()), lambda: None)
+
     async def _report(
         self, coordinator: str, body: wire.ReportBody, audit: tuple[wire.AuditEntry, ...], kept: wire.Kept | None
     ) -> None:
         """To the coordinator it is for; what concerns the others too, to all."""
         message = relay.ReportUp(body)
+        if isinstance(body, AT_ONCE):
+            self._to_coordinator(coordinator, message, bulk=False)
+            self._held.put(audit)
+            return
         then = partial(self._to_coordinator, coordinator, message, bulk=False)
         certificates: Sequence[Certificate] = ()
         if isinstance(body, wire.SetupDone):
@@ -238,7 +257,7 @@ class Courier:
             certificates = body.certificates
             then = partial(self._to_all, relay.KeyAdded(), {coordinator: message})
         answer = wire.Answer(kept, body) if kept is not None and isinstance(body, wire.KeptReport) else None
-        commit = self._store.append_audit(audit, certificates, answer) if audit else None
+        commit = self._store.append_audit(self._held.take(audit), certificates, answer) if audit else None
         await self._departures.add(commit, then)
 
     def _to_coordinator(self, name: str, message: relay.Up, *, bulk: bool) -> None:

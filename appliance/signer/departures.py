@@ -26,22 +26,24 @@ class Departures:
         self._waiting: deque[_Departure] = deque()
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
+        self._turn = asyncio.Lock()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     async def add(self, commit: Coroutine[object, object, None] | None, then: Callable[[], object]) -> None:
-        """Start `commit` now; do `then` when it and all before it are on disk: at once where nothing is waited for.
-        Raises what `then` raises, if at once."""
-        while len(self._waiting) >= MAX_WAITING:
-            self._room.clear()
-            await self._room.wait()
-        if commit is None and not self._waiting:
-            then()
-            return
-        task = None if commit is None else asyncio.create_task(commit)
-        self._waiting.append(_Departure(task, then))
-        self._arrived.set()
+        """Start `commit` now, after those of earlier calls; do `then` when it and all before it are on disk: at once
+        where nothing is waited for. Raises what `then` raises, if at once."""
+        async with self._turn:
+            while len(self._waiting) >= MAX_WAITING:
+                self._room.clear()
+                await self._room.wait()
+            if commit is None and not self._waiting:
+                then()
+                return
+            task = None if commit is None else asyncio.create_task(commit)
+            self._waiting.append(_Departure(task, then))
+            self._arrived.set()
 
     async def run(self) -> NoReturn:
         """Let them go. Raises what a commit or an effect raised."""

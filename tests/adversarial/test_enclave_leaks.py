@@ -73,7 +73,7 @@ def keep_left(seen: Watched, member: Member) -> None:
     # What a traceback or a log of the object itself would show.
     parts = (core, core._session, core._prss, core._links, core._links._links, core.pool, core._authoriser)
     seen.left += [(f"{name} parts", "\n".join(map(repr, parts)).encode())]
-    seen.left += [(f"{name} status", wire.encode(core._status()))]
+    seen.left += [(f"{name} status", wire.encode(core.status()))]
 
 
 def keep_sealed(seen: Watched) -> None:

@@ -97,10 +97,10 @@ def test_it_is_said_once_in_the_audit_chain_and_counted_and_shown(desk: Desk) ->
     told = [event for event in events(desk.net.members[1]) if event["event"] == "peer-rolled-back"]
     assert len(told) == 1
     assert (told[0]["peer"], told[0]["version"], told[0]["boot"]) == ("signer-2", len(old.audit), boot_of(desk, 2))
-    status = desk.net.members[1].core._status()
+    status = desk.net.members[1].core.status()
     assert status.counters["peer_states|peer-rolled-back"] == 1
     assert status.counters["frames_refused|rolled-back"] > 1  # tried again and again
-    gauges = {j: [g for g in desk.net.members[j].core._status().gauges if g.startswith("peer_")] for j in COMMITTEE}
+    gauges = {j: [g for g in desk.net.members[j].core.status().gauges if g.startswith("peer_")] for j in COMMITTEE}
     assert gauges == {1: ["peer_refused|signer-2|rolled-back"], 2: [], 3: ["peer_refused|signer-2|rolled-back"]}
 
 

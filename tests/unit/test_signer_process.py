@@ -65,7 +65,7 @@ class GatedStore:
         return 0, bytes(32)
 
     async def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> None:
-        await self._commit(records)
+        await self._commit([*records, *audit])
 
     async def append_audit(
         self, entries: Sequence[wire.AuditEntry], certificates: Sequence[object] = (), answer: object = None
