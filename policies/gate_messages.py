@@ -27,7 +27,7 @@ _sorted_json = msgspec.json.Encoder(order="sorted")
 class SignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the enclave itself knows or derived. Points and hashes in hex; `blind`: the client sent a bare hash."""
 
-    kind: str
+    kind: Literal["Signing"]
     key_id: str
     public_key: str
     tx_hash: str
@@ -57,7 +57,7 @@ class BatchSignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the enclave knows of a batch. It names every hash, and there is no `tx_hash` for all of them, so that a
     handler that knows single signatures only does not say yes by mistake."""
 
-    kind: str
+    kind: Literal["SigningBatch"]
     key_id: str
     public_key: str
     items: tuple[BatchItemInfo, ...]

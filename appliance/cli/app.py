@@ -32,7 +32,7 @@ EPILOG = (
     "What takes longer shows its progress on standard error, where that is a terminal. "
     "With --json, one line of JSON on standard output (pool: one for each look) and nothing else there: scheme, "
     "status, doctor, pool, init, roster, enclave accept-rollback, coordinator readmit, coordinator token, "
-    "gate secret, hsm, evidence verify, pki, keys, sign, demo, bench."
+    "gate secret, gate check, hsm, evidence verify, pki, keys, sign, demo, bench."
 )
 
 app = typer.Typer(

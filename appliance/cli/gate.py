@@ -1,4 +1,4 @@
-"""`keymoot gate secret|serve`."""
+"""`keymoot gate secret|serve`, and what `gate_check.py` adds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from appliance.cli import gate_check
 from appliance.cli.output import Json, report, working
 from policies.errors import CallerError
 
 MAX_SECRETS_BYTES = 16 * 1024
 
-app = typer.Typer(help="The validation gate: its secrets and a reference handler.", no_args_is_help=True)
+app = typer.Typer(help="The validation gate: its secrets, a reference handler, a check of yours.", no_args_is_help=True)
 
 
 @app.command("secret")
@@ -64,3 +65,7 @@ def serve(config: Annotated[Path, typer.Option("--config", "-c")] = Path("gate.y
     from appliance.gate.config import load_config
 
     run(load_config(require_file(config)))
+
+
+app.command("check")(gate_check.check)
+app.command("openapi")(gate_check.openapi)

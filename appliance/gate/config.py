@@ -19,11 +19,13 @@ Secret = Annotated[str, msgspec.Meta(pattern=r"^whsec_[A-Za-z0-9+/]{32,128}={0,2
 
 
 class GateRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What this handler refuses. Empty: it agrees to everything that is signed by its signer.
+    """What this handler refuses. Left out: it agrees to every signature, and to new keys, that its signer asks about.
 
-    `refuse_destinations`: addresses, compared without case. `max_wei`: highest value of a transaction.
+    `kinds`: of steps that it agrees to at all. `refuse_destinations`: addresses, compared without case. `max_wei`:
+    highest value of a transaction.
     """
 
+    kinds: tuple[str, ...] = ("Signing", "SigningBatch", "KeyCreation")
     refuse_destinations: tuple[str, ...] = ()
     max_wei: int | None = None
     refuse_blind: bool = False
@@ -68,6 +70,15 @@ def load_config(path: pathlib.Path) -> GateConfig:
 
 def load_secrets(path: pathlib.Path) -> GateSecrets:
     """Read the secrets' file. Raises `CallerError` where it is away, open to others or malformed."""
+    data = read_secrets(path)
+    try:
+        return msgspec.convert(parse_json(data), GateSecrets)
+    except (ValueError, msgspec.ValidationError):
+        raise CallerError(f"gate secrets {path} are not {{request_hmac: whsec_…, answer_hmac: whsec_…}}") from None
+
+
+def read_secrets(path: pathlib.Path) -> bytes:
+    """The bytes of a file of secrets. Raises `CallerError` where it is away or open to others."""
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -76,7 +87,4 @@ def load_secrets(path: pathlib.Path) -> GateSecrets:
         raise CallerError(f"cannot read gate secrets {path}: {error.strerror}") from error
     if mode & 0o077:
         raise CallerError(f"gate secrets {path} have mode {mode:04o}: run chmod 600 on the file")
-    try:
-        return msgspec.convert(parse_json(data), GateSecrets)
-    except (ValueError, msgspec.ValidationError):
-        raise CallerError(f"gate secrets {path} are not {{request_hmac: whsec_…, answer_hmac: whsec_…}}") from None
+    return data

@@ -25,6 +25,7 @@ from appliance.telemetry import configure_logging
 from appliance.tls import server_context
 
 MAX_BODY_BYTES = 512 * 1024
+MAX_REMEMBERED = 10_000
 ANSWER_LIFETIME = datetime.timedelta(seconds=60)
 
 log = structlog.get_logger()
@@ -32,8 +33,10 @@ log = structlog.get_logger()
 
 def decide(rules: GateRules, request: dict[str, Any]) -> str:
     """Why the rules refuse this request; empty where they do not."""
-    decoded = request["requestInfo"]["decoded"] or {}
-    if rules.refuse_blind and request["signerInfo"]["blind"]:
+    info, decoded = request["signerInfo"], request["requestInfo"]["decoded"] or {}
+    if info["kind"] not in rules.kinds:
+        return f"nobody has allowed steps of kind {info['kind']}"
+    if rules.refuse_blind and info.get("blind"):
         return "it is blind: nothing but a hash is known"
     destination = str(decoded.get("to") or "").lower()
     if destination and destination in {address.lower() for address in rules.refuse_destinations}:
@@ -47,15 +50,21 @@ def make_app(config: GateConfig) -> web.Application:
     """The handler as an aiohttp application: `POST` to any path. Raises `CallerError` for unusable secrets."""
     secrets = load_secrets(config.secrets)
     asks, answers = Webhook(secrets.request_hmac), Webhook(secrets.answer_hmac)
+    answered: dict[str, str] = {}  # the newest uids, and what each was about
 
     async def handle(http: web.Request) -> web.Response:
         body = await http.text()
         try:
             request = asks.verify(body, dict(http.headers))
-            if request["type"] != "validation.request" or http.headers["webhook-id"] != request["uid"]:
+            told = (request["version"], request["type"], request["uid"])
+            if told != ("1", "validation.request", http.headers["webhook-id"]):
                 raise ValueError("not a validation request")
             reason = decide(config.rules, request)
             echo = {name: request["signerInfo"][name] for name in ("request_digest", "signer_id", "kind")}
+            if answered.setdefault(request["uid"], echo["request_digest"]) != echo["request_digest"]:
+                raise ValueError("another question under the same uid")
+            if len(answered) > MAX_REMEMBERED:
+                del answered[next(iter(answered))]
         except (WebhookVerificationError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("gate-request-invalid", reason=type(error).__name__)
             return web.Response(status=401, text="not a signed validation request\n")
