@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
+import base64
+import contextlib
 import json
 import os
 import pathlib
+import re
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
-from standardwebhooks import Webhook
+from nacl.signing import SigningKey
 
+from appliance import pki
 from appliance.gate.check.findings import Finding, Outcome
-from appliance.gate.check.keys import parse_keys
+from appliance.gate.check.judge import Decision, judge
+from appliance.gate.check.keys import ED25519, Key, content_of, parse_keys, signed_by
 from appliance.gate.check.player import Settings
-from appliance.gate.check.questions import Parts
+from appliance.gate.check.questions import CHILD_KEY, PUBLIC_KEY, REQUEST_INFO, SIGNER_INFO, Parts, question
 from appliance.gate.check.run import check_handler
 from appliance.gate.config import GateConfig, GateRules
 from appliance.gate.handler import make_app
 from appliance.signer.config import GateSettings
+from appliance.signer.gate_caller import GateCaller
+from enclave.crypto import bip32
+from enclave.gate import build_call, show_decoded, verify_reply
+from enclave.gate_keys import parse_gate_secrets
+from enclave.payloads import decode_payload
+from enclave.wire import GateReply
+from policies.errors import CallerError, Refused
+from policies.requests import EthereumTransaction
+from tests.fakes.gate_handlers import FaultyHandler
 from tests.fakes.servers import serving
 from tests.fakes.tls import TlsFiles
 
@@ -83,10 +96,8 @@ async def test_all_questions_are_dry_runs_unless_told(tls: TlsFiles) -> None:
 
     @web.middleware
     async def look(request: web.Request, handler: Callable[..., Awaitable[web.StreamResponse]]) -> web.StreamResponse:
-        try:
+        with contextlib.suppress(ValueError, web.HTTPException):
             seen.append(json.loads(await request.text())["dryRun"])
-        except (ValueError, web.HTTPException):
-            pass
         return await handler(request)
 
     for real in (False, True):
@@ -96,3 +107,206 @@ async def test_all_questions_are_dry_runs_unless_told(tls: TlsFiles) -> None:
         await check(app, tls, real=real)
         assert seen.count(False) == real
         assert seen.count(True) > 50
+
+
+FAILED = {
+    "redirects": {"answer-status"},
+    "unsigned": {"answer-signature"},
+    "signs other bytes": {"answer-signature"},
+    "request secret": {"answer-reflected"},
+    "reflects": {"answer-reflected", "answer-form"},
+    "old clock": {"answer-timestamp"},
+    "html": {"answer-form"},
+    "more fields": {"answer-form"},
+    "other uid": {"answer-echo"},
+    "never dry": {"answer-dry-run"},
+    "expired yes": {"answer-expiry"},
+    "ends soon": {"answer-expiry"},
+    "never refuses": {"refuses"},
+    "always dry": {"real"},
+    "nobody needs to sign": {
+        "forged-signature", "altered-body", "no-signature", "wrong-direction", "stale-timestamp", "future-timestamp",
+    },
+    "any signature": {"forged-signature", "altered-body", "wrong-direction"},
+    "empty signatures": {"no-signature"},
+    "both secrets": {"wrong-direction"},
+    "old ones": {"stale-timestamp"},
+    "future ones": {"future-timestamp"},
+    "any type": {"wrong-type"},
+    "any version": {"unknown-version"},
+    "any kind": {"unknown-kind"},
+    "yes to nonsense": {"wrong-type", "unknown-version", "unknown-kind", "not-json"},
+    "first signature alone": {"several-signatures"},
+    "no retries": {"retry"},
+    "one by one": {"slow-clients"},
+    "four at once": {"at-once"},
+}  # fmt: skip
+WARNED = {
+    "short yes": {"answer-expiry"},
+    "403": {"refuses"},
+    "always refuses": {"allows"},
+    "no batches": {"batch"},
+    "crashes on strangers": {
+        "forged-signature", "altered-body", "no-signature", "wrong-direction", "stale-timestamp", "future-timestamp",
+    },
+    "crashes on nonsense": {"wrong-type", "unknown-version", "unknown-kind", "not-json"},
+    "no new fields": {"unknown-fields"},
+    "forgets": {"reused-uid"},
+    "small bodies": {"largest-question"},
+    "reads all": {"huge-body"},
+    "slow": {"latency"},
+    "closes": {"connection-reuse"},
+}  # fmt: skip
+
+
+async def check_faulty(tls: TlsFiles, *faults: str, **settings: Any) -> dict[str, Finding]:
+    app = FaultyHandler(SECRETS, REFUSED, *faults).app()
+    return await check(app, tls, mutual=True, **{"real": True} | settings)
+
+
+async def test_without_a_fault_everything_passes(tls: TlsFiles) -> None:
+    found = await check_faulty(tls)
+    assert outcomes(found, Outcome.PASSED) == ALL
+
+
+@pytest.mark.parametrize("fault", FAILED)
+async def test_each_fault_fails_its_check_and_no_other(tls: TlsFiles, fault: str) -> None:
+    found = await check_faulty(tls, fault, timeout_s=0.5 if fault == "one by one" else 5.0)
+    failed = outcomes(found, Outcome.FAILED)
+    useless = any(name.startswith("answer-") for name in FAILED[fault])
+    assert failed == FAILED[fault]
+    assert all(found[name].means and found[name].remedy for name in failed)
+    assert outcomes(found, Outcome.WARNING) == set()
+    # What needs a good answer is not tried without one.
+    assert ("everything else" in found) is useless
+
+
+@pytest.mark.parametrize("fault", WARNED)
+async def test_each_weakness_is_warned_of_and_nothing_fails(
+    tls: TlsFiles, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.gate.check.manners.SLOW_S", 0.025)
+    found = await check_faulty(tls, fault)
+    assert outcomes(found, Outcome.FAILED) == set()
+    assert outcomes(found, Outcome.WARNING) - ({"latency"} - WARNED[fault]) == WARNED[fault]
+
+
+def test_every_check_is_shown_to_fail_or_warn() -> None:
+    elsewhere = {"tls", "client-certificate"}
+    assert set().union(*FAILED.values(), *WARNED.values()) | elsewhere == ALL
+
+
+async def test_a_certificate_that_ends_soon(tmp_path: pathlib.Path) -> None:
+    tls = TlsFiles.make(tmp_path)
+    ca = pki.make_ca("test ca")
+    tls.ca.unlink()
+    (tmp_path / "ca.key").unlink()
+    ca.write(tls.ca, tmp_path / "ca.key")
+    for path in (tls.server_certificate, tls.server_key):
+        path.unlink()
+    server = pki.issue(ca, "localhost", pki.Purpose.SERVER, addresses=("127.0.0.1",), days=5)
+    server.write(tls.server_certificate, tls.server_key)
+    found = await check(reference(tls), tls)
+    assert outcomes(found, Outcome.WARNING) == {"tls"}
+    assert re.search("its certificate ends in [45] days", found["tls"].what)
+
+
+async def test_a_handler_that_lets_strangers_in(tls: TlsFiles) -> None:
+    found = await check(reference(tls), tls, shows=True)
+    assert outcomes(found, Outcome.WARNING) == {"client-certificate"}
+    assert outcomes(found, Outcome.FAILED) == set()
+
+
+async def test_nobody_there_is_one_finding(tls: TlsFiles) -> None:
+    async with serving(web.Application(), tls) as port:
+        pass
+    settings = Settings(GateSettings(f"https://127.0.0.1:{port}/", tls.ca), KEYS, 1.0)
+    found = {finding.check: finding async for finding in check_handler(settings, time.time, os.urandom)}
+    assert outcomes(found, Outcome.FAILED) == {"answer-status"}
+    assert "refused" in found["answer-status"].what.lower()
+    assert outcomes(found, Outcome.PASSED) == set()
+
+
+async def test_a_person_who_decides(tls: TlsFiles) -> None:
+    found = await check_faulty(tls, "asks people")
+    assert outcomes(found, Outcome.FAILED) == set()
+    assert outcomes(found, Outcome.WARNING) == {"allows", "refuses"}
+    assert found["answer-status"].what.endswith("202, pending")
+
+
+# --- As strict as the enclave ---
+
+
+@pytest.mark.parametrize("fault", ["", *(fault for fault in FAILED if fault != "one by one")])
+async def test_it_judges_an_answer_as_the_enclave_does(tls: TlsFiles, fault: str) -> None:
+    """One question, asked by the enclave's own code; both say the same of what came back."""
+    handler, keys = FaultyHandler(SECRETS, REFUSED, fault), parse_gate_secrets(json.dumps(SECRETS).encode())
+    for dry_run in (False, True):
+        asked = question(os.urandom(16).hex(), int(time.time()) + 60, dry_run=dry_run)
+        call = build_call(
+            SIGNER_INFO, REQUEST_INFO, uid=asked.uid, attempt=1, deadline_s=int(time.time()) + 60,
+            now_s=int(time.time()), keys=keys, dry_run=dry_run,
+        )  # fmt: skip
+        assert json.loads(asked.body)["signerInfo"] == json.loads(call.body)["signerInfo"]
+        async with serving(handler.app(), tls) as port:
+            caller = GateCaller.open(GateSettings(f"https://127.0.0.1:{port}/", tls.ca))
+            reply = await caller.call(asked.call(KEYS.asks, int(time.time()), 5.0), 5.0)
+            await caller.close()
+        judged = judge(reply, asked, KEYS, int(time.time()))
+        if isinstance(reply, GateReply):
+            try:
+                verify_reply(reply, call=call, keys=keys, now_s=int(time.time()))
+                theirs = Decision.YES
+            except Refused:
+                theirs = Decision.NOTHING
+            assert judged.decision is theirs
+        else:
+            assert judged.decision is Decision.NOTHING
+
+
+def test_questions_are_signed_as_the_enclave_signs_them() -> None:
+    ed25519 = {
+        "request_ed25519": "whsk_" + base64.b64encode(bytes(range(32))).decode(),
+        "answer_ed25519": "whpk_" + base64.b64encode(SigningKey(bytes(32)).verify_key.encode()).decode(),
+    }
+    for secrets in (SECRETS, ed25519, SECRETS | ed25519):
+        data = json.dumps(secrets).encode()
+        asked = question("ab" * 16, 2000, dry_run=True)
+        made = asked.call(parse_keys(data).asks, 1000, 1.0).webhook_signature
+        theirs = build_call(
+            SIGNER_INFO, REQUEST_INFO, uid="ab" * 16, attempt=1, deadline_s=2000, now_s=1000,
+            keys=parse_gate_secrets(data), dry_run=True,
+        )  # fmt: skip
+        assert (asked.body, made) == (theirs.body, theirs.webhook_signature)
+    answers = parse_keys(json.dumps(ed25519).encode()).answers
+    good = Key(ED25519, bytes(32)).sign(content_of("a", "1", b"x"))
+    assert signed_by(answers, "a", "1", f"v1,AAAA v1a,A {good}", b"x")
+    assert not signed_by(answers, "a", "1", good, b"y")
+    assert not signed_by(answers, "a", "1", good.replace("v1a,", "v1,"), b"x")
+
+
+def test_the_sample_is_a_real_transaction() -> None:
+    payload = decode_payload(msgspec.convert(REQUEST_INFO.payload, EthereumTransaction))
+    assert payload.h.hex() == SIGNER_INFO.tx_hash
+    assert show_decoded(payload.decoded) == REQUEST_INFO.decoded
+    child, _ = bip32.derive(bytes.fromhex(PUBLIC_KEY), bytes(32), (0, 5))
+    assert child.hex() == CHILD_KEY
+
+
+@pytest.mark.parametrize(
+    "secrets",
+    [
+        "", "{}", '{"request_hmac": "whsec_AAAA", "answer_hmac": "whsec_AAAA"}',
+        json.dumps({"request_hmac": SECRETS["request_hmac"]}),
+        json.dumps({"request_hmac": SECRETS["request_hmac"], "answer_hmac": SECRETS["request_hmac"]}),
+        json.dumps(SECRETS | {"answer_hmac": SECRETS["answer_hmac"].removeprefix("whsec_")}),
+        json.dumps(SECRETS | {"answer_hmac": SECRETS["answer_hmac"] + "="}),
+        json.dumps(SECRETS | {"answer_ed25519": "whpk_AAAA"}), json.dumps(SECRETS | {"more": ""}),
+    ],
+)  # fmt: skip
+def test_secrets_that_are_none_are_never_quoted(secrets: str) -> None:
+    with pytest.raises(CallerError) as caught:
+        parse_keys(secrets.encode())
+    assert "QUJD" not in str(caught.value)
+    assert "ZWRj" not in str(caught.value)
+    assert "QUJD" not in repr(KEYS)

@@ -54,6 +54,11 @@ class Judged:
     lives_s: int = 0
 
     @property
+    def lost(self) -> bool:
+        """Whether there was no answer, or none but: not now."""
+        return self.status == 0 or self.status in RETRIED
+
+    @property
     def said(self) -> str:
         """The reason of a no, as an enclave passes it on."""
         if self.answer is None:

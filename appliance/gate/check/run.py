@@ -6,8 +6,14 @@ from collections.abc import AsyncIterator, Callable
 
 from appliance.gate.check.answers import check_answer, check_batch, check_decisions, check_real
 from appliance.gate.check.findings import Finding, Outcome, failed, skipped
-from appliance.gate.check.judge import Part
-from appliance.gate.check.manners import check_load, check_reuse, check_sizes, check_slow_clients, check_tls
+from appliance.gate.check.manners import (
+    check_huge,
+    check_largest,
+    check_load,
+    check_reuse,
+    check_slow_clients,
+    check_tls,
+)
 from appliance.gate.check.player import Player, Settings
 from appliance.gate.check.refusals import check_bad_signatures, check_not_for_it, check_repeats, check_tolerance
 from appliance.http_failures import describe
@@ -16,36 +22,42 @@ from appliance.signer.gate_caller import GateCaller
 Check = Callable[[Player], AsyncIterator[Finding]]
 CHECKS: tuple[Check, ...] = (
     check_tls,
-    check_decisions,
-    check_batch,
-    check_real,
     check_bad_signatures,
     check_not_for_it,
-    check_tolerance,
-    check_repeats,
-    check_sizes,
+    check_huge,
     check_slow_clients,
     check_load,
     check_reuse,
+)
+# Those that mean nothing before a good question gets a good answer.
+WITH_ANSWERS: tuple[Check, ...] = (
+    check_decisions,
+    check_batch,
+    check_real,
+    check_tolerance,
+    check_repeats,
+    check_largest,
 )
 
 
 async def check_handler(
     settings: Settings, clock: Callable[[], float], random: Callable[[int], bytes]
 ) -> AsyncIterator[Finding]:
-    """What each check found. Where nobody answers the first question, there is nothing else to check.
+    """What each check found. Where nobody answers the first question, nothing else is checked.
 
     Raises `CallerError` for unusable TLS files.
     """
     player = Player(settings, GateCaller.open(settings.gate), clock, random)
     try:
+        wrong = False
         async for finding in check_answer(player):
+            wrong |= finding.outcome is Outcome.FAILED
             yield finding
-            nobody = finding.check == Part.STATUS.value and finding.outcome is Outcome.FAILED and not player.answered
-            if nobody:
-                yield skipped("everything else", "it gave no answer at all")
-                return
-        for check in CHECKS:
+        if wrong:
+            yield skipped("everything else", "what needs a good answer is tried once there is one")
+        if not player.answered:
+            return
+        for check in CHECKS if wrong else (*WITH_ANSWERS, *CHECKS):
             try:
                 async for finding in check(player):
                     yield finding
