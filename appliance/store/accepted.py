@@ -41,6 +41,22 @@ def request_columns() -> list[Column[Any]]:
     ]
 
 
+class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `request_columns`."""
+
+    seq: int
+    id: str
+    external_id: str
+    path: str
+    body: bytes
+    jws: str
+    state: str
+    created_at_ms: int
+    reason_code: str
+    reason_message: str
+    reason_signer: str
+
+
 external_ids = Table(
     "external_ids",
     metadata,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import msgspec
 from sqlalchemy import Column, Connection, Index, Integer, LargeBinary, String, Table, select, update
 
 from appliance.store.accepted import (
     UNFINISHED,
     Acceptance,
     Accepted,
+    RequestRow,
     accept,
     metadata,
     request_columns,
@@ -38,20 +38,9 @@ _RESTART_BATCH = restarting(batches)
 _INSERT_BATCH = insertion(batches, without=("seq", "result"))
 
 
-class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
+class BatchRow(RequestRow, frozen=True, kw_only=True):
     """A requested batch of `count` hashes. `result`: JSON array of its items' results, in order."""
 
-    seq: int
-    id: str
-    external_id: str
-    path: str
-    body: bytes
-    jws: str
-    state: str
-    created_at_ms: int
-    reason_code: str
-    reason_message: str
-    reason_signer: str
     key_id: str
     count: int
     result: bytes | None

@@ -25,6 +25,7 @@ from appliance.store.accepted import (
     UNFINISHED,
     Acceptance,
     Accepted,
+    RequestRow,
     accept,
     metadata,
     release,
@@ -53,20 +54,9 @@ signatures = Table(
 )
 
 
-class SignatureRow(msgspec.Struct, frozen=True, kw_only=True):
+class SignatureRow(RequestRow, frozen=True, kw_only=True):
     """A requested signature. `result`: JSON of the `SignatureValue`; `derivation_path`: JSON array."""
 
-    seq: int
-    id: str
-    external_id: str
-    path: str
-    body: bytes
-    jws: str
-    state: str
-    created_at_ms: int
-    reason_code: str
-    reason_message: str
-    reason_signer: str
     key_id: str
     kind: str
     derivation_path: bytes

@@ -13,6 +13,7 @@ from appliance.store.accepted import (
     UNFINISHED,
     Acceptance,
     Accepted,
+    RequestRow,
     accept,
     metadata,
     request_columns,
@@ -57,20 +58,9 @@ class LearnedKey(msgspec.Struct, frozen=True):
     certificate: bytes
 
 
-class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
+class KeyRow(RequestRow, frozen=True, kw_only=True):
     """A requested key. Bit `i-1` of `activated`: signer `i` has said that it can use it."""
 
-    seq: int
-    id: str
-    external_id: str
-    path: str
-    body: bytes
-    jws: str
-    state: str
-    created_at_ms: int
-    reason_code: str
-    reason_message: str
-    reason_signer: str
     label: str
     key_id: str | None
     certificate: bytes | None
