@@ -93,7 +93,7 @@ class EnclaveCore:
         self._links = self._make_links()
         around = self._surroundings()
         self._standing.start(self._links, around.vault)
-        self.batches = Batches(around)
+        self.batches = Batches(around, outside.log, outside.clock)
         self.orders = CeremonyOrders(around, self.batches)
         self._gate = Gate(
             config.file.gate.mode, gate_keys, self.timers, outside.wall_clock, outside.random, self.effects.emit

@@ -28,11 +28,11 @@ class WayToWorker(Protocol):
 
 
 class WorkerRun(CeremonyRun):
-    """A batch under way in the worker."""
+    """A batch under way in the worker, since `started_s` of a monotonic clock."""
 
-    def __init__(self, batches: WayToWorker, ticket: Ticket, batch_key: BatchKey, count: int) -> None:
+    def __init__(self, batches: WayToWorker, ticket: Ticket, batch_key: BatchKey, count: int, started_s: float) -> None:
         super().__init__(ticket)
-        self._batches, self.batch_key = batches, batch_key
+        self._batches, self.batch_key, self.started_s = batches, batch_key, started_s
         self._max_frame_bytes = count * BYTES_PER_PRESIGNATURE + FRAME_ALLOWANCE_BYTES
         self._frames = dict.fromkeys(batch_key.committee, 0)
         self._parts: list[bytes] = []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from enclave.batch_run import WorkerRun
 from enclave.ceremonies import failed_report, report_failed
 from enclave.errors import KeymootError, LinkFault, Refused, Unavailable
+from enclave.log import Log
 from enclave.opening import Surroundings, open_ceremony
 from enclave.pool import BatchKey
 from enclave.protocol import presign
@@ -18,10 +21,10 @@ ANSWER_S = 60.0
 
 class Batches:
     """Those under way in the worker, and those done there and still answered for. `start` raises `Refused` or
-    `Unavailable` before anything has changed."""
+    `Unavailable` before anything has changed. `clock`: monotonic seconds."""
 
-    def __init__(self, around: Surroundings) -> None:
-        self._around = around
+    def __init__(self, around: Surroundings, log: Log, clock: Callable[[], float]) -> None:
+        self._around, self._log, self._clock = around, log, clock
         self._batches: dict[bytes, WorkerRun] = {}
         self._finished: dict[bytes, WorkerRun] = {}
 
@@ -41,7 +44,7 @@ class Batches:
         boots = {j: link.peer.boot_nonce for j, link in links.items()}
         batch_key = BatchKey(coordinator, order.committee, around.prss.epoch, boots)
         subset_seeds, pair_seeds = around.prss.sub_seeds(order.committee, ticket.context)
-        run = WorkerRun(self, ticket, batch_key, order.count)
+        run = WorkerRun(self, ticket, batch_key, order.count, self._clock())
         around.ceremonies.add(run)
         self._batches[ticket.context] = run
         begin = Begin(
@@ -116,6 +119,10 @@ class Batches:
         around.ceremonies.done(ticket, len(presign.ROUNDS))
         count = len(finished.inverse_shares) // 32
         entry = around.audit.record("presign", sid=finished.sid.hex(), count=count)
+        # From the order to the pool: what the protocol took, as far as it is seen here.
+        took_ms = round((self._clock() - run.started_s) * 1000, 1)
+        committee = "-".join(map(str, key.committee))
+        self._log.info("presigned", coordinator=ticket.coordinator, committee=committee, count=count, ms=took_ms)
         done = PresignDone(ticket.ceremony, finished.sid, key.committee, count)
         around.report(ticket.coordinator, done, (entry,), None)
 

@@ -33,17 +33,18 @@ class OwnSession:
 
 
 class NonceBook:
-    """SPEC 0.4: own nonces given out and not yet spent, by coordinator; beyond a bound the oldest is forgotten."""
+    """SPEC 0.4: own nonces given out and not yet spent, by coordinator and purpose; beyond a bound the oldest is
+    forgotten."""
 
     def __init__(self, session: OwnSession, random: Callable[[int], bytes]) -> None:
         self._session, self._random = session, random
-        self._open: dict[str, OrderedDict[bytes, str]] = {}
+        self._open: dict[tuple[str, str], OrderedDict[bytes, None]] = {}
 
     def issue(self, coordinator: str, purpose: str) -> SignedNonce:
         """A fresh signed nonce for one ceremony of `purpose` that this coordinator will order."""
         nonce = self._random(32)
-        given = self._open.setdefault(coordinator, OrderedDict())
-        given[nonce] = purpose
+        given = self._open.setdefault((coordinator, purpose), OrderedDict())
+        given[nonce] = None
         if len(given) > MAX_OPEN_NONCES:
             given.popitem(last=False)
         me = self._session
@@ -52,9 +53,10 @@ class NonceBook:
 
     def spend(self, coordinator: str, nonce: SignedNonce, purpose: str) -> None:
         """Raises `Refused` unless this nonce was issued to this coordinator for `purpose` and never spent."""
-        given = self._open.get(coordinator, OrderedDict())
-        if nonce.boot_nonce != self._session.boot_nonce or given.pop(nonce.nonce, None) != purpose:
+        given = self._open.get((coordinator, purpose), OrderedDict())
+        if nonce.boot_nonce != self._session.boot_nonce or nonce.nonce not in given:
             raise Refused("nonce", "not an unspent nonce of this enclave for this purpose")
+        del given[nonce.nonce]
 
 
 def ceremony_context(

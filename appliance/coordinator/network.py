@@ -18,6 +18,7 @@ from appliance.coordinator.keybook import KeyBook
 from appliance.coordinator.keygen import activate
 from appliance.coordinator.learning import KeyLearning
 from appliance.coordinator.line import Line
+from appliance.coordinator.nonces import NoncesAhead
 from appliance.coordinator.pools import Pools
 from appliance.coordinator.rationed import RationedLines
 from appliance.coordinator.recall import Recall
@@ -66,12 +67,14 @@ class Network:
         self.ceremonies = Ceremonies(self.signers.order, random, standing=self.standing)
         self.pools = Pools(marks_of(roster, settings).low, changes, clock)
         self.line = Line()
+        self._nonces = NoncesAhead(self.ceremonies, changes, roster.indices)
         self.refill = Refill(
             roster,
             settings,
             self.signers,
             self.pools,
             self.ceremonies,
+            self._nonces,
             self.standing,
             changes,
             self.line,
@@ -88,6 +91,7 @@ class Network:
     def on_online(self, index: int) -> None:
         """Ask what it holds, and which keys it knows; then see to those it has not activated."""
         self._told(index, "info", "signer-online")
+        self._nonces.on_online(index)
         self.pools.forget_member(index)
         self._learning.on_online(index)
         self.resync((index,))
@@ -95,6 +99,7 @@ class Network:
     def on_lost(self, index: int) -> None:
         """Its ceremonies end."""
         self._told(index, "info", "signer-lost")
+        self._nonces.on_lost(index)
         self._fewer_since_s[len(self.signers.online()) + 1] = self._clock()
         self.pools.forget_member(index)
         self._upkeep.on_lost(index)
@@ -270,6 +275,7 @@ class Network:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._upkeep.run())
             group.create_task(self._learning.run())
+            group.create_task(self._nonces.run())
 
     def _candidates(self) -> list[tuple[int, ...]]:
         return [committee for committee in self.committees() if self.signers.ready(committee)]

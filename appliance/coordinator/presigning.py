@@ -7,7 +7,6 @@ import contextlib
 
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.errors import CeremonyEnded, Rejected, failure
-from appliance.coordinator.prepare import collect_nonces
 from enclave import wire
 
 PRESIGN_TIMEOUT_S = 120.0
@@ -22,10 +21,12 @@ class BatchIncomplete(CeremonyEnded):
         self.sid, self.holders = sid, holders
 
 
-async def presign(ceremonies: Ceremonies, committee: tuple[int, ...], count: int) -> bytes:
-    """Let `committee` make `count` presignatures. Returns the batch's 32-byte `sid`. Raises `CeremonyEnded`."""
+async def presign(
+    ceremonies: Ceremonies, committee: tuple[int, ...], count: int, nonces: tuple[wire.SignedNonce, ...]
+) -> bytes:
+    """Let `committee` make `count` presignatures with its `nonces`. Returns the batch's 32-byte `sid`. Raises
+    `CeremonyEnded`."""
     with ceremonies.open(committee) as ceremony:
-        nonces = await collect_nonces(ceremony, "presign")
         ceremony.order_all(wire.PresignOrder(ceremony.id, committee, count, nonces))
         done: dict[int, wire.PresignDone] = {}
         try:

@@ -15,6 +15,7 @@ from appliance.coordinator.config import PoolSettings
 from appliance.coordinator.consumption import Marks
 from appliance.coordinator.errors import CeremonyEnded, Rejected
 from appliance.coordinator.line import Line
+from appliance.coordinator.nonces import NoncesAhead
 from appliance.coordinator.pools import Pools
 from appliance.coordinator.presigning import BatchIncomplete, presign
 from appliance.coordinator.sessions import Signers
@@ -52,6 +53,7 @@ class Refill:
     signers: Signers
     pools: Pools
     ceremonies: Ceremonies
+    nonces: NoncesAhead
     standing: Standing
     changes: Changes
     line: Line
@@ -92,7 +94,8 @@ class Refill:
         self.pools.presigning(committee, under_way=True)
         try:
             self._make_room(committee, count)
-            sid = await presign(self.ceremonies, committee, count)
+            nonces = await self.nonces.take(committee)
+            sid = await presign(self.ceremonies, committee, count, nonces)
             self.pools.add(sid, committee, count)
         except (CeremonyEnded, Rejected) as error:
             filling.failure = str(error)[:MAX_FAILURE_CHARS]

@@ -14,6 +14,7 @@ from enclave import wire
 
 C = (1, 2, 3)
 SID = b"s" * 32
+NONCES = tuple(wire.SignedNonce(index, "presign", bytes(32), bytes(32), bytes(64)) for index in C)
 
 
 class Sent:
@@ -139,12 +140,9 @@ async def test_every_other_report_is_an_error_of_its_signer(
 
 
 async def test_a_batch_that_one_member_failed_names_its_holders(ceremonies: Ceremonies, sent: Sent) -> None:
-    task = asyncio.create_task(presign(ceremonies, C, 4))
+    task = asyncio.create_task(presign(ceremonies, C, 4, NONCES))
     ceremony = (1).to_bytes(16, "big")
     await asyncio.sleep(0)
-    for index in C:
-        nonce = wire.SignedNonce(index, "presign", bytes(32), bytes(32), bytes(64))
-        ceremonies.on_report(index, wire.NonceReport(ceremony, nonce))
     ceremonies.on_report(3, wire.PresignDone(ceremony, SID, C, 4))
     ceremonies.on_report(1, wire.CeremonyFailed(ceremony, "timeout", "3.5", "silence", (), (2,)))
     with pytest.raises(BatchIncomplete) as caught:
@@ -163,11 +161,8 @@ async def test_a_batch_that_one_member_failed_names_its_holders(ceremonies: Cere
     ids=["committee", "count", "sid"],
 )
 async def test_a_batch_that_was_not_ordered_is_not_taken(ceremonies: Ceremonies, report: wire.PresignDone) -> None:
-    task = asyncio.create_task(presign(ceremonies, C, 4))
+    task = asyncio.create_task(presign(ceremonies, C, 4, NONCES))
     await asyncio.sleep(0)
-    for index in C:
-        nonce = wire.SignedNonce(index, "presign", bytes(32), bytes(32), bytes(64))
-        ceremonies.on_report(index, wire.NonceReport(report.ceremony, nonce))
     for index in (1, 2):
         ceremonies.on_report(index, wire.PresignDone(report.ceremony, SID, C, 4))
     ceremonies.on_report(3, report)

@@ -134,6 +134,35 @@ async def test_a_pause_ends_by_itself(net: FakeNetwork) -> None:
         assert not await network.refill._paused()
 
 
+async def test_nonces_are_there_before_a_batch_is_wanted_and_serve_one_batch_each(net: FakeNetwork) -> None:
+    network = net.coordinator.network
+
+    def order(index: int) -> list[str]:
+        kinds = (wire.PrepareOrder, wire.PresignOrder)
+        named = [each for each in net.signers[index - 1].orders if isinstance(each, kinds)]
+        return [each.purpose if isinstance(each, wire.PrepareOrder) else "batch" for each in named]
+
+    await until(lambda: not network.refill.filling(C).wanted and len(network.pools.committees()) == 1)
+    await until(lambda: order(1)[-1] == "presign")
+    before = len(order(1))
+    while network.pools.available(C) >= network.refill.marks().low:
+        network.pools.spend(network.pools.take(C))
+    await until(lambda: len(order(1)) >= before + 2)
+    # The batch goes out with the nonce that was asked for before; the next one is asked for at once.
+    for index in C:
+        assert order(index)[before : before + 2] == ["batch", "presign"]
+
+
+async def test_a_nonce_of_an_earlier_session_is_not_used(net: FakeNetwork) -> None:
+    nonces = net.coordinator.network._nonces
+    await until(lambda: set(nonces._held) == set(C))
+    nonces.on_lost(2)
+    nonces.on_online(2)
+    assert set(nonces._held) == {1, 3}
+    taken = await nonces.take(C)
+    assert [nonce.index for nonce in taken] == [1, 2, 3]
+
+
 async def test_committees_are_used_evenly(five: FakeNetwork) -> None:
     network = five.coordinator.network
     pools, used = network.pools, list[tuple[int, ...]]()
