@@ -1,7 +1,7 @@
 # Two commands on a fresh Debian or Ubuntu with make and root or sudo: `make demo` and `make test`.
 BIN := .venv/bin
 
-.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan clean
+.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb clean
 
 help:
 	@echo "make demo    three signers, a coordinator and gates on this machine: makes a key, signs, verifies"
@@ -9,6 +9,7 @@ help:
 	@echo "make soak    the tests that take longer than a check may"
 	@echo "make bench   measures presigning, the online step and whole requests"
 	@echo "make bench-wan   the same with signers 50 ms away from the coordinator"
+	@echo "make deb     builds the Debian package into build/"
 	@echo "make clean   removes the virtual environment and all caches"
 
 bootstrap:
@@ -42,6 +43,9 @@ bench: bootstrap
 
 bench-wan: bootstrap
 	@$(BIN)/keymoot bench wan
+
+deb:
+	@packaging/build-deb
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import base64
-import ctypes
-import resource
 import sys
 from pathlib import Path
 
 import msgspec
 
 from enclave.config import load_config, load_enclave_file
+from enclave.confine import keep_memory_private
 from enclave.errors import CallerError, KeymootError, Malformed, Refused, Unavailable
 from enclave.evidence import MAX_EVIDENCE_BYTES, verify_evidence
 from enclave.gate_secrets import seal_gate_secrets
@@ -25,7 +24,6 @@ from policies.roster import Roster, identity_fingerprint
 
 EXIT_OK, EXIT_FAILED, EXIT_CALLER, EXIT_UNAVAILABLE = 0, 1, 2, 3
 MAX_SECRETS_BYTES = 16 * 1024
-_PR_SET_DUMPABLE = 4
 
 
 def main(arguments: list[str]) -> int:
@@ -39,7 +37,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--evidence", type=Path, help="verify-evidence: the file")
     parser.add_argument("--roster", type=Path, help="verify-evidence: roster.yaml")
     options = parser.parse_args(arguments)
-    _keep_memory_private()
+    keep_memory_private()
     try:
         if options.command == "hsm-check":
             _hsm_check(options.config, options.hsm)
@@ -149,12 +147,6 @@ def _verify_evidence(path: Path | None, roster_path: Path | None) -> None:
 def _shown_signer(roster: Roster, index: int) -> dict[str, object]:
     signer = roster.signer(index)
     return {"index": index, "name": signer.name, "operator": signer.operator, "fingerprint": signer.fingerprint}
-
-
-def _keep_memory_private() -> None:
-    """No core dumps, no ptrace by the same user."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _fail(message: str, code: int) -> int:

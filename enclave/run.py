@@ -12,6 +12,7 @@ from pathlib import Path
 from enclave.assembly import EnclaveCore, Outside
 from enclave.clock_watch import MAX_WALL_STEP_S, Clocks, ClockWatch, MemoryInDoubt
 from enclave.config import EnclaveConfig
+from enclave.confine import Confinement
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import CallerError, KeymootError, Unavailable
 from enclave.framing import Stream
@@ -40,8 +41,11 @@ def run_enclave(config: EnclaveConfig) -> None:
     An HSM that is away at the start is waited for in service, as state `hsm-away`. What no waiting cures raises
     `CallerError` as long as the HSM was never open; later it is told in the state, and what is in memory stays.
     """
-    worker = Stream(fork_worker(), MAX_QUEUED_TO_WORKER_BYTES, MAX_WORKER_MESSAGE_BYTES)
     log = Log("enclave", network=config.file.network, signer=config.file.signer)
+    confinement = Confinement(network=config.hsm.network)
+    for trouble in confinement.troubles:
+        log.warning("not confined", reason=str(trouble))
+    worker = Stream(fork_worker(confinement), MAX_QUEUED_TO_WORKER_BYTES, MAX_WORKER_MESSAGE_BYTES)
     if config.file.gate.mode == "none":
         log.warning("no gate", reason="gate.mode is none: this signer agrees to whatever its policy allows")
     if config.file.gate.mode == "status":
@@ -51,7 +55,7 @@ def run_enclave(config: EnclaveConfig) -> None:
     opener = Opener(config)
     thread = HsmThread(opener.open, pin_mark=opener.pin_mark)
     try:
-        watch = HsmWatch(thread, log)
+        watch = HsmWatch(thread, log, confinement.module_loaded)
         watch.start()
         _serve(config, opener, thread, watch, worker, log)
     finally:
@@ -96,8 +100,9 @@ class Opener:
 class HsmWatch:
     """Takes in what the HSM thread has, and logs when the HSM goes away and comes back."""
 
-    def __init__(self, thread: HsmThread, log: Log) -> None:
-        self._thread, self._log = thread, log
+    def __init__(self, thread: HsmThread, log: Log, module_loaded: Callable[[], None]) -> None:
+        """`module_loaded` is called once, when the HSM is ready for the first time."""
+        self._thread, self._log, self._module_loaded = thread, log, module_loaded
         self._told: tuple[str, str] | None = None
         self._was_ready = False
 
@@ -121,6 +126,8 @@ class HsmWatch:
             return
         self._told = state
         if state[0] == "ready":
+            if not self._was_ready:
+                self._module_loaded()
             self._log.info("hsm ready")
             self._was_ready = True
             return

@@ -21,6 +21,7 @@ import msgspec
 
 from enclave.bodies import BodyLog
 from enclave.channels.frames import CeremonyChannel, PeerKeys
+from enclave.confine import Confinement
 from enclave.crypto.curve import AFFINE_POINT_BYTES, SCALAR_BYTES, SECP256K1, Secp256k1
 from enclave.errors import CallerError, KeymootError, LinkFault, PeerFault, Refused, Unavailable
 from enclave.framing import Stream
@@ -219,7 +220,7 @@ def describe_failure(sid: bytes, error: KeymootError, missing: tuple[int, ...], 
     return Failed(sid, "timeout", "", reason, (), missing, last_round)
 
 
-def fork_worker() -> socket.socket:
+def fork_worker(confinement: Confinement) -> socket.socket:
     """Fork the worker; returns the enclave's end of the socketpair. Call before the PKCS#11 module is loaded."""
     ours, theirs = socket.socketpair()
     parent = os.getpid()
@@ -228,6 +229,7 @@ def fork_worker() -> socket.socket:
         code = 1
         try:
             _die_with(parent)
+            confinement.confine_worker()
             serve(theirs)
             code = 0
         except Exception as error:  # noqa: BLE001 - the edge of this process; the enclave ends with it

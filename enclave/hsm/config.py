@@ -27,6 +27,7 @@ class HsmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `retired_key_labels` are former sealing keys that older records need; nothing new is sealed with them.
     `init_args`: initialize the library with `CKF_OS_LOCKING_OK` and this string; for NSS `configdir='sql:/DIRECTORY'`.
     `accept_key_export`: use a module that exports keys marked non-extractable. Its PIN is then all that guards them.
+    `network`: the module reaches its HSM over the network; without it the enclave forbids itself all but Unix sockets.
     """
 
     lib: Annotated[str, msgspec.Meta(min_length=1)]
@@ -38,6 +39,7 @@ class HsmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retired_key_labels: Annotated[tuple[KeyLabel, ...], msgspec.Meta(max_length=16)] = ()
     init_args: Annotated[str, msgspec.Meta(max_length=1024, pattern=r"^[^\x00]*$(?!\n)")] | None = None
     accept_key_export: bool = False
+    network: bool = False
 
     def __post_init__(self) -> None:
         if (self.token_label is None) == (self.slot is None):

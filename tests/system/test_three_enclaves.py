@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from eth_account import Account
 from eth_account.typed_transactions import TypedTransaction
 
 from appliance.api.addresses import ethereum_address
+from appliance.localnet.process import family
 from enclave import wire
 from enclave.crypto import polynomials
 from enclave.crypto.bip32 import derive
@@ -37,6 +39,19 @@ def net(tmp_path: Path) -> Iterator[ProcessNet]:
     made.start()
     yield made
     made.stop()
+
+
+def test_enclave_and_worker_are_confined_once_the_hsm_is_ready(net: ProcessNet) -> None:
+    process = net.members[1].process
+    assert process is not None
+    enclave, *workers = family(process.pid)
+    assert len(workers) == 1
+    may_lock = os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
+    for pid in (enclave, *workers):
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        assert (status["Seccomp"].strip(), status["NoNewPrivs"].strip()) == ("2", "1")
+        assert (int(status["VmLck"].split()[0]) > 0) == may_lock
+    assert (b"not confined" in (net.members[1].directory / "log").read_bytes()) != may_lock
 
 
 def test_an_eip_1559_transaction_is_signed(net: ProcessNet) -> None:

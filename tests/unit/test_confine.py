@@ -1,0 +1,112 @@
+"""What a confined process can still do, tried in real processes: a filter is never taken back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import ctypes, json, mmap, os, socket, sys, threading
+from enclave.confine import Confinement
+
+def attempt(action):
+    try:
+        action()
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+
+def forked():
+    if os.fork() == 0:
+        os._exit(0)
+
+def threaded():
+    thread = threading.Thread(target=lambda: None)
+    thread.start()
+    thread.join()
+
+def dumpable():
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(4, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+confinement = Confinement(network=sys.argv[2] == "network")
+if sys.argv[1] == "enclave":
+    confinement.module_loaded()
+else:
+    confinement.confine_worker()
+print(json.dumps({
+    "compute": attempt(lambda: sum(bytearray(1 << 20))),
+    "random": attempt(lambda: os.urandom(32)),
+    "thread": attempt(threaded) if sys.argv[1] == "enclave" else "",
+    "read": attempt(lambda: open("/etc/passwd").close()),
+    "write": attempt(lambda: open(sys.argv[3], "w").close()),
+    "exec": attempt(lambda: os.execv("/bin/true", ["true"])),
+    "fork": attempt(forked),
+    "internet": attempt(lambda: socket.socket(socket.AF_INET).close()),
+    "unix": attempt(lambda: socket.socket(socket.AF_UNIX).close()),
+    "kill": attempt(lambda: os.kill(os.getppid(), 0)),
+    "writable code": attempt(lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC).close()),
+    "dumpable": attempt(dumpable),
+}))
+"""
+REFUSED = "PermissionError"
+
+
+def tried(what: str, network: str, file: Path) -> dict[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, what, network, file], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("network", ["network", "none"])
+def test_an_enclave_computes_and_keeps_files_and_starts_no_program(network, tmp_path):
+    assert tried("enclave", network, tmp_path / "new") == {
+        "compute": "done",
+        "random": "done",
+        "thread": "done",
+        "read": "done",
+        "write": "done",
+        "exec": REFUSED,
+        "fork": REFUSED,
+        "internet": "done" if network == "network" else REFUSED,
+        "unix": "done",
+        "kill": REFUSED,
+        "writable code": REFUSED,
+        "dumpable": REFUSED,
+    }
+
+
+def test_a_presign_worker_opens_no_file_and_no_socket(tmp_path):
+    assert tried("worker", "none", tmp_path / "new") == {
+        "compute": "done",
+        "random": "done",
+        "thread": "",
+        "read": REFUSED,
+        "write": REFUSED,
+        "exec": REFUSED,
+        "fork": REFUSED,
+        "internet": REFUSED,
+        "unix": REFUSED,
+        "kill": REFUSED,
+        "writable code": REFUSED,
+        "dumpable": REFUSED,
+    }
+
+
+def test_memory_is_not_locked_up_to_a_limit_that_would_end_the_enclave_later():
+    program = (
+        "import os, resource\n"
+        "resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 20, 1 << 20))\n"
+        "from enclave.confine import Confinement\n"
+        "os.getuid() or os.setresuid(65534, 65534, 65534)\n"
+        "print([str(one) for one in Confinement(network=False).troubles])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert "the limit for locked memory is too low" in done.stdout, done.stderr

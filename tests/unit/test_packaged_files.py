@@ -1,0 +1,80 @@
+"""What the Debian package brings beside the program: examples that load, a manual, version and metadata that agree."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from appliance.coordinator.config import CoordinatorConfig
+from appliance.gate.config import GateConfig
+from appliance.profile import ProfileFile
+from appliance.signer.config import SignerConfig
+from enclave.config import EnclaveFile
+from policies.load import load_policy, load_yaml
+from policies.roster import Roster
+
+ROOT = Path(__file__).parents[2]
+DEBIAN = ROOT / "packaging/debian"
+FORMATS = {
+    "enclave.yaml": EnclaveFile,
+    "signer.yaml": SignerConfig,
+    "coordinator.yaml": CoordinatorConfig,
+    "gate.yaml": GateConfig,
+    "client.yaml": ProfileFile,
+    "roster.yaml": Roster,
+}
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("examples")
+    subprocess.run([sys.executable, ROOT / "packaging/examples.py", directory], check=True)
+    return directory
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_example_loads_and_says_what_is_what(examples, name):
+    load_yaml(examples / name, FORMATS[name])
+    assert (examples / name).read_text().count("#") >= 3
+
+
+def test_policies_among_the_examples_load(examples):
+    policies = [*examples.glob("policy-*.yaml"), examples / "clients.yaml"]
+    assert len(policies) >= 3
+    for path in policies:
+        load_policy(path)
+
+
+def test_there_are_no_other_examples(examples):
+    assert {path.name for path in examples.iterdir() if not path.name.startswith("policy-")} == {
+        *FORMATS,
+        "clients.yaml",
+    }
+
+
+def test_the_manual_describes_every_command_and_has_no_fault():
+    page = subprocess.run([sys.executable, ROOT / "packaging/man.py"], check=True, capture_output=True).stdout
+    told = subprocess.run([sys.executable, "-m", "appliance.cli", "--help"], check=True, capture_output=True, text=True)
+    for command in re.findall(r"^│ ([a-z][a-z-]*) ", told.stdout, re.MULTILINE):
+        assert f"keymoot {command}".replace("-", "\\-").encode() in page
+    if shutil.which("groff"):
+        for text in (page, (DEBIAN / "keymoot-appliance.7").read_bytes()):
+            done = subprocess.run(["groff", "-man", "-Tutf8", "-wall"], input=text, capture_output=True, check=True)
+            assert done.stderr == b""
+
+
+def test_the_package_has_the_version_of_the_project():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert (DEBIAN / "changelog").read_text().startswith(f"keymoot ({version}) ")
+
+
+def test_drop_ins_are_listed_in_the_manual():
+    page = (DEBIAN / "keymoot-appliance.7").read_text().replace("\\-", "-")
+    drop_ins = sorted(path.name for path in (ROOT / "packaging/systemd/drop-ins").iterdir())
+    assert drop_ins == sorted(set(re.findall(r"[a-z-]+\.conf", page)))
