@@ -1,5 +1,7 @@
 # Two commands on a fresh Debian or Ubuntu with make and root or sudo: `make demo` and `make test`.
 BIN := .venv/bin
+# Real networks in one process, all else in the other: see tests/conftest.py.
+TWO_AT_ONCE := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb clean
 
@@ -19,7 +21,7 @@ demo: bootstrap
 	@$(BIN)/keymoot demo
 
 test check: hsm-modules lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(TWO_AT_ONCE)
 
 hsm-modules:
 	@packaging/bootstrap --hsm-modules

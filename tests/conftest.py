@@ -11,6 +11,14 @@ import pytest
 from tests.fakes.softhsm import SoftToken, library
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A parallel run takes a file as a whole, and all that start real networks one after the other, from the start."""
+    for item in items:
+        system = item.path.parent.name == "system"
+        item.add_marker(pytest.mark.xdist_group("system" if system else item.path.stem))
+    items.sort(key=lambda item: item.path.parent.name != "system")
+
+
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftToken]:
     """A fresh SoftHSM token that this process's next module opening will see."""

@@ -73,7 +73,7 @@ def first_of_each_field() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("victims", [(), (1,)], ids=["all", "one"])
-@pytest.mark.parametrize("case", first_of_each_field())
+@pytest.mark.parametrize("case", list(first_of_each_field()))
 def test_two_cheaters_of_five(case: Case, victims: tuple[int, ...]) -> None:
     """Both alter the same field, to all or to one: each honest member convicts one of them at least, or the group."""
     cheaters = {4, 5}
