@@ -14,7 +14,6 @@ from enclave.attempts import Item
 from enclave.crypto import bip32
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import Refused
-from enclave.gate import show_decoded
 from enclave.payloads import decode_payload
 from enclave.protocol import sign
 from enclave.requests import VerifiedRequest, parse_hash_batch, parse_signing_body
@@ -23,7 +22,7 @@ from policies.counters import Counters
 from policies.decide import Refuse, decide
 from policies.decoded import Decoded
 from policies.facts import Request
-from policies.gate_messages import BatchItemInfo, BatchSignerInfo, RequestInfo, SignerInfo
+from policies.gate_messages import BatchItemInfo, BatchSignerInfo, RequestInfo, SignerInfo, show_decoded
 from policies.model import Action, Kind, Policy
 
 PATHS_AT_ONCE = 32

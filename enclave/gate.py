@@ -7,7 +7,6 @@ the messages say is in `policies/gate_messages.py`, the keys are in `gate_keys.p
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -15,7 +14,6 @@ from enclave import webhooks
 from enclave.errors import Refused
 from enclave.gate_keys import GateKeys
 from enclave.wire import MAX_GATE_REQUEST_BYTES, GateReply, GateUnreachable
-from policies.decoded import Decoded
 from policies.gate_messages import ANSWER_TYPE, LONGEST_YES_S, Answer, GateInfo, GateRequest, RequestInfo, parse_time
 from policies.json_strict import JsonInvalid, parse_json
 
@@ -97,13 +95,6 @@ def build_call(
     return GateCall(uid, info, question.signerInfo["request_digest"], uid, str(now_s), signature, body, dry_run)
 
 
-def show_decoded(decoded: Decoded | None) -> dict[str, Any] | None:
-    """A decoded payload as a handler reads it: bytes as 0x hex, numbers as decimal strings (wei exceed a double)."""
-    shown = _show(decoded)
-    assert shown is None or isinstance(shown, dict)
-    return shown
-
-
 def is_retriable(status: int) -> bool:
     """Whether an HTTP status says: not now, ask again."""
     return status in RETRIABLE
@@ -170,13 +161,3 @@ def _check_echo(answer: Answer, call: GateCall) -> None:
     for name, (found, expected) in echoes.items():
         if found != expected:
             raise Refused("gate/echo", f"the answer is to something else: {name}")
-
-
-def _show(value: object) -> object:
-    if isinstance(value, msgspec.Struct):
-        return {name: _show(field) for name, field in msgspec.structs.asdict(value).items()}
-    if isinstance(value, tuple):
-        return [_show(item) for item in value]
-    if isinstance(value, bytes):
-        return "0x" + value.hex()
-    return value if value is None or isinstance(value, bool) else str(value)

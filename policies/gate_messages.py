@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from policies.decoded import Decoded
 from policies.transcript import Tag, digest
 
 VERSION = "1"
@@ -224,3 +225,20 @@ def parse_time(text: str) -> int:
     if not _TIME.fullmatch(text):
         raise ValueError("not a UTC time such as 2026-01-01T00:00:00Z")
     return int(datetime.fromisoformat(text[:19] + "+00:00").timestamp())
+
+
+def show_decoded(decoded: Decoded | None) -> dict[str, Any] | None:
+    """A decoded payload as a handler reads it: bytes as 0x hex, numbers as decimal strings (wei exceed a double)."""
+    shown = _show(decoded)
+    assert shown is None or isinstance(shown, dict)
+    return shown
+
+
+def _show(value: object) -> object:
+    if isinstance(value, msgspec.Struct):
+        return {name: _show(field) for name, field in msgspec.structs.asdict(value).items()}
+    if isinstance(value, tuple):
+        return [_show(item) for item in value]
+    if isinstance(value, bytes):
+        return "0x" + value.hex()
+    return value if value is None or isinstance(value, bool) else str(value)

@@ -44,8 +44,10 @@ def check(
     mode: Annotated[
         Mode, typer.Option(help="How the enclave judges: signed answers, or the HTTP status alone.")
     ] = Mode.SIGNED,
-    allowed: Annotated[Path | None, typer.Option(help="A request (JSON) that the handler allows.")] = None,
-    refused: Annotated[Path | None, typer.Option(help="A request (JSON) that the handler refuses.")] = None,
+    allowed: Annotated[
+        Path | None, typer.Option(help="A request that it allows: a body as clients sign it, or a logged question.")
+    ] = None,
+    refused: Annotated[Path | None, typer.Option(help="The same of one that it refuses.")] = None,
     real: Annotated[
         bool, typer.Option("--real", help="Also ask one question that is no dry run: the handler may act on it.")
     ] = False,

@@ -32,6 +32,9 @@ from appliance.coordinator.unfinished import wanted_label
 from appliance.coordinator.views import show_batch, show_signature
 from appliance.enrolment import Identity, make_roster, read_identity
 from appliance.expiry import first_end_s
+from appliance.gate.check import judge as check_judge
+from appliance.gate.check import keys as check_keys
+from appliance.gate.check import questions as check_questions
 from appliance.gate.config import load_config as load_gate_config
 from appliance.gate.config import load_secrets
 from appliance.profile import load_profile
@@ -216,6 +219,14 @@ def gate_answer(data: bytes) -> object:
     return gate.verify_reply(reply, call=call, keys=keys, now_s=1000)
 
 
+def checked_answer(data: bytes) -> object:
+    """The same, as `keymoot gate check` judges it."""
+    keys = check_keys.parse_keys(SECRETS)
+    signature = check_keys.header_of(keys.answers, "u1", "1000", data)
+    reply = wire.GateReply("u1", 200, "u1", "1000", signature, 0, data)
+    return check_judge.judge(reply, check_questions.question("u1", 2000, dry_run=False), keys, 1000)
+
+
 SECRETS = json.dumps(
     {
         name: "whsec_" + base64.b64encode(bytes([i]) * 32).decode()
@@ -345,6 +356,13 @@ FUZZ: dict[str, Fuzz] = {
     "batch": (lambda data: parse_hash_batch(verified(data)), (Refused,), (BATCH,)),
     "jws": (text(split_jws), (Refused,), (b"e30.." + b"A" * 86,)),
     "gate answer": (gate_answer, (Refused,), (GATE_ANSWER,)),
+    "gate answer to a check": (checked_answer, (), (GATE_ANSWER,)),
+    "gate secrets of a check": (check_keys.parse_keys, (CallerError,), (SECRETS,)),
+    "request to check a gate with": (
+        lambda data: check_questions.parse_parts(data, "FILE"),
+        (CallerError, Refused),
+        (HASH, b'{"requestInfo":{}}'),
+    ),
     "gate secrets": (gate_keys.parse_gate_secrets, (CallerError,), (SECRETS,)),
     "gate secrets of the handler": (file(load_secrets), (CallerError,), (SECRETS,)),
     "webhook": (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
 import os
 import pathlib
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -22,20 +25,30 @@ from appliance.gate.check.findings import Finding, Outcome
 from appliance.gate.check.judge import Decision, judge
 from appliance.gate.check.keys import ED25519, Key, content_of, parse_keys, signed_by
 from appliance.gate.check.player import Settings
-from appliance.gate.check.questions import CHILD_KEY, PUBLIC_KEY, REQUEST_INFO, SIGNER_INFO, Parts, question
+from appliance.gate.check.questions import (
+    CHILD_KEY,
+    PUBLIC_KEY,
+    REQUEST_INFO,
+    SIGNER_INFO,
+    Parts,
+    parse_parts,
+    question,
+)
 from appliance.gate.check.run import check_handler
 from appliance.gate.config import GateConfig, GateRules
 from appliance.gate.handler import make_app
 from appliance.signer.config import GateSettings
 from appliance.signer.gate_caller import GateCaller
 from enclave.crypto import bip32
-from enclave.gate import build_call, show_decoded, verify_reply
+from enclave.gate import build_call, verify_reply
 from enclave.gate_keys import parse_gate_secrets
 from enclave.payloads import decode_payload
 from enclave.wire import GateReply
 from policies.errors import CallerError, Refused
+from policies.gate_messages import show_decoded
 from policies.requests import EthereumTransaction
 from tests.fakes.gate_handlers import FaultyHandler
+from tests.fakes.payloads import encoded_transaction
 from tests.fakes.servers import serving
 from tests.fakes.tls import TlsFiles
 
@@ -310,3 +323,104 @@ def test_secrets_that_are_none_are_never_quoted(secrets: str) -> None:
     assert "QUJD" not in str(caught.value)
     assert "ZWRj" not in str(caught.value)
     assert "QUJD" not in repr(KEYS)
+
+
+async def test_a_refusal_is_asked_for_with_a_body_as_clients_sign_it(tls: TlsFiles) -> None:
+    transaction = "0x" + encoded_transaction({5: bytes.fromhex(REFUSED[2:])}).hex()
+    body = {"kind": "EthereumTransaction", "transaction": transaction, "externalId": "e1", "derivationPath": [1]}
+    parts = parse_parts(json.dumps(body).encode(), "FILE")
+    found = await check(reference(tls), tls, refused=parts)
+    assert found["refuses"].what == f"it said a no (destination {REFUSED} is on the list of refused ones)"
+    with pytest.raises(CallerError, match="FILE must be a signing request's body"):
+        parse_parts(b'{"kind": "Other"}', "FILE")
+    with pytest.raises(Refused, match="payload/ethereum"):
+        parse_parts(json.dumps(body | {"transaction": "0x02c0"}).encode(), "FILE")
+
+
+# --- Mode status ---
+
+
+async def status_handler(http: web.Request) -> web.Response:
+    """An existing handler: it reads `signerInfo`, and answers 200 or 403."""
+    try:
+        message = await http.json()
+        refused = (message["requestInfo"]["decoded"] or {}).get("to") == REFUSED
+        return web.Response(status=403 if refused or message["signerInfo"]["kind"] != "Signing" else 200)
+    except (ValueError, KeyError):
+        return web.Response(status=400)
+
+
+def status_app() -> web.Application:
+    app = web.Application(client_max_size=2**20)
+    app.router.add_post("/{path:.*}", status_handler)
+    return app
+
+
+async def test_an_existing_handler_in_mode_status(tls: TlsFiles) -> None:
+    found = await check(status_app(), tls, mutual=True, keys=None)
+    assert outcomes(found, Outcome.FAILED) == set()
+    assert found["allows"].outcome is found["refuses"].outcome is found["client-certificate"].outcome is Outcome.PASSED
+    assert outcomes(found, Outcome.WARNING) == {"wrong-type", "unknown-version", "reused-uid"}
+
+
+async def test_mode_status_without_client_certificates_fails(tls: TlsFiles) -> None:
+    for shows in (False, True):
+        found = await check(status_app(), tls, shows=shows, keys=None)
+        assert outcomes(found, Outcome.FAILED) == {"client-certificate"}
+
+
+# --- The command ---
+
+
+def run(*words: str, stdin: str = "") -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance.cli", "gate", *words],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+async def test_the_command_reports_and_exits_with_1_where_something_failed(tls: TlsFiles) -> None:
+    for fault, code in (("", 0), ("any kind", 1)):
+        async with serving(FaultyHandler(SECRETS, REFUSED, fault).app(), tls) as port:
+            words = ("check", f"https://127.0.0.1:{port}/", "--ca", str(tls.ca), "--secrets", "-", "--json")
+            status, out, err = await asyncio.to_thread(run, *words, stdin=json.dumps(SECRETS))
+        assert (status, err) == (code, "")
+        report = json.loads(out)
+        assert report["failed"] == code
+        assert len(report["findings"]) == sum(report[outcome.value] for outcome in Outcome)
+        assert "QUJD" not in out
+
+
+async def test_the_command_in_words(tls: TlsFiles, tmp_path: pathlib.Path) -> None:
+    secrets = tmp_path / "secrets.json"
+    secrets.touch(0o600)
+    secrets.write_text(json.dumps(SECRETS))
+    async with serving(FaultyHandler(SECRETS, REFUSED, "any kind").app(), tls) as port:
+        words = ("check", f"https://127.0.0.1:{port}/", "--ca", str(tls.ca), "--secrets", str(secrets))
+        status, out, err = await asyncio.to_thread(run, *words)
+    assert (status, err) == (1, "")
+    assert re.search(
+        r"^failed   unknown-kind        a question of a kind that does not exist got a yes$", out, re.MULTILINE
+    )
+    assert "Say yes to the values of signerInfo.kind that you know" in out
+    assert re.search(r"^\d+ passed, 1 failed, 1 skipped\.$", out, re.MULTILINE)
+
+
+def test_mistakes_of_the_caller(tls: TlsFiles, tmp_path: pathlib.Path) -> None:
+    good, ca = "https://localhost:1/", ("--ca", str(tls.ca))
+    open_secrets = tmp_path / "open.json"
+    open_secrets.write_text(json.dumps(SECRETS))
+    for words, told in (
+        ((good, *ca), "give the gate's secrets with --secrets FILE"),
+        (("http://localhost:1/", *ca, "--secrets", "-"), "must be https://"),
+        ((good, *ca, "--secrets", str(open_secrets)), "run chmod 600"),
+        ((good, *ca, "--secrets", "-", "--mode", "status"), "mode status has no secrets"),
+        ((good, *ca, "--secrets", "-", "--key", "k"), "give both --certificate and --key"),
+    ):
+        status, out, err = run("check", *words, stdin=json.dumps(SECRETS))
+        assert (status, out) == (2, "")
+        assert told in err

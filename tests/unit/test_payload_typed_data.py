@@ -11,9 +11,9 @@ from hypothesis import given, settings
 
 from appliance.api.signatures import what_is_signed
 from enclave.errors import Refused
-from enclave.gate import show_decoded
 from enclave.payloads import decode_payload
 from policies.decoded import TypedDataDecoded, TypedField
+from policies.gate_messages import show_decoded
 from policies.model import Kind
 from policies.requests import Eip712TypedData
 from tests.fakes.typed_data import ETHER_MAIL, ETHER_MAIL_HASH, documents, ether_mail, parsed

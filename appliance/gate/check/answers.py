@@ -82,8 +82,7 @@ async def check_decisions(player: Player) -> AsyncIterator[Finding]:
     """A yes, and a no where one can be had."""
     settings = player.settings
     allowed = await player.ask()
-    more = "a whole request as your handler logged it, or the parts that differ: "
-    more += '{"requestInfo": {"decoded": {"to": "0x…"}}}'
+    more = "the body of a signing request, a question that your handler logged, or what differs from the sample"
     if allowed.decision is Decision.YES:
         yield passed("allows", "it said yes to " + ("the sample" if settings.allowed is None else "--allowed"))
     else:

@@ -10,8 +10,11 @@ import msgspec
 from appliance.gate.check.keys import Key, header_of
 from enclave.wire import CallGate
 from policies.errors import CallerError
-from policies.gate_messages import BatchItemInfo, BatchSignerInfo, GateRequest, RequestInfo, SignerInfo
-from policies.json_strict import JsonInvalid, parse_json
+from policies.gate_messages import BatchItemInfo, BatchSignerInfo, GateRequest, RequestInfo, SignerInfo, show_decoded
+from policies.json_strict import parse_json
+from policies.keccak import keccak256
+from policies.payloads import decode_payload
+from policies.requests import SigningBody
 from policies.transcript import Tag, digest
 
 DEADLINE_S = 60
@@ -82,7 +85,7 @@ _sorted_json = msgspec.json.Encoder(order="sorted")
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """What differs from the sample. A whole request, as a handler logged it, is one too: the rest is made anew."""
+    """What differs from the sample. A whole question, as a handler logged it, is one too: the rest is made anew."""
 
     signerInfo: dict[str, Any] = {}
     requestInfo: dict[str, Any] = {}
@@ -106,11 +109,26 @@ class Question:
 
 
 def parse_parts(data: bytes, where: str) -> Parts:
-    """Parts from a file. Raises `CallerError`."""
+    """Parts from a file, or from the body of a client's signing request, decoded as enclaves do. Raises `CallerError`,
+    or `Refused` where enclaves refuse what the body holds."""
     try:
-        return msgspec.convert(parse_json(data), Parts)
-    except (JsonInvalid, msgspec.ValidationError) as error:
-        raise CallerError(f'{where} must be JSON such as {{"requestInfo": {{"decoded": {{…}}}}}}: {error}') from None
+        said = parse_json(data)
+        msgspec.json.encode(said)  # what cannot be sent is none
+        if isinstance(said, dict) and "kind" in said:
+            return _of_body(msgspec.convert(said, SigningBody))
+        return msgspec.convert(said, Parts)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise CallerError(
+            f"{where} must be a signing request's body, or what differs from the sample, such as "
+            f'{{"requestInfo": {{"decoded": {{…}}}}}}: {error}'
+        ) from None
+
+
+def _of_body(body: SigningBody) -> Parts:
+    payload = decode_payload(body, keccak256)
+    info = {"tx_hash": payload.h.hex(), "derivation_path": list(body.derivation_path), "blind": payload.blind}
+    shown = {"payload": msgspec.to_builtins(body), "decoded": show_decoded(payload.decoded)}
+    return Parts(info, {**shown, "externalId": body.external_id})
 
 
 def question(
