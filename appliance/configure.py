@@ -53,8 +53,9 @@ def write_signer(directory: Path, setup: SignerSetup) -> None:
         pki.write_new(directory / "gate-ca.pem", setup.gate.ca_pem)
     pki.write_new(directory / "enclave.yaml", enclave_yaml(setup).encode())
     pki.write_new(directory / "signer.yaml", signer_yaml(setup).encode())
-    make_directory(directory / "run")
-    make_directory(directory / "state")
+    if setup.places.state is None:
+        make_directory(directory / "run")
+        make_directory(directory / "state")
 
 
 def write_coordinator(directory: Path, setup: CoordinatorSetup) -> None:
@@ -72,7 +73,8 @@ def write_coordinator(directory: Path, setup: CoordinatorSetup) -> None:
         pki.write_new(directory / "signers-ca.pem", b"".join(setup.signer_cas))
     pki.write_new(directory / CLIENTS_FILE, NO_CLIENTS.encode())
     pki.write_new(directory / "coordinator.yaml", coordinator_yaml(setup).encode())
-    make_directory(directory / "state")
+    if setup.places.state is None:
+        make_directory(directory / "state")
 
 
 def write_gate(directory: Path, setup: GateSetup) -> bytes:

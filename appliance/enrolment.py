@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -26,6 +27,22 @@ ENCLAVE_TOOL_TIMEOUT_S = 120
 SECRET_BYTES = 32
 SECRET_NAMES = ("request_hmac", "answer_hmac")
 _EXIT_CALLER = 2
+
+
+class RunAs(Protocol):
+    """Whom a tool runs as."""
+
+    @property
+    def uid(self) -> int:
+        """User id."""
+
+    @property
+    def gid(self) -> int:
+        """Group id."""
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """All groups."""
 
 
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +80,7 @@ def run_enclave_tool(
     stdin: bytes = b"",
     environment: Mapping[str, str] | None = None,
     timeout_s: float = ENCLAVE_TOOL_TIMEOUT_S,
+    user: RunAs | None = None,
 ) -> bytes:
     """Standard output of a short-lived enclave command. What it says on standard error becomes the error.
 
@@ -76,6 +94,9 @@ def run_enclave_tool(
             timeout=timeout_s,
             check=False,
             env=environment,
+            user=None if user is None else user.uid,
+            group=None if user is None else user.gid,
+            extra_groups=None if user is None else user.groups,
         )
     except subprocess.TimeoutExpired:
         raise Unavailable(f"the HSM did not answer in {timeout_s:.0f} s", "check the module and the token") from None
@@ -88,13 +109,18 @@ def run_enclave_tool(
 
 
 def provision(
-    directory: Path, network: str, name: str, operator: str, environment: Mapping[str, str] | None = None
+    directory: Path,
+    network: str,
+    name: str,
+    operator: str,
+    environment: Mapping[str, str] | None = None,
+    user: RunAs | None = None,
 ) -> tuple[Identity, str]:
     """Make or find the HSM's keys for `directory`/enclave.yaml and write `identity.json` there.
 
     Returns the identity and the sealing profile. Raises `CallerError` and `Unavailable` with what the enclave said.
     """
-    output = run_enclave_tool(enclave_command("provision", directory / "enclave.yaml"), b"", environment)
+    output = run_enclave_tool(enclave_command("provision", directory / "enclave.yaml"), b"", environment, user=user)
     try:
         made = msgspec.json.decode(output, type=Provisioned)
     except msgspec.DecodeError as error:

@@ -60,10 +60,11 @@ class CoordinatorAddress:
 
 @dataclass(frozen=True)
 class GateAddress:
-    """An operator's gate as its signer knows it."""
+    """An operator's gate as its signer knows it. `mode` `signed`, or `status`, which is weaker and takes mutual TLS."""
 
     url: str
     ca_pem: bytes
+    mode: str = "signed"
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,6 @@ def quoted(text: str) -> str:
 def enclave_yaml(setup: SignerSetup) -> str:
     """The text of enclave.yaml."""
     hsm = setup.hsm
-    gate = (
-        "  # signed: this enclave itself verifies the answer of the operator's gate. Its secrets are set with\n"
-        "  # `keymoot gate secret` and kept in this file, sealed by the HSM.\n"
-        "  mode: signed\n  secrets: gate-secrets.sealed\n"
-        if setup.gate is not None
-        else "  # none: nobody is asked before a signature; the policy alone decides. Shown in status and audit.\n"
-        "  mode: none\n"
-    )
     return f"""# The enclave: holds this signer's shares and decides. It opens no network socket.
 network: {quoted(setup.network)}
 # This signer's name in the roster.
@@ -156,7 +149,25 @@ hsm:
   identity_key_label: keymoot-identity
 
 gate:
-{gate}"""
+{_gate_mode_yaml(setup.gate)}"""
+
+
+def _gate_mode_yaml(gate: GateAddress | None) -> str:
+    if gate is None:
+        return (
+            "  # none: nobody is asked before a signature; the policy alone decides. Shown in status and audit.\n"
+            "  mode: none\n"
+        )
+    if gate.mode == "status":
+        return (
+            "  # status: the handler's HTTP status counts, unsigned. Who takes over the signer's process can approve.\n"
+            "  mode: status\n"
+        )
+    return (
+        "  # signed: this enclave itself verifies the answer of the operator's gate. Its secrets are set with\n"
+        "  # `keymoot gate secret` and kept in this file, sealed by the HSM.\n"
+        "  mode: signed\n  secrets: gate-secrets.sealed\n"
+    )
 
 
 def _signer_user_yaml(places: Places) -> str:
@@ -193,12 +204,6 @@ def signer_yaml(setup: SignerSetup) -> str:
         f"    key: {places.key or 'signer.key'}\n"
         for coordinator in setup.coordinators
     )
-    gate = (
-        "\n# The operator's validation gate. Its answer is verified in the enclave, not here.\n"
-        f"gate:\n  url: {quoted(setup.gate.url)}\n  ca: gate-ca.pem\n"
-        if setup.gate is not None
-        else ""
-    )
     return f"""# The signer: carries messages between its enclave, the coordinators and the gate. It holds no secret
 # and listens on no network port.
 network: {quoted(setup.network)}
@@ -208,12 +213,23 @@ state: {places.state or "state/signer.db"}
 
 # Connected to outbound, with mutual TLS.
 coordinators:
-{coordinators}{gate}
+{coordinators}{_gate_url_yaml(setup)}
 # Where `keymoot status` on this host asks; a Unix socket for this user alone.
 status_socket: {places.status_socket}
 # Metrics for Prometheus, in plain, on loopback alone (packaging/METRICS.md).
 # metrics: 127.0.0.1:9464
 """
+
+
+def _gate_url_yaml(setup: SignerSetup) -> str:
+    gate = setup.gate
+    if gate is None:
+        return ""
+    shown = f"  certificate: signer.pem\n  key: {setup.places.key or 'signer.key'}\n" if gate.mode == "status" else ""
+    return (
+        "\n# The operator's validation gate. Its answer is verified in the enclave, not here.\n"
+        f"gate:\n  url: {quoted(gate.url)}\n  ca: gate-ca.pem\n{shown}"
+    )
 
 
 def coordinator_yaml(setup: CoordinatorSetup) -> str:

@@ -15,7 +15,7 @@ from enclave.errors import CallerError, KeymootError, Malformed, Refused, Unavai
 from enclave.evidence import MAX_EVIDENCE_BYTES, verify_evidence
 from enclave.gate_secrets import seal_gate_secrets
 from enclave.hsm import HsmConfig, open_hsm, provision
-from enclave.hsm.check import check_module
+from enclave.hsm.check import check_module, list_tokens
 from enclave.rewrap import rewrap
 from enclave.run import run_enclave
 from enclave.serve import WorkerGone
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m enclave", description=__doc__)
     commands = {"run": _run, "provision": _provision, "seal-gate-secret": _seal_gate_secret, "describe": _describe}
     commands["rewrap"] = _rewrap
-    parser.add_argument("command", choices=[*commands, "hsm-check", "verify-evidence"])
+    parser.add_argument("command", choices=[*commands, "hsm-check", "hsm-tokens", "verify-evidence"])
     parser.add_argument("--config", type=Path, help="enclave.yaml")
     parser.add_argument("--hsm", help="hsm-check without a configuration: its hsm section, as JSON")
     parser.add_argument("--evidence", type=Path, help="verify-evidence: the file")
@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> int:
     try:
         if options.command == "hsm-check":
             _hsm_check(options.config, options.hsm)
+        elif options.command == "hsm-tokens":
+            sys.stdout.write(msgspec.json.encode(list_tokens(_hsm_section(options.hsm))).decode() + "\n")
         elif options.command == "verify-evidence":
             _verify_evidence(options.evidence, options.roster)
         elif options.config is None:
@@ -116,11 +118,15 @@ def _hsm_check(path: Path | None, section: str | None) -> None:
     if path is not None:
         _, hsm = load_enclave_file(path)
     else:
-        try:
-            hsm = msgspec.json.decode(section or "", type=HsmConfig)
-        except msgspec.DecodeError as error:
-            raise CallerError(f"the HSM is not named rightly: {error}") from None
+        hsm = _hsm_section(section)
     sys.stdout.write(msgspec.json.encode(check_module(hsm)).decode() + "\n")
+
+
+def _hsm_section(section: str | None) -> HsmConfig:
+    try:
+        return msgspec.json.decode(section or "", type=HsmConfig)
+    except msgspec.DecodeError as error:
+        raise CallerError(f"the HSM is not named rightly: {error}") from None
 
 
 def _verify_evidence(path: Path | None, roster_path: Path | None) -> None:

@@ -20,6 +20,7 @@ from appliance.cli import (
     processes,
     roster,
     scheme,
+    setup,
     sign,
     status,
 )
@@ -31,7 +32,7 @@ EPILOG = (
     "\n\n"
     "What takes longer shows its progress on standard error, where that is a terminal. "
     "With --json, one line of JSON on standard output (pool: one for each look) and nothing else there: scheme, "
-    "status, doctor, pool, init, roster, enclave accept-rollback, coordinator readmit, coordinator token, "
+    "setup, status, doctor, pool, init, roster, enclave accept-rollback, coordinator readmit, coordinator token, "
     "gate secret, gate check, hsm, evidence verify, pki, keys, sign, demo, bench."
 )
 
@@ -56,6 +57,7 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 
 app.command("scheme")(scheme.show)
+app.command("setup")(setup.setup)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
 app.command("pool")(pool.pool)

@@ -11,13 +11,14 @@ from typing import Literal
 
 import msgspec
 import pkcs11
+from pkcs11 import TokenFlag
 from pkcs11 import exceptions as p11
 
 from enclave.hsm.config import HsmConfig, read_pin
 from enclave.hsm.errors import HsmMisconfigured
 from enclave.hsm.keys import ProfileName, find_identity, find_sealing_key
 from enclave.hsm.library import load_library
-from enclave.hsm.module import Module, log_in
+from enclave.hsm.module import Module, hsm_call, log_in
 from enclave.hsm.trials import COUNTER, ECDSA, EXPORT, GCM, HMAC, SECRET, Operation, timed, try_operations
 from policies.roster import identity_fingerprint
 
@@ -53,6 +54,45 @@ class Checked(msgspec.Struct, frozen=True):
     def usable(self) -> bool:
         """Whether Keymoot can work with this module and configuration."""
         return self.profile is not None
+
+
+class Token(msgspec.Struct, frozen=True):
+    """A token that a module shows to everybody."""
+
+    slot: int
+    label: str
+    manufacturer: str
+    model: str
+    serial: str
+
+
+def list_tokens(config: HsmConfig) -> list[Token]:
+    """The initialized tokens of the module `config.lib`; nothing else of `config` counts. Nobody logs in.
+
+    Raises `HsmAway`, `HsmMisconfigured`.
+    """
+    library = load_library(config)
+    try:
+        with hsm_call("list tokens"):
+            found = [slot.get_token() for slot in library.get_slots(token_present=True)]
+        return [
+            Token(
+                token.slot.slot_id,
+                _text(token.label),
+                _text(token.manufacturer_id),
+                _text(token.model),
+                _text(token.serial),
+            )
+            for token in found
+            if TokenFlag.TOKEN_INITIALIZED in token.flags
+        ]
+    finally:
+        with contextlib.suppress(p11.PKCS11Error):
+            library.finalize()
+
+
+def _text(value: str | bytes) -> str:
+    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else value).strip()
 
 
 def check_module(config: HsmConfig) -> Checked:

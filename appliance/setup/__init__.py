@@ -1,0 +1,1 @@
+"""First run of a host: from answers to configuration, keys in the HSM and a fingerprint to exchange."""

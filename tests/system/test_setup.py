@@ -1,0 +1,410 @@
+"""`keymoot setup`: by answers, by options and on a terminal, with SoftHSM; run again, broken off, and with mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance import layout
+from appliance.setup import answers, staging
+from appliance.setup.hosts import Place, coordinator_place, signer_place
+from appliance.setup.modules import installed, tokens
+from appliance.setup.pins import EncryptedPin, FilePin, Pin, from_bytes
+from appliance.setup.signer import is_configured, set_up
+from policies.errors import CallerError, Unavailable
+from tests.fakes.softhsm import SoftToken, library
+
+DEADLINE_S = 20.0
+POLICY = Path(__file__).parents[2] / "policies" / "ethereum-treasury.yaml"
+
+
+def keymoot(
+    *arguments: str | Path, conf: Path | None = None, stdin: str | None = None, code: int = 0
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **({} if conf is None else {"SOFTHSM2_CONF": str(conf)})}
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance.cli", *map(str, arguments)],
+        capture_output=True, text=True, check=False, env=environment, input=stdin or "",
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def setup_json(*arguments: str | Path, **options: Any) -> dict[str, Any]:
+    return dict(json.loads(keymoot("setup", "--json", *arguments, **options).stdout))
+
+
+@pytest.fixture
+def coordinator_ca(tmp_path: Path) -> Path:
+    done = setup_json(
+        *("--role", "coordinator", "--directory", tmp_path / "c", "--network", "net", "--name", "c"),
+        *("--host", "localhost", "--address", "127.0.0.1"),
+    )
+    assert done["missing"] == ["signers-ca.pem", "roster.yaml"]
+    return tmp_path / "c" / "ca.pem"
+
+
+def a_token(root: Path, name: str) -> tuple[SoftToken, Path]:
+    token = SoftToken(root / f"hsm-{name}", f"token-{name}")
+    return token, token.create()
+
+
+def answers_file(root: Path, name: str, ca: Path, gate: str = "none") -> Path:
+    said = {
+        "role": "signer",
+        "network": "net",
+        "name": name,
+        "operator": f"{name} ltd",
+        "coordinators": [{"name": "c", "url": "https://127.0.0.1:9", "ca": str(ca)}],
+        "hsm": {"lib": str(library()), "token_label": f"token-{name}"},
+        "gate": {"mode": gate},
+    }
+    if gate != "none":
+        said["gate"] = {"mode": gate, "url": "https://127.0.0.1:9/validate", "ca": str(ca)}
+    path = root / f"{name}-answers.yaml"
+    path.write_text(json.dumps(said))
+    return path
+
+
+def roster_of(root: Path, *names: str) -> Path:
+    out = root / "roster.yaml"
+    keymoot("roster", "assemble", *(root / name / "identity.json" for name in names), "--tolerate", "1", "-o", out)
+    return out
+
+
+def test_three_operators_by_answers_until_they_can_start(tmp_path: Path, coordinator_ca: Path) -> None:
+    confs = {}
+    for name in ("north", "south", "west"):
+        token, confs[name] = a_token(tmp_path, name)
+        file = answers_file(tmp_path, name, coordinator_ca, "signed" if name == "north" else "none")
+        place = tmp_path / name
+        done = setup_json(
+            "--answers", file, "--directory", place, "--pin-stdin", conf=confs[name], stdin=token.user_pin
+        )
+        assert done["did"] == ["configuration written", "keys made in the HSM"]
+        assert done["fingerprint"] == json.loads((place / "identity.json").read_text())["fingerprint"]
+        assert done["sealing"] == "gcm"
+        assert stat.S_IMODE((place / "pin").stat().st_mode) == 0o600
+        assert {path.name for path in place.iterdir()} == {
+            *("enclave.yaml", "signer.yaml", "identity.json", "ca.pem", "ca.key", "signer.pem", "signer.key"),
+            *("c-ca.pem", "pin", "run", "state"),
+            *(("gate-ca.pem",) if name == "north" else ()),
+        }
+    roster = roster_of(tmp_path, "north", "south", "west")
+    north = ("--directory", tmp_path / "north")
+    done = setup_json("--role", "signer", *north, "--roster", roster, "--policy", POLICY, conf=confs["north"])
+    assert (done["did"], done["missing"]) == (["roster.yaml taken in", "policy.yaml taken in"], ["gate-secrets.sealed"])
+    assert len(done["roster_digest"]) == len(done["policy_digest"]) == 64
+    out = tmp_path / "for-the-gate.json"
+    done = setup_json("--role", "signer", *north, "--gate-secrets-out", out, conf=confs["north"])
+    assert (done["did"], done["missing"]) == (["the gate's secrets sealed"], [])
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    again = setup_json("--answers", tmp_path / "north-answers.yaml", *north, conf=confs["north"])
+    assert (again["did"], again["missing"]) == ([], [])
+    assert again["fingerprint"] == json.loads((tmp_path / "north" / "identity.json").read_text())["fingerprint"]
+    # A coordinator takes in what the operators have sent.
+    cas = [option for name in confs for option in ("--signers-ca", tmp_path / name / "ca.pem")]
+    done = setup_json("--role", "coordinator", "--directory", tmp_path / "c", "--roster", roster, *cas)
+    assert (done["did"], done["missing"]) == (["roster.yaml taken in", "the signers' CAs taken in"], [])
+    assert (tmp_path / "c" / "signers-ca.pem").read_text().count("BEGIN CERTIFICATE") == 3
+    assert setup_json("--role", "coordinator", "--directory", tmp_path / "c", "--roster", roster, *cas)["did"] == []
+
+
+def test_text_for_people_says_the_fingerprint_and_the_next_step(tmp_path: Path, coordinator_ca: Path) -> None:
+    token, conf = a_token(tmp_path, "s")
+    done = keymoot(
+        *("setup", "--role", "signer", "--directory", tmp_path / "s", "--network", "net", "--name", "s"),
+        *("--operator", "S", "--coordinator", "c=https://127.0.0.1:9", "--coordinator-ca", coordinator_ca),
+        *("--lib", library(), "--token-label", "token-s", "--gate-mode", "none"),
+        *("--pin-file", token.directory / "pin"),
+        conf=conf,
+    )
+    identity = json.loads((tmp_path / "s" / "identity.json").read_text())
+    assert f"fingerprint  {identity['fingerprint']}" in done.stdout
+    assert "tell them the fingerprint by telephone" in done.stdout
+    assert not (tmp_path / "s" / "pin").exists()
+    assert f"file:{token.directory / 'pin'}" in (tmp_path / "s" / "enclave.yaml").read_text()
+    assert token.user_pin not in done.stdout + done.stderr
+
+
+class Terminal:
+    """`keymoot` on a terminal of its own."""
+
+    def __init__(self, *arguments: str | Path, environment: Mapping[str, str]) -> None:
+        self.seen = ""
+        self._pid, self._screen = pty.fork()
+        if self._pid == 0:
+            command = [sys.executable, "-m", "appliance.cli", *map(str, arguments)]
+            os.execve(sys.executable, command, {**environment, "TERM": "dumb", "COLUMNS": "200"})
+
+    def answer(self, question: str, text: str) -> None:
+        """Wait until `question` is asked, after all that was asked before, and type."""
+        start = len(self.seen)
+        self._read_until(lambda: question in self.seen[start:] and self.seen.endswith(": "))
+        os.write(self._screen, f"{text}\n".encode())
+
+    def end(self) -> int:
+        """The exit code."""
+        self._read_until(lambda: False)
+        _, status = os.waitpid(self._pid, 0)
+        os.close(self._screen)
+        return os.waitstatus_to_exitcode(status)
+
+    def _read_until(self, reached: Any) -> None:
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not reached():
+            ready, _, _ = select.select([self._screen], [], [], max(0.0, deadline_s - time.monotonic()))
+            assert ready, f"waited for another word after:\n{self.seen}"
+            try:
+                data = os.read(self._screen, 65_536)
+            except OSError:
+                return
+            if not data:
+                return
+            self.seen += data.decode(errors="replace")
+
+
+def test_on_a_terminal_with_mistakes_on_the_way(tmp_path: Path, coordinator_ca: Path) -> None:
+    token, conf = a_token(tmp_path, "s")
+    environment = {**os.environ, "SOFTHSM2_CONF": str(conf)}
+    shell = Terminal("setup", "--directory", tmp_path / "s", environment=environment)
+    shell.answer("What is this host?", "1")
+    shell.answer("Name of the network", "Not A Name")
+    shell.answer("a name is a-z", "net")
+    shell.answer("Name of this signer", "s")
+    shell.answer("Organisation", "S ltd")
+    shell.answer("Name of a coordinator", "c")
+    shell.answer("https://HOST:PORT", "http://c")
+    shell.answer("write it as https://", "https://127.0.0.1:9")
+    shell.answer("File with its CA", str(coordinator_ca))
+    shell.answer("Another coordinator?", "n")
+    vendors = [vendor for vendor, _ in installed()]
+    shell.answer("Which PKCS#11 module?", str(vendors.index("SoftHSM") + 1))
+    shell.answer("token-s (slot", "1")
+    shell.answer("How is your consent asked for?", "3")
+    shell.answer("The HSM's PIN", token.user_pin)
+    assert shell.end() == 0, shell.seen
+    assert json.loads((tmp_path / "s" / "identity.json").read_text())["fingerprint"] in shell.seen
+    assert token.user_pin not in shell.seen
+    assert (tmp_path / "s" / "pin").read_text() == token.user_pin + "\n"
+    # Again: only what may have come since is asked for.
+    shell = Terminal("setup", "--role", "signer", "--directory", tmp_path / "s", environment=environment)
+    shell.answer("Path of roster.yaml", "")
+    shell.answer("Path of policy.yaml", str(POLICY))
+    assert shell.end() == 0, shell.seen
+    assert "policy.yaml taken in" in shell.seen
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "not known yet: --role signer"),
+        (("--role", "signer"), "not known yet: --network, --name, --operator, --coordinator with --coordinator-ca"),
+        (("--role", "coordinator"), "not known yet: --network, --name, --host or --address"),
+        (("--role", "gate"), "these answers do not fit"),
+        (("--role", "signer", "--slot", "3"), "--token-label and --slot go with --lib"),
+        (("--role", "signer", "--coordinator", "c=https://x"), "--coordinator-ca once for each"),
+        (("--role", "signer", "--gate-mode", "signed"), "a gate has url and ca"),
+        (("--role", "signer", "--pin-stdin", "--pin-credential", "x"), "the PIN comes from one of"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said_and_nothing_is_written(
+    tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    done = keymoot("setup", "--no-input", "--directory", tmp_path / "s", *options, code=2)
+    assert message in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_wrong_pin_leaves_nothing_and_the_right_one_then_works(tmp_path: Path, coordinator_ca: Path) -> None:
+    token, conf = a_token(tmp_path, "s")
+    file = ("--answers", answers_file(tmp_path, "s", coordinator_ca), "--directory", tmp_path / "s", "--pin-stdin")
+    refused = keymoot("setup", *file, conf=conf, stdin="wrong-91827", code=2)
+    assert "refused the PIN" in refused.stderr
+    assert "91827" not in refused.stdout + refused.stderr
+    assert not (tmp_path / "s").exists()
+    nothing = keymoot("setup", *file, conf=conf, stdin="", code=2)
+    assert "the PIN must be one line" in nothing.stderr
+    assert setup_json(*file, conf=conf, stdin=token.user_pin + "\n")["sealing"] == "gcm"
+
+
+def test_another_signer_is_not_put_over_one_that_is_there(tmp_path: Path, coordinator_ca: Path) -> None:
+    token, conf = a_token(tmp_path, "s")
+    file = ("--answers", answers_file(tmp_path, "s", coordinator_ca), "--directory", tmp_path / "s")
+    setup_json(*file, "--pin-stdin", conf=conf, stdin=token.user_pin)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir() if path.is_file()}
+    refused = keymoot("setup", *file, "--name", "t", conf=conf, code=2)
+    assert "is set up already, as signer s of network net" in refused.stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir() if path.is_file()} == before
+
+
+def test_a_roster_with_another_key_for_this_signer_is_not_taken_in(tmp_path: Path, coordinator_ca: Path) -> None:
+    from tests.fakes.command_line import an_identity, write_identity
+
+    token, conf = a_token(tmp_path, "s")
+    file = ("--answers", answers_file(tmp_path, "s", coordinator_ca), "--directory", tmp_path / "s")
+    setup_json(*file, "--pin-stdin", conf=conf, stdin=token.user_pin)
+    for name in ("s", "t", "u"):
+        (tmp_path / "others" / name).mkdir(parents=True)
+        write_identity(tmp_path / "others" / name / "identity.json", an_identity(name))
+    roster = roster_of(tmp_path / "others", "s", "t", "u")
+    refused = keymoot("setup", *file, "--roster", roster, conf=conf, code=2)
+    assert "lists another key for s" in refused.stderr
+    assert not (tmp_path / "s" / "roster.yaml").exists()
+
+
+# --- broken off anywhere ---
+
+
+def said_and_place(root: Path, ca: Path) -> tuple[answers.Answers, Place]:
+    return answers.read_answers(answers_file(root, "s", ca)), Place(root / "s")
+
+
+def test_broken_off_while_files_are_put_in_place_it_goes_on(
+    tmp_path: Path, coordinator_ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, conf = a_token(tmp_path, "s")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(conf))
+    said, place = said_and_place(tmp_path, coordinator_ca)
+    monkeypatch.setattr("appliance.setup.signer._remove", lambda *_: None)  # as if the machine had gone off
+    real, calls = os.link, []
+
+    def link(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(KeyboardInterrupt):
+        set_up(place, said, FilePin(place.directory), lambda: Pin(token.user_pin))
+    assert not is_configured(place.directory)
+    first = {path.name: path.read_bytes() for path in place.directory.iterdir() if path.suffix == ".key"}
+    monkeypatch.setattr(os, "link", real)
+    FilePin(place.directory).keep(Pin(token.user_pin))
+    done = set_up(place, said, FilePin(place.directory), lambda: Pin("nobody is asked"))
+    assert done.did == ["configuration written", "keys made in the HSM"]
+    assert is_configured(place.directory)
+    for name, data in first.items():
+        assert (place.directory / name).read_bytes() == data
+    assert not (place.directory / staging.STAGE).exists()
+
+
+def test_what_was_half_written_is_thrown_away(tmp_path: Path) -> None:
+    directory = tmp_path / "d"
+
+    def fail(stage: Path) -> None:
+        (stage / "a.key").write_text("half")
+        raise Unavailable("the disk", "free it")
+
+    with pytest.raises(Unavailable):
+        staging.write_all(directory, fail)
+    assert list(directory.iterdir()) == []
+    (directory / staging.STAGE).mkdir()
+    (directory / staging.STAGE / "a.key").write_text("of a run that was killed")
+    assert staging.write_all(directory, lambda stage: (stage / "a.key").write_text("whole") and None)
+    assert (directory / "a.key").read_text() == "whole"
+    with pytest.raises(CallerError, match=r"a\.key exists: nothing is overwritten"):
+        staging.write_all(directory, lambda stage: (stage / "a.key").write_text("other") and None)
+    assert [path.name for path in directory.iterdir()] == ["a.key"]
+
+
+# --- the installed host, the PIN as a credential, modules ---
+
+
+def test_places_of_an_installed_host_need_its_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(layout, "ENCLAVE_USER", "no-such-user")
+    monkeypatch.setattr(layout, "COORDINATOR_USER", "no-such-user")
+    with pytest.raises(CallerError, match="install the package, or name a directory"):
+        signer_place(None, None)
+    with pytest.raises(CallerError, match="install the package, or name a directory"):
+        coordinator_place(None, "one")
+    place, keeping = signer_place(tmp_path, None)
+    assert (place.units, keeping().reference) == ((), "file:pin")
+
+
+def test_an_installed_signer(tmp_path: Path, coordinator_ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the package lays it out, with the users that every Debian has."""
+    if os.getuid() != 0:
+        pytest.skip("needs root")
+    token, conf = a_token(tmp_path, "s")
+    for name, value in (("CONFIGURATION", tmp_path / "etc"), ("CREDENTIAL_STORE", tmp_path / "credstore")):
+        monkeypatch.setattr(layout, name, value)
+    for name in ("ENCLAVE_USER", "GROUP"):
+        monkeypatch.setattr(layout, name, "daemon")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(conf))
+    subprocess.run(["chown", "-R", "daemon", str(token.directory)], check=True)
+    # pytest's own directories are root's alone.
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o011)
+    tmp_path.chmod(0o755)
+    if subprocess.run(
+        ["setpriv", "--reuid=daemon", "--clear-groups", "test", "-x", sys.executable], check=False
+    ).returncode:
+        pytest.skip("the interpreter of these tests is root's alone")
+    said = answers.read_answers(answers_file(tmp_path, "s", coordinator_ca))
+    place, keeping = signer_place(None, None)
+    try:
+        done = set_up(place, said, keeping(), lambda: Pin(token.user_pin))
+    except Unavailable as error:
+        if "systemd-creds" in str(error):
+            pytest.skip(str(error))
+        raise
+    assert (done.sealing, place.directory) == ("gcm", tmp_path / "etc" / "signer")
+    assert stat.S_IMODE(place.directory.stat().st_mode) == layout.DIRECTORY_MODE
+    text = (place.directory / "enclave.yaml").read_text()
+    assert 'pin: "credential:hsm-pin"' in text
+    assert "socket: /run/keymoot-enclave/enclave.sock" in text
+    assert (place.directory / "signer.key").stat().st_mode & 0o077 == 0
+    assert (place.directory / "identity.json").stat().st_gid == place.group
+    stored = (tmp_path / "credstore" / "keymoot.hsm-pin").read_bytes()
+    assert token.user_pin.encode() not in stored
+    # The HSM's keys are the enclave's user's, who has to open them.
+    assert {path.owner() for path in (token.directory / "tokens").rglob("*.object")} == {"daemon"}
+
+
+def test_a_pin_encrypted_for_this_machine(tmp_path: Path) -> None:
+    kept = EncryptedPin("hsm-pin", tmp_path / "store" / "keymoot.hsm-pin")
+    try:
+        kept.keep(Pin("pin-4711"))
+    except Unavailable as error:
+        pytest.skip(str(error))
+    assert kept.reference == "credential:hsm-pin"
+    with kept.environment() as environment:
+        place = Path(environment["CREDENTIALS_DIRECTORY"])
+        assert (place / "hsm-pin").read_text() == "pin-4711"
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+    assert not place.exists()
+    with pytest.raises(CallerError, match="nothing is overwritten"):
+        kept.keep(Pin("another"))
+    kept.forget()
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"\n", b"two\nlines", b"x" * 257, b"\xff\xfe"])
+def test_what_is_no_pin(text: bytes) -> None:
+    with pytest.raises(CallerError):
+        from_bytes(text)
+
+
+def test_modules_and_tokens_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "SoftHSM" in [vendor for vendor, _ in installed()]
+    assert installed(tmp_path) == []
+    _, conf = a_token(tmp_path, "s")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(conf))
+    (found,) = tokens(str(library()))
+    assert (found.label, found.manufacturer) == ("token-s", "SoftHSM project")
+    with pytest.raises(CallerError, match="cannot load the PKCS#11 library"):
+        tokens("/nowhere.so")
