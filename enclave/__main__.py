@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(path: Path) -> None:
-    run_enclave(load_config(path))
+    run_enclave(load_config(path), lambda: load_config(path))
 
 
 def _provision(path: Path) -> None:

@@ -11,7 +11,7 @@ from enclave import __version__
 from enclave.asking import Gate
 from enclave.attempts import RequestBook
 from enclave.audit import AuditLog
-from enclave.authorise import Authoriser, SigningRules
+from enclave.authorise import Authoriser
 from enclave.batches import Batches
 from enclave.ceremonies import Ceremonies
 from enclave.channels.handshake import Identity, Link, PeerSession
@@ -20,7 +20,8 @@ from enclave.config import EnclaveConfig
 from enclave.creation import KeyCreation
 from enclave.dispatch import Dispatch
 from enclave.effects import Effects
-from enclave.errors import KeymootError
+from enclave.errors import KeymootError, Refused
+from enclave.freezes import Freezes, FreezeStore
 from enclave.gate_keys import GateKeys
 from enclave.hsm import Hsm
 from enclave.log import Log
@@ -31,16 +32,18 @@ from enclave.orders import CeremonyOrders
 from enclave.pool import PresignaturePool
 from enclave.prss_state import PrssState
 from enclave.recall import Recall
+from enclave.reload import Reload, SigningRules
 from enclave.request_log import RequestLog
 from enclave.setup_turn import SetupTurn
 from enclave.shares import Vault
 from enclave.standing import Standing
 from enclave.tasks import Promise, Timers
 from enclave.verdicts import Verdicts
-from enclave.wire import PROTOCOL_VERSION, Attached, Status
+from enclave.wire import PROTOCOL_VERSION, Attached, Status, StopOrders, Stopped
 from policies.acceptance import AcceptedState
 from policies.repeats import Repeats
 
+MAX_UNTOLD = 16
 LINK_STATES = ("up", "opening", "down")
 
 
@@ -49,8 +52,9 @@ class Outside:
     """What the world gives an enclave: clocks, randomness, the HSM, the worker, the log.
 
     `told_of_hsm()`: counters and durations of the HSM, and `queues()`: what waits, both for `Status`. `accepted()`: the
-    states of peers that its operator has accepted. `requests_after_s`: Unix time before which no request is taken, in
-    case the clock was set back.
+    states of peers that its operator has accepted. `freezes`: where the enclave keeps what it is frozen for. `reload()`
+    reads the configuration again, and raises `CallerError`. `requests_after_s`: Unix time before which no request is
+    taken, in case the clock was set back.
     """
 
     wall_clock: Callable[[], float]
@@ -61,6 +65,8 @@ class Outside:
     to_worker: Callable[[bytes], None]
     accepted: Callable[[], Sequence[AcceptedState]]
     log: Log
+    freezes: FreezeStore
+    reload: Callable[[], EnclaveConfig]
     told_of_hsm: Callable[[], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = lambda: ({}, {})
     queues: Callable[[], dict[str, int]] = dict
     requests_after_s: int = 0
@@ -72,6 +78,7 @@ class EnclaveCore:
     def __init__(self, config: EnclaveConfig, gate_keys: Callable[[], GateKeys | None], outside: Outside) -> None:
         """`gate_keys()`: None in gate mode `none`, and until the HSM has unsealed them."""
         self._config, self._outside = config, outside
+        self._untold: list[tuple[str, dict[str, str | int]]] = []
         self.timers = Timers(outside.clock)
         self._repeats = Repeats(outside.clock)
         self.effects = Effects()
@@ -105,6 +112,15 @@ class EnclaveCore:
             config.file.gate.deadline_s,
             max(int(outside.wall_clock()), outside.requests_after_s),
         )
+        self._freezes = freezes = Freezes(
+            config.roster.network,
+            config.file.signer,
+            lambda: rules.policy.operators,
+            outside.freezes,
+            outside.wall_clock,
+            self._tell,
+        )
+        self.reload = Reload(config, rules, freezes, outside.reload, outside.wall_clock, self._tell)
         book, log = RequestBook(outside.wall_clock), RequestLog(outside.log, outside.clock)
         self._authoriser = Authoriser(
             rules,
@@ -116,8 +132,11 @@ class EnclaveCore:
             outside.wall_clock,
             outside.random,
             log,
+            freezes,
         )
-        self._creation = creation = KeyCreation(rules, book, self.orders, self.effects, outside.wall_clock, log)
+        self._creation = creation = KeyCreation(
+            rules, book, self.orders, self.effects, outside.wall_clock, log, freezes
+        )
         self.dispatch = Dispatch(
             around,
             self.orders,
@@ -130,6 +149,8 @@ class EnclaveCore:
             self._standing,
             self._describe,
             self.status,
+            self._stop,
+            self._begin,
         )
 
     def drop(self, doubt: KeymootError) -> int:
@@ -207,6 +228,36 @@ class EnclaveCore:
         """Resolves once the loop has been around."""
         return self.timers.sleep(0.0)
 
+    # --- what operators say ---
+
+    def _stop(self, message: StopOrders) -> Stopped:
+        refused = ""
+        try:
+            self._freezes.carry_out(message.signatures)
+        except Refused as refusal:
+            refused = str(refusal)[:500]
+            self._outside.log.warning("stop order refused", reason=refused)
+        return Stopped(message.ticket, refused, self._freezes.serial, self._freezes.in_force)
+
+    def _begin(self, chain_length: int) -> None:
+        """The audit chain can be written to, and had that many entries."""
+        untold, self._untold = self._untold, []
+        for event, facts in untold:
+            self._tell_audit(event, facts)
+        self._freezes.begin(chain_length)
+
+    def _tell(self, event: str, facts: dict[str, str | int]) -> None:
+        """What operators did, or should know: to the log, and to the audit chain as soon as there is one."""
+        log = self._outside.log
+        (log.info if event == "policy-reloaded" else log.warning)(event, **facts)
+        self._tell_audit(event, facts)
+
+    def _tell_audit(self, event: str, facts: dict[str, str | int]) -> None:
+        if self._audit.adopted:
+            self.effects.audit(self._audit.record(event, **facts))
+        elif len(self._untold) < MAX_UNTOLD:
+            self._untold.append((event, facts))
+
     # --- what is told ---
 
     def _describe(self) -> Attached:
@@ -219,7 +270,7 @@ class EnclaveCore:
             name=me.name,
             fingerprint=me.fingerprint,
             roster_digest=roster.digest(),
-            policy_digest=self._config.policy.digest(),
+            policy_digest=self.reload.told().digest,
             gate_mode=self._config.file.gate.mode,
             boot_nonce=self._session.boot_nonce,
             prss_epoch=self._prss.epoch,
@@ -239,6 +290,8 @@ class EnclaveCore:
             self._gate,
             self._creation,
             self._standing,
+            self._freezes,
+            self.reload,
         ):
             for name, count in part.counters.items():
                 counters[name] = counters.get(name, 0) + count
@@ -251,11 +304,13 @@ class EnclaveCore:
             "audit_seq": self._audit.seq,
             "gate_conversations": self._gate.under_way,
         }
+        gauges["freezes"] = len(self._freezes.in_force)
         gauges |= self._standing.gauges()
         gauges |= {f"queue|{name}": length for name, length in self._outside.queues().items()}
         for coordinator, counted in self._links.count().items():
             gauges |= {f"links|{coordinator}|{state}": n for state, n in zip(LINK_STATES, counted, strict=True)}
-        return Status(state, reason[:500], counters, gauges, durations)
+        policy, freezes = self.reload.told(), self._freezes.in_force
+        return Status(state, reason[:500], counters, gauges, durations, policy, freezes)
 
 
 def _new_session(index: int, random: Callable[[int], bytes]) -> OwnSession:

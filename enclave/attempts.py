@@ -37,7 +37,8 @@ class Item:
 class Approval:
     """A request that policy and gate have said yes to, for one committee, with all that its terms need.
 
-    `items`: one, or those of a batch (SPEC 4.7).
+    `items`: one, or those of a batch (SPEC 4.7). `permitted()` raises `Refused` where that yes holds no longer: the
+    label was frozen, the client's key revoked, or the policy in force now says no.
     """
 
     client_id: str
@@ -46,6 +47,7 @@ class Approval:
     items: tuple[Item, ...]
     committee: tuple[int, ...]
     until_s: int
+    permitted: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ class RequestState:
     def withdraw(self) -> None:
         """What was authorised and not used can't be used any more."""
         self.outstanding = None
+
+    def check_permitted(self) -> None:
+        """Whether what was approved may still be done. Raises `Refused`."""
+        if self.approval is None:
+            raise Refused("authorization", "nothing was approved")
+        self.approval.permitted()
 
     def count_refusal(self) -> int | None:
         """Another order was refused. How many refusals were left out since the last entry that tells of one, where this

@@ -43,6 +43,11 @@ class AuditLog:
         self._recent: deque[AuditEntry] = deque(maxlen=KEPT_FOR_RESENDING)
         self._signed_seq = 0
 
+    @property
+    def adopted(self) -> bool:
+        """Whether the chain's end is known."""
+        return self._adopted
+
     def adopt(self, seq: int, head: bytes) -> tuple[AuditEntry, ...]:
         """Continue a stored chain; after the first time, the entries the store has missed since."""
         if not self._adopted:

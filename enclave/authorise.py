@@ -11,19 +11,20 @@ What follows, with everybody's authorizations, is in `online.py`: only there is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from enclave.answers import AlreadyAnswered
-from enclave.asked import check_policy, request_info, signer_info, understand
+from enclave.asked import Asked, check_policy, request_info, signer_info, understand
 from enclave.asking import Gate
 from enclave.attempts import Approval, Attempt, Outstanding, RequestBook, RequestState
 from enclave.audit import AuditLog
 from enclave.channels.frames import sign_digest
 from enclave.effects import Effects
 from enclave.errors import CallerError, Refused, Unavailable
+from enclave.freezes import Freezes
 from enclave.gate import GateSaidNo
 from enclave.meters import rule_label
 from enclave.online import Holdings, OnlineStep
+from enclave.reload import SigningRules
 from enclave.request_log import RequestLog
 from enclave.requests import VerifiedRequest, verify_request
 from enclave.shares import KeyFacts
@@ -50,26 +51,14 @@ from enclave.wire import (
     UnknownPresignature,
     UnknownPresignatures,
 )
+from policies.clients import Client
 from policies.gate_messages import BatchSignerInfo, RequestInfo, SignerInfo
-from policies.model import Policy
 from policies.requests import body_digest, request_name, signature_batches_path, signatures_path
-from policies.roster import Roster
 
 AUTHORIZATION_S = 30
 CLOCK_SKEW_S = 30
 
 AnyOrder = SignOrder | BatchSignOrder
-
-
-@dataclass(frozen=True)
-class SigningRules:
-    """What this enclave's own configuration says about signing."""
-
-    roster: Roster
-    policy: Policy
-    gate_mode: str
-    gate_deadline_s: int
-    boot_s: int
 
 
 class Authoriser:
@@ -86,7 +75,9 @@ class Authoriser:
         wall_clock: Callable[[], float],
         random: Callable[[int], bytes],
         log: RequestLog,
+        freezes: Freezes,
     ) -> None:
+        self._freezes = freezes
         self._rules, self._holdings, self.gate, self.book = rules, holdings, gate, book
         self._session, self._vault, self._pool = holdings.session, holdings.vault, holdings.pool
         self._audit, self._effects, self._clock, self._random = audit, effects, wall_clock, random
@@ -196,6 +187,7 @@ class Authoriser:
             self.book.answers.check(state.name, order.after)
         key = await self._key(order.key_id, record)
         acknowledgement, batch = key.acknowledgement, isinstance(order, BatchSignOrder)
+        self._freezes.check(acknowledgement.label)
         state.count_question()
         asked = await understand(request, acknowledgement, batch, self._holdings.pause)
         try:
@@ -206,14 +198,32 @@ class Authoriser:
             raise
         if isinstance(order, BatchSignOrder) and len(order.presignatures) != len(asked.items):
             raise Refused("presignature", "a batch needs one presignature for each hash")
-        check_policy(self._rules.policy, asked, acknowledgement.label, int(self._clock()))
+        permitted = self._permitted(request.client, asked, acknowledgement.label)
         until_s = request.expires_at_s
         if self._rules.gate_mode != "none":
             name = self._rules.roster.signer(self._session.index).name
             info = signer_info(asked, acknowledgement, order.committee, name)
             told = request_info(asked, self._rules.roster.network)
-            until_s = await self._ask_gate(coordinator, order, info, told)
-        return Approval(request.client_id, key, batch, asked.items, order.committee, until_s)
+            until_s = await self._ask_gate(coordinator, order, info, told, permitted)
+            permitted()
+        return Approval(request.client_id, key, batch, asked.items, order.committee, until_s, permitted)
+
+    def _permitted(self, client: Client, asked: Asked, label: str) -> Callable[[], None]:
+        """Put `asked` to the policy. What is returned does so again, where another policy is in force by then, and asks
+        whether `label` is frozen. Both raise `Refused`."""
+        first = self._rules.policy
+        check_policy(first, asked, label, int(self._clock()))
+
+        def again() -> None:
+            # SPEC 4.11, 4.12
+            self._freezes.check(label)
+            policy = self._rules.policy
+            if policy is not first:
+                if policy.client(client.id) != client:
+                    raise Refused("request/client", f"the key of client {client.id} was revoked meanwhile")
+                check_policy(policy, asked, label, int(self._clock()))
+
+        return again
 
     def _claim(
         self, state: RequestState, order: AnyOrder, client_id: str, external_id: str, stored: Answer | None
@@ -232,9 +242,16 @@ class Authoriser:
         return key
 
     async def _ask_gate(
-        self, coordinator: str, order: AnyOrder, info: SignerInfo | BatchSignerInfo, told: RequestInfo
+        self,
+        coordinator: str,
+        order: AnyOrder,
+        info: SignerInfo | BatchSignerInfo,
+        told: RequestInfo,
+        permitted: Callable[[], None],
     ) -> int:
         def pending(until_s: int) -> None:
+            # A person is not asked on for what would be refused after all.
+            permitted()
             self._effects.report(coordinator, GatePending(order.ceremony, until_s))
 
         deadline_s = int(self._clock()) + self._rules.gate_deadline_s
@@ -250,6 +267,7 @@ class Authoriser:
             raise Refused("presignature", "a batch needs one presignature for each hash")
         # SPEC 4.10: since it was approved, another request of its name may have been answered.
         self.book.answers.check(state.name, attempt.after)
+        approval.permitted()
         terms = make_terms(approval, attempt, state.digest, self._holdings.prss.epoch)
         if unknown := [name for name in attempt.presignatures if not self._holds(name, terms)]:
             self._report_unknown(attempt, approval, unknown)

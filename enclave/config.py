@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +17,8 @@ from policies.errors import CallerError
 from policies.load import load_yaml
 from policies.model import Policy
 from policies.roster import Name, Roster
+
+FREEZES_FILE = "freezes.json"
 
 GateMode = Literal["signed", "status", "none"]
 Schemes = Annotated[tuple[Scheme, ...], msgspec.Meta(max_length=2)]
@@ -59,7 +61,7 @@ class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class EnclaveFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`enclave.yaml` as written. Relative paths are taken from its directory. `signer_uid` or `signer_user`: who may
-    connect."""
+    connect. `state`: the directory in which the enclave itself keeps what it was frozen for."""
 
     network: Name
     signer: Name
@@ -70,6 +72,7 @@ class EnclaveFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gate: GateConfig
     signer_uid: Annotated[int, msgspec.Meta(ge=0)] | None = None
     signer_user: Annotated[str, msgspec.Meta(pattern=r"^[a-z_][a-z0-9_-]{0,31}$(?!\n)")] | None = None
+    state: str = "enclave-state"
 
     def __post_init__(self) -> None:
         if self.signer_uid is not None and self.signer_user is not None:
@@ -98,6 +101,11 @@ class EnclaveConfig:
     socket: Path
     gate_secrets: Path
     accepted_states: Path
+    freezes: Path
+
+    def with_policy(self, file: EnclaveFile, policy: Policy) -> EnclaveConfig:
+        """This configuration with another policy, and what `file` says."""
+        return replace(self, file=file, policy=policy)
 
 
 def load_enclave_file(path: Path) -> tuple[EnclaveFile, HsmConfig]:
@@ -128,4 +136,5 @@ def load_config(path: Path) -> EnclaveConfig:
         socket=directory / file.socket,
         gate_secrets=directory / file.gate.secrets,
         accepted_states=directory / ACCEPTED_STATES_FILE,
+        freezes=directory / file.state / FREEZES_FILE,
     )

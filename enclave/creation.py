@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from enclave.answers import AlreadyAnswered
 from enclave.attempts import RequestBook, RequestState
-from enclave.authorise import SigningRules
 from enclave.effects import Effects
 from enclave.errors import KeymootError, Refused
+from enclave.freezes import Freezes
 from enclave.meters import rule_label
 from enclave.orders import CeremonyOrders
+from enclave.reload import SigningRules
 from enclave.request_log import RequestLog
 from enclave.requests import parse_key_creation, verify_request
 from enclave.wire import (
@@ -23,6 +25,7 @@ from enclave.wire import (
     Recalled,
     RequestRefused,
 )
+from policies.clients import Client
 from policies.counters import Counters
 from policies.decide import Refuse, decide
 from policies.facts import Request
@@ -30,6 +33,14 @@ from policies.model import Action
 from policies.requests import KEYS_PATH, body_digest, request_name
 
 REMEMBERED_S = 600.0
+
+
+class Checked(NamedTuple):
+    """A request for a key that is permitted: its key's label, its name (SPEC 4.10), whose it is."""
+
+    label: str
+    name: bytes
+    client: Client
 
 
 class KeyCreation:
@@ -43,7 +54,9 @@ class KeyCreation:
         effects: Effects,
         wall_clock: Callable[[], float],
         log: RequestLog,
+        freezes: Freezes,
     ) -> None:
+        self._freezes = freezes
         self._rules, self._book, self._orders, self._effects = rules, book, orders, effects
         self._clock, self._log = wall_clock, log
         self.counters: dict[str, int] = {}
@@ -86,10 +99,15 @@ class KeyCreation:
             for state in states:
                 state.asking = state.answering = False
 
+        def permitted() -> None:
+            for one in checked:
+                self._check_again(one)
+
         for state in states:
             state.asking = state.answering = True
+        labels = [one.label for one in checked]
         try:
-            self._orders.start_keygen(coordinator, order, [label for label, _ in checked], kept, answered, ended)
+            self._orders.start_keygen(coordinator, order, labels, kept, permitted, answered, ended)
         except KeymootError:
             ended()
             raise
@@ -97,12 +115,12 @@ class KeyCreation:
             self._log.told("key begun", state.digest, request.request_id, ceremony=order.ceremony.hex())
 
     def _claim(
-        self, order: KeygenOrder, states: list[RequestState], checked: list[tuple[str, bytes]], stored: Answer | None
+        self, order: KeygenOrder, states: list[RequestState], checked: list[Checked], stored: Answer | None
     ) -> None:
         """SPEC 4.10. Raises `AlreadyAnswered`, `Refused`."""
-        for state, request, (_, name) in zip(states, order.requests, checked, strict=True):
-            self._book.claim(state, name, body_digest(request.path, request.body), stored)
-            self._book.answers.check(name, order.after)
+        for state, request, one in zip(states, order.requests, checked, strict=True):
+            self._book.claim(state, one.name, body_digest(request.path, request.body), stored)
+            self._book.answers.check(one.name, order.after)
 
     def _open(self, order: KeygenOrder) -> list[RequestState]:
         """One request makes one key: none twice in an order, none that is being carried out or was."""
@@ -114,8 +132,8 @@ class KeyCreation:
             raise Refused("request/busy", "this request is being carried out")
         return states
 
-    def _check(self, request: ClientRequest) -> tuple[str, bytes]:
-        """The label the key will have, and the request's name (SPEC 4.10)."""
+    def _check(self, request: ClientRequest) -> Checked:
+        """Raises `Refused` for what is not permitted."""
         rules, now_s = self._rules, int(self._clock())
         verified = verify_request(
             request, policy=rules.policy, network=rules.roster.network, now_s=now_s, boot_s=rules.boot_s
@@ -128,8 +146,22 @@ class KeyCreation:
                 "request/scheme",
                 f"this network has {rules.roster.n} signers and tolerates {rules.roster.tolerate}",
             )
-        asked = Request(client_id=verified.client_id, action=Action.CREATE_KEY, label=body.label)
-        decision = decide(rules.policy, asked, Counters(), now_s)
+        self._freezes.check(body.label)
+        self._ask_policy(verified.client_id, body.label)
+        name = request_name(rules.roster.network, verified.client_id, body.external_id)
+        return Checked(body.label, name, verified.client)
+
+    def _check_again(self, checked: Checked) -> None:
+        """Before its share is stored: raises `Refused` where its label was frozen since, its client's key revoked, or
+        where the policy in force now says no."""
+        # SPEC 4.11, 4.12
+        self._freezes.check(checked.label)
+        if self._rules.policy.client(checked.client.id) != checked.client:
+            raise Refused("request/client", f"the key of client {checked.client.id} was revoked meanwhile")
+        self._ask_policy(checked.client.id, checked.label)
+
+    def _ask_policy(self, client_id: str, label: str) -> None:
+        asked = Request(client_id=client_id, action=Action.CREATE_KEY, label=label)
+        decision = decide(self._rules.policy, asked, Counters(), int(self._clock()))
         if isinstance(decision, Refuse):
             raise Refused(decision.rule, decision.reason)
-        return body.label, request_name(rules.roster.network, verified.client_id, body.external_id)

@@ -52,6 +52,8 @@ from enclave.wire import (
     SignOrder,
     Status,
     StatusQuery,
+    StopOrders,
+    Stopped,
     Stored,
     ToEnclave,
 )
@@ -86,11 +88,14 @@ class Dispatch:
         standing: Standing,
         describe: Callable[[], Attached],
         status: Callable[[], Status],
+        stop: Callable[[StopOrders], Stopped],
+        begun: Callable[[int], None],
     ) -> None:
+        """`stop` carries an order to freeze or unfreeze out; `begun(length)` is told how long the audit chain is."""
         self._around, self._orders, self._batches, self._creation = around, orders, batches, creation
         self._authoriser, self._effects, self._timers = authoriser, effects, timers
         self._standing, self._told = standing, recall
-        self._describe, self._status = describe, status
+        self._describe, self._status, self._begun = describe, status, begun
         self._phase = Phase.DETACHED
         self._attachments = 0
         self._coordinators: set[str] = set()
@@ -103,6 +108,7 @@ class Dispatch:
             Order: self._on_order,
             GateReply: authoriser.gate.on_answer,
             GateUnreachable: authoriser.gate.on_answer,
+            StopOrders: lambda message: effects.emit(stop(message)),
             Stored: lambda message: effects.on_stored(message.ticket),
         }
         self._order_routes: dict[type[Any], Callable[[Order, Any], Coroutine[Any, Any, None]]] = {
@@ -168,6 +174,7 @@ class Dispatch:
         self._phase = Phase.ATTACHED
         self._effects.emit(self._describe())
         self._effects.audit(*missed)
+        self._begun(message.audit_seq)
         if event:
             self._effects.audit(around.audit.record(event, reason=reason))
         if unreadable:

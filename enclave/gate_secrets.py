@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import stat
 from pathlib import Path
 
 from enclave.config import EnclaveConfig
 from enclave.errors import CallerError
+from enclave.files import replace_file
 from enclave.gate_keys import GateKeys, parse_gate_secrets
 from enclave.hsm import Hsm, RecordContext
 
 MAX_FILE_BYTES = 64 * 1024
+FILE_MODE = 0o640
 
 
 def seal_gate_secrets(hsm: Hsm, network: str, signer: int, path: Path, secrets: bytes) -> None:
     """Check `secrets` (JSON, see `parse_gate_secrets`) and write them sealed to `path`, mode 0640, atomically."""
     parse_gate_secrets(secrets)
-    _write(path, hsm.seal(_context(network, signer), secrets))
+    replace_file(path, hsm.seal(_context(network, signer), secrets), FILE_MODE)
 
 
 def rewrap_gate_secrets(hsm: Hsm, network: str, signer: int, path: Path) -> bool:
@@ -27,40 +26,8 @@ def rewrap_gate_secrets(hsm: Hsm, network: str, signer: int, path: Path) -> bool
     new = hsm.rewrap(_context(network, signer), sealed)
     if new == sealed:
         return False
-    _write(path, new)
+    replace_file(path, new, FILE_MODE)
     return True
-
-
-def _write(path: Path, sealed: bytes) -> None:
-    """Replace the file, so that it is on disk when this returns. One that is there keeps its owner and mode."""
-    temporary = path.with_name(path.name + ".new")
-    # Made anew: what somebody left under this name would give it another owner and mode.
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
-    with os.fdopen(descriptor, "wb") as file:
-        _keep_owner(path, temporary, descriptor)
-        file.write(sealed)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _keep_owner(path: Path, temporary: Path, descriptor: int) -> None:
-    """Give the new file the owner and mode of the one at `path`. Raises `CallerError` where this user may not."""
-    with contextlib.suppress(FileNotFoundError):
-        old, new = path.stat(), os.fstat(descriptor)
-        if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
-            try:
-                os.fchown(descriptor, old.st_uid, old.st_gid)
-            except PermissionError:
-                temporary.unlink()
-                raise CallerError(f"{path} belongs to another user: run this as its owner, or as root") from None
-        os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
 
 
 def open_gate_secrets(hsm: Hsm, network: str, signer: int, path: Path) -> GateKeys:

@@ -35,7 +35,9 @@ RULES = frozenset(
         *("request/attempts", "request/body", "request/boot", "request/busy", "request/client", "request/expired"),
         *("request/header", "request/jws", "request/lifetime", "request/network", "request/path"),
         *("request/external-id", "request/replayed", "request/scheme", "request/signature", "request/time"),
-        *("record", "unavailable", "rolled-back", "cloned"),
+        *("freeze-state", "stop/expired", "stop/header", "stop/jws", "stop/kept", "stop/operator", "stop/order"),
+        *("stop/replayed", "stop/signature", "stop/signer", "stop/time"),
+        *("record", "frozen", "unavailable", "rolled-back", "cloned"),
     }
 )
 

@@ -93,6 +93,7 @@ class OnlineStep:
             # The HSM unseals while the others' signatures are verified.
             opening = holdings.vault.begin_to_open(record, order.key_id)
             self._check_others(coordinator, order, outstanding)
+            state.check_permitted()
             holdings.vault.require_hsm()
             terms = outstanding.authorization.terms
             # SPEC 4.3, 4.8: before anything else. Gone even if what follows fails.
@@ -101,6 +102,8 @@ class OnlineStep:
             # SPEC 4.10: until the share is out, nobody is told that there is none.
             state.outstanding, state.answering = None, True
             shares = await self._shares(order, opening, outstanding, presignatures)
+            # SPEC 4.11: while it was computed, its label may have been frozen.
+            state.check_permitted()
         except (Refused, CallerError, Unavailable) as error:
             if opening is not None:
                 opening.discard()

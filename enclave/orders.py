@@ -93,10 +93,12 @@ class CeremonyOrders:
         order: KeygenOrder,
         labels: Sequence[str],
         name: Kept | None,
+        permitted: Callable[[], None],
         answered: Callable[[KeysAcknowledged | KeysActivated], None],
         ended: Callable[[], None],
     ) -> None:
-        """One key for each label; the requests behind them are verified. `answered` is called once shares are stored
+        """One key for each label; the requests behind them are verified. `permitted()` is asked again before the shares
+        are stored, and raises `Refused`. `answered` is called once shares are stored
         and again when the keys are active, `ended` when the ceremony is over, however. `name`: under which the answers
         are kept (SPEC 4.10)."""
         around = self._around
@@ -113,6 +115,7 @@ class CeremonyOrders:
             new: list[keygen.NewKey] = []
 
             async def store_pending(keys: Sequence[keygen.NewKey]) -> tuple[SignedAcknowledgement, ...]:
+                permitted()
                 new.extend(keys)
                 signed = await self._store_pending(keys)
                 entries = tuple(

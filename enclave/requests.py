@@ -28,11 +28,16 @@ class VerifiedRequest:
     `digest`: 32 bytes that name it. `body` is still the client's bytes: parse them.
     """
 
-    client_id: str
+    client: Client
     jti: str
     expires_at_s: int
     body: bytes
     digest: bytes
+
+    @property
+    def client_id(self) -> str:
+        """Whose it is."""
+        return self.client.id
 
 
 def verify_request(request: ClientRequest, *, policy: Policy, network: str, now_s: int, boot_s: int) -> VerifiedRequest:
@@ -47,9 +52,9 @@ def verify_request(request: ClientRequest, *, policy: Policy, network: str, now_
         raise Refused(
             "request/boot", "signed before this enclave's start, or before its clock was set back: sign it again"
         )
-    if not _verifies(client, jws.signing_input(request.body), jws.signature):
+    if not verifies(client, jws.signing_input(request.body), jws.signature):
         raise Refused("request/signature", "the JWS does not verify over this body")
-    return VerifiedRequest(client.id, jws.header.jti, jws.header.exp, request.body, request.digest(network))
+    return VerifiedRequest(client, jws.header.jti, jws.header.exp, request.body, request.digest(network))
 
 
 def parse_signing_body(request: VerifiedRequest) -> SigningBody:
@@ -67,7 +72,8 @@ def parse_key_creation(request: VerifiedRequest) -> KeyCreation:
     return parse_strictly(request.body, KeyCreation, "request/body")
 
 
-def _verifies(client: Client, signing_input: bytes, signature: bytes) -> bool:
+def verifies(client: Client, signing_input: bytes, signature: bytes) -> bool:
+    """Whether `signature` (64 bytes) is that of `client`'s key over `signing_input`."""
     if client.alg is Algorithm.ED25519:
         try:
             nacl.bindings.crypto_sign_open(signature + signing_input, client.key_bytes)

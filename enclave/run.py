@@ -16,6 +16,7 @@ from enclave.confine import Confinement
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import CallerError, KeymootError, Unavailable
 from enclave.framing import Stream
+from enclave.freeze_file import FreezeFile
 from enclave.gate_keys import GateKeys
 from enclave.gate_secrets import configured_keys
 from enclave.hsm import Hsm, HsmThread, open_hsm
@@ -35,9 +36,10 @@ HSM_START_WAIT_S = 5.0
 LOOK_S = 1.0
 
 
-def run_enclave(config: EnclaveConfig) -> None:
-    """Run until SIGTERM. The presign worker is forked before the PKCS#11 module is loaded (and any thread starts).
+def run_enclave(config: EnclaveConfig, load: Callable[[], EnclaveConfig]) -> None:
+    """Run until SIGTERM; `load()` reads the configuration again, at SIGHUP.
 
+    The presign worker is forked before the PKCS#11 module is loaded (and any thread starts).
     An HSM that is away at the start is waited for in service, as state `hsm-away`. What no waiting cures raises
     `CallerError` as long as the HSM was never open; later it is told in the state, and what is in memory stays.
     """
@@ -57,7 +59,7 @@ def run_enclave(config: EnclaveConfig) -> None:
     try:
         watch = HsmWatch(thread, log, confinement.module_loaded)
         watch.start()
-        _serve(config, opener, thread, watch, worker, log)
+        _serve(config, load, opener, thread, watch, worker, log)
     finally:
         thread.close()
         worker.close()
@@ -137,7 +139,15 @@ class HsmWatch:
         self._log.warning("hsm away", reason=state[1])
 
 
-def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmWatch, worker: Stream, log: Log) -> None:
+def _serve(
+    config: EnclaveConfig,
+    load: Callable[[], EnclaveConfig],
+    opener: Opener,
+    thread: HsmThread,
+    watch: HsmWatch,
+    worker: Stream,
+    log: Log,
+) -> None:
     outside = Outside(
         wall_clock=time.time,
         clock=time.monotonic,
@@ -147,13 +157,15 @@ def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmW
         to_worker=lambda message: server.to_worker(message),
         accepted=lambda: _accepted(config.accepted_states, log),
         log=log,
+        freezes=FreezeFile(config.freezes),
+        reload=load,
         told_of_hsm=lambda: (watch.counters(), opener.timings.told("hsm")),
         queues=lambda: {"to-signer": server.waiting, "to-worker": worker.waiting, "hsm": thread.waiting},
     )
     SECP256K1.randomize(os.urandom(32))
-    uid, clocks, told = config.file.peer_uid, ClockWatch(Clocks()), systemd()
+    uid, clocks, told, present = config.file.peer_uid, ClockWatch(Clocks()), systemd(), config
     while True:
-        core = EnclaveCore(config, opener.gate_keys, outside)
+        core = EnclaveCore(present, opener.gate_keys, outside)
         server = Server(
             config.socket,
             uid,
@@ -169,7 +181,7 @@ def _serve(config: EnclaveConfig, opener: Opener, thread: HsmThread, watch: HsmW
             return told.stopping()
         except MemoryInDoubt as doubt:
             # As after a restart: nothing that this boot made, was told or remembers is used again.
-            lost = core.drop(doubt)
+            lost, present = core.drop(doubt), core.reload.config
             _tell_dropped(doubt, lost, log)
             outside = replace(outside, requests_after_s=int(doubt.forgotten_until_s))
 

@@ -50,17 +50,19 @@ class Server:
         """`hsm`: a descriptor that is readable when the HSM thread has results, and what takes them in."""
         self._path, self._signer_uid = path, signer_uid
         self._dispatch, self._batches, self._effects = core.dispatch, core.batches, core.effects
+        self._reload = core.reload.run
         self._worker, self._timers, self._log = worker, core.timers, log
         self._hsm_fd, self._drain_hsm = hsm
         self._clocks = clocks
         self._selector = Selector()
         self._signer: Stream | None = None
-        self._stopping = False
+        self._stopping = self._hung_up = False
         self._repeats = Repeats(time.monotonic)
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT. Raises `WorkerGone`, and `MemoryInDoubt` before anything else is done."""
         handlers = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGUSR1: self._clocks.signal}
+        handlers[signal.SIGHUP] = self._on_hangup
         with self._selector, _listening(self._path) as listener, _wakeup(handlers) as wakeup_fd:
             register = self._selector.register
             register(listener, selectors.EVENT_READ, lambda _: self._accept(listener))
@@ -108,6 +110,9 @@ class Server:
         timeout_s = LONGEST_WAIT_S if due_s is None else min(due_s, LONGEST_WAIT_S)
         ready = self._selector.select(timeout_s)
         self._clocks.check()
+        if self._hung_up:
+            self._hung_up = False
+            self._reload()
         for key, events in ready:
             key.data(events)
         self._timers.fire()
@@ -181,6 +186,10 @@ class Server:
                     self._batches.on_worker(decode(data, FromWorker))  # type: ignore[arg-type]
         except (EOFError, Malformed) as error:
             raise WorkerGone(str(error)) from None
+
+    def _on_hangup(self) -> None:
+        """In the middle of anything: carried out by the loop."""
+        self._hung_up = True
 
     def _stop(self) -> None:
         self._stopping = True

@@ -7,8 +7,9 @@ share, and none that signs a digest outside the signing flow.
 Who says what:
 
 - signer → enclave: `Attach` first, then `Presence`, `PeerFrame`, `Order`, `GateReply`, `GateUnreachable`,
-  `Stored`, `StatusQuery`;
-- enclave → signer: `Attached` first, then `ToPeer`, `Report`, `Store`, `CallGate`, `Audit`, `Status`, `EvidencePart`.
+  `Stored`, `StatusQuery`, `StopOrders`;
+- enclave → signer: `Attached` first, then `ToPeer`, `Report`, `Store`, `CallGate`, `Audit`, `Status`, `EvidencePart`,
+  `Stopped`.
 
 `Order`s come from a coordinator, `Report`s go back to it, `PeerFrame`/`ToPeer` carry opaque frames between
 enclaves. The signer reads of an order only `key_id` (to attach the sealed record) and alters nothing.
@@ -40,6 +41,9 @@ MAX_BATCH: Final = 16_384
 MAX_PRESIGNATURES: Final = 200_000
 MAX_KEYS_PER_CEREMONY: Final = 64
 MAX_STATUS_VALUES: Final = 1024
+# What an enclave may be frozen for at once (SPEC 4.11), and who may sign one order.
+MAX_FREEZES: Final = 64
+MAX_STOP_SIGNATURES: Final = 16
 # In one message. All of them as large as they may be still fit into it.
 MAX_AUDIT_ENTRIES: Final = 256
 # Upper bounds of what `Status.durations` counts, in microseconds: 10 µs to 60 s.
@@ -684,7 +688,17 @@ class StatusQuery(Wire, frozen=True, tag=8):
     """Answer: `Status`."""
 
 
-ToEnclave = Attach | Presence | PeerFrame | Order | GateReply | GateUnreachable | Stored | StatusQuery
+class StopOrders(Wire, frozen=True, tag=9):
+    """SPEC 4.11: an order to freeze or unfreeze, as operators signed it: one compact JWS each. Answer: `Stopped`."""
+
+    ticket: Count
+    signatures: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=16 * 1024)], ...],
+        msgspec.Meta(min_length=1, max_length=MAX_STOP_SIGNATURES),
+    ]
+
+
+ToEnclave = Attach | Presence | PeerFrame | Order | GateReply | GateUnreachable | Stored | StatusQuery | StopOrders
 
 
 # --- Enclave → signer ---
@@ -755,6 +769,38 @@ class Audit(Wire, frozen=True, tag=6):
     entries: Annotated[tuple[AuditEntry, ...], msgspec.Meta(max_length=MAX_AUDIT_ENTRIES)]
 
 
+class Freeze(Wire, frozen=True):
+    """SPEC 4.11: what is frozen: labels that match `pattern`, `**` being everything. By `operator`'s order (empty: by
+    the enclave itself) with this serial, which is when it was made in Unix milliseconds."""
+
+    pattern: Annotated[str, msgspec.Meta(min_length=1, max_length=96)]
+    operator: Annotated[str, msgspec.Meta(max_length=64)]
+    serial: Count
+    reason: ShortText
+
+
+Freezes = Annotated[tuple[Freeze, ...], msgspec.Meta(max_length=MAX_FREEZES)]
+
+
+class Stopped(Wire, frozen=True, tag=9):
+    """Answer to `StopOrders`: what is frozen now, and the last order's serial. `refused`: why the order was not carried
+    out, empty where it was; a freeze that holds but could not be written says so there."""
+
+    ticket: Count
+    refused: ShortText
+    serial: Count
+    freezes: Freezes
+
+
+class PolicyTold(Wire, frozen=True):
+    """The policy in force: its digest, and when it was read (Unix seconds). `trouble`: why what was read later is not
+    in force, empty where it is."""
+
+    digest: Bytes32 = bytes(32)
+    loaded_at_s: Count = 0
+    trouble: ShortText = ""
+
+
 class Status(Wire, frozen=True, tag=7):
     """Counters and state, nothing secret. A name is a family, then its labels' values, joined by `|`.
 
@@ -767,6 +813,8 @@ class Status(Wire, frozen=True, tag=7):
     counters: Annotated[dict[ShortText, Count], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
     gauges: Annotated[dict[ShortText, Count], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
     durations: Annotated[dict[ShortText, Buckets], msgspec.Meta(max_length=MAX_STATUS_VALUES)]
+    policy: PolicyTold = PolicyTold()
+    freezes: Freezes = ()
 
 
 class EvidencePart(Wire, frozen=True, tag=8):
@@ -783,7 +831,7 @@ class EvidencePart(Wire, frozen=True, tag=8):
         return f"EvidencePart({self.evidence.hex()}, {self.number} of {self.count}, …)"
 
 
-FromEnclave = Attached | ToPeer | Report | Store | CallGate | Audit | Status | EvidencePart
+FromEnclave = Attached | ToPeer | Report | Store | CallGate | Audit | Status | EvidencePart | Stopped
 
 
 # --- `python -m enclave rewrap`: `Record`s on standard input, one `Rewrapped` for each on standard output ---

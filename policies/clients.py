@@ -26,6 +26,10 @@ class Algorithm(StrEnum):
     ES256 = "ES256"
 
 
+# As what a JWS may name each.
+ALGORITHM_NAMES = {Algorithm.ED25519: ("Ed25519", "EdDSA"), Algorithm.ES256: ("ES256",)}
+
+
 class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who may ask. `id` is the `kid` of its requests.
 

@@ -15,7 +15,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from policies.clients import Algorithm, Client
+from policies.clients import ALGORITHM_NAMES, Client
 from policies.errors import Refused
 from policies.json_strict import JsonInvalid, parse_json
 from policies.requests import request_name
@@ -24,7 +24,6 @@ MAX_LIFETIME_S = 300
 CLOCK_SKEW_S = 30
 SIGNATURE_BYTES = 64
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
-_NAMES = {Algorithm.ED25519: ("Ed25519", "EdDSA"), Algorithm.ES256: ("ES256",)}
 
 T = TypeVar("T")
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
@@ -60,7 +59,7 @@ class UnverifiedJws:
 
     def check(self, client: Client, *, network: str, method: str, path: str, now_s: int) -> None:
         """Whether it is `client`'s, for this network, method and path, and fresh. Raises `Refused`."""
-        if self.header.alg not in _NAMES[client.alg]:
+        if self.header.alg not in ALGORITHM_NAMES[client.alg]:
             reason = f"the policy says {client.alg.value} for this client, the header {self.header.alg}"
             raise Refused("request/header", reason)
         _check_header(self.header, network, method, path)
@@ -72,10 +71,10 @@ def split_jws(jws: str) -> UnverifiedJws:
     parts = jws.split(".")
     if len(parts) != 3 or parts[1]:
         raise Refused("request/jws", "not a detached JWS: header, nothing, signature")
-    signature = _decode(parts[2])
+    signature = decode_base64url(parts[2])
     if len(signature) != SIGNATURE_BYTES:
         raise Refused("request/jws", f"a signature of {len(signature)} bytes, not {SIGNATURE_BYTES}")
-    header = parse_strictly(_decode(parts[0]), ProtectedHeader, "request/header")
+    header = parse_strictly(decode_base64url(parts[0]), ProtectedHeader, "request/header")
     return UnverifiedJws(parts[0], header, signature)
 
 
@@ -90,7 +89,7 @@ class _NamedBody(msgspec.Struct, frozen=True, rename="camel"):
 def claimed_name(network: str, jws: str, body: bytes) -> bytes | None:
     """The request's name (SPEC 4.10) as it claims to be, unverified; None where it can have none."""
     try:
-        header = msgspec.json.decode(_decode(jws.partition(".")[0]), type=_NamedHeader)
+        header = msgspec.json.decode(decode_base64url(jws.partition(".")[0]), type=_NamedHeader)
         return request_name(network, header.kid, msgspec.json.decode(body, type=_NamedBody).external_id)
     except (Refused, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
@@ -99,7 +98,7 @@ def claimed_name(network: str, jws: str, body: bytes) -> bytes | None:
 def claimed_client(jws: str) -> str:
     """The id of the client that a request claims to be of, unverified; empty where it names none."""
     try:
-        return msgspec.json.decode(_decode(jws.partition(".")[0]), type=_NamedHeader).kid
+        return msgspec.json.decode(decode_base64url(jws.partition(".")[0]), type=_NamedHeader).kid
     except (Refused, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 
@@ -131,14 +130,14 @@ def _check_times(header: ProtectedHeader, now_s: int) -> None:
         raise Refused("request/expired", "the request has expired: sign it again, and check both clocks")
 
 
-def _decode(text: str) -> bytes:
-    """Canonical base64url without padding."""
+def decode_base64url(text: str, rule: str = "request/jws") -> bytes:
+    """Canonical base64url without padding. Raises `Refused` with `rule`."""
     if not _BASE64URL.fullmatch(text):
-        raise Refused("request/jws", "not base64url")
+        raise Refused(rule, "not base64url")
     try:
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except ValueError:
-        raise Refused("request/jws", "not base64url") from None
+        raise Refused(rule, "not base64url") from None
     if base64.urlsafe_b64encode(data).rstrip(b"=").decode() != text:
-        raise Refused("request/jws", "not canonical base64url")
+        raise Refused(rule, "not canonical base64url")
     return data

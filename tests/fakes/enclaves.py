@@ -32,6 +32,7 @@ from enclave.secret import Secret
 from enclave.tasks import Promise
 from enclave.worker import FromWorker, ToWorker, Worker
 from policies.acceptance import AcceptedState
+from policies.errors import CallerError
 from policies.model import Policy
 from policies.roster import Roster, RosterSigner
 from policies.signed_requests import claimed_name
@@ -81,6 +82,22 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
+
+
+class FreezeMemory:
+    """What an enclave keeps of freezes; `broken`: it cannot be written."""
+
+    def __init__(self) -> None:
+        self.data: bytes | None = None
+        self.broken = False
+
+    def read(self) -> bytes | None:
+        return self.data
+
+    def write(self, data: bytes) -> None:
+        if self.broken:
+            raise CallerError("the disk is full")
+        self.data = data
 
 
 @dataclass
@@ -134,6 +151,12 @@ class Net:
         self.via: dict[str, Callable[[int, Any], None]] = {}
         self.stores: Callable[[int, wire.Store], bool] = lambda j, message: True
         self.accepted: dict[int, tuple[AcceptedState, ...]] = {}
+        # What each enclave keeps of freezes; policies of single signers, also after a reload; how files are read again.
+        self.freeze_stores: dict[int, FreezeMemory] = {}
+        self.policies: dict[int, Policy] = {}
+        self.reread: Callable[[EnclaveConfig], EnclaveConfig] = lambda config: config.with_policy(
+            config.file, self.policies.get(config.index, self.policy)
+        )
         hsms = {j: SoftwareHsm() for j in range(1, n + 1)}
         self.roster = Roster(
             version=1,
@@ -155,7 +178,7 @@ class Net:
         file = EnclaveFile(
             "testnet", f"signer-{j}", "", "", "", HsmConfig("x", "file:x", "x"), GateConfig(self.gate_mode)
         )  # type: ignore[arg-type]
-        config = EnclaveConfig(file, roster, self.policy, j, file.hsm, Path(), Path(), Path())
+        config = EnclaveConfig(file, roster, self.policies.get(j, self.policy), j, file.hsm, *[Path()] * 4)
         worker_queue: deque[bytes] = deque()
         worker = Worker(SECP256K1, worker_queue.append)
 
@@ -185,6 +208,8 @@ class Net:
             to_worker=to_worker,
             log=Log("enclave", write=logged.append),
             accepted=lambda: self.accepted.get(j, ()),
+            freezes=self.freeze_stores.setdefault(j, FreezeMemory()),
+            reload=lambda: self.reread(config),
         )
         core = EnclaveCore(config, lambda: self.gate_keys, outside)
         member = Member(j, hsm, core, store, logged)

@@ -50,6 +50,7 @@ from enclave import gate, gate_keys, rewrap, wire, worker
 from enclave.config import load_config as load_enclave_config
 from enclave.errors import CallerError, Malformed, Refused, Unavailable
 from enclave.evidence import verify_evidence
+from enclave.freezes import Freezes
 from enclave.hsm.errors import HsmMisconfigured, SealBroken
 from enclave.hsm.keys import decode_point
 from enclave.hsm.records import RecordContext, parse_record
@@ -63,8 +64,10 @@ from policies.load import load_policy, load_yaml
 from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
 from policies.signed_requests import claimed_client, claimed_name, split_jws
+from policies.stop_orders import split_order
 from tests.fakes.certificates import Dealer
 from tests.fakes.decoders import ROOT, decoding_places
+from tests.fakes.enclaves import FreezeMemory
 from tests.fakes.tls import TlsFiles
 from tests.property.covered_decoders import COVERED, OWN
 
@@ -208,6 +211,13 @@ def verified(data: bytes) -> VerifiedRequest:
     return VerifiedRequest("client", "jti", 0, data, bytes(32))
 
 
+def freezes(data: bytes) -> object:
+    """What cannot be read freezes everything."""
+    store = FreezeMemory()
+    store.data = data
+    return Freezes("n", "s", lambda: None, store, lambda: 1.0, lambda event, facts: None).in_force
+
+
 def gate_answer(data: bytes) -> object:
     """A body that the gate has signed."""
     keys = gate_keys.parse_gate_secrets(SECRETS)
@@ -267,6 +277,8 @@ POLICY = (ROOT / "policies" / "exchange-deposits.yaml").read_bytes()
 ACCEPTED = b'version: 1\naccepted:\n  - {signer: s1, version: 4, boot: "' + b"ab" * 8 + b'"}\n'
 GATE_YAML = b"listen: 127.0.0.1:1\ncertificate: c\nkey: k\nsecrets: s\n"
 CLIENT_YAML = b"network: n\napi: https://h\nca: c\nroster: r\nclient: c\nkey: k\n"
+STOP = b"e30.e30." + b"A" * 86
+FREEZES = b'{"network":"n","signer":"s","serial":1,"freezes":[["**","olga",1,""]]}'
 ROW = {
     "seq": 1,
     "id": "sig_1",
@@ -355,6 +367,8 @@ FUZZ: dict[str, Fuzz] = {
     "creation": (lambda data: parse_key_creation(verified(data)), (Refused,), (CREATION,)),
     "batch": (lambda data: parse_hash_batch(verified(data)), (Refused,), (BATCH,)),
     "jws": (text(split_jws), (Refused,), (b"e30.." + b"A" * 86,)),
+    "stop order": (text(lambda given: split_order((given,))), (Refused,), (STOP,)),
+    "freezes": (freezes, (), (FREEZES,)),
     "gate answer": (gate_answer, (Refused,), (GATE_ANSWER,)),
     "gate answer to a check": (checked_answer, (), (GATE_ANSWER,)),
     "gate secrets of a check": (check_keys.parse_keys, (CallerError,), (SECRETS,)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from enclave import gate_secrets
+from enclave import files
 from enclave.errors import CallerError
 
 
@@ -23,7 +23,7 @@ def test_a_new_seal_keeps_the_mode_and_the_directory_is_synced(tmp_path: Path, m
     path.write_bytes(b"old")
     path.chmod(0o600)
     (tmp_path / "gate.new").write_bytes(b"left by a crash")
-    gate_secrets._write(path, b"new")
+    files.replace_file(path, b"new", 0o640)
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode), synced) == (b"new", 0o600, [False, True])
     assert os.listdir(tmp_path) == ["gate"]
 
@@ -33,7 +33,7 @@ def test_a_new_seal_keeps_the_owner(tmp_path: Path) -> None:
     path = tmp_path / "gate"
     path.write_bytes(b"old")
     os.chown(path, 12345, 12346)
-    gate_secrets._write(path, b"new")
+    files.replace_file(path, b"new", 0o640)
     assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12346)
 
 
@@ -50,5 +50,5 @@ def test_a_file_of_somebody_else_is_not_taken_over(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "fchown", refused)
     monkeypatch.setattr(Path, "stat", other)
     with pytest.raises(CallerError, match="belongs to another user"):
-        gate_secrets._write(path, b"new")
+        files.replace_file(path, b"new", 0o640)
     assert (path.read_bytes(), os.listdir(tmp_path)) == (b"old", ["gate"])
