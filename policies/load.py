@@ -12,12 +12,13 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn, Protocol, TypeVar
+from typing import NamedTuple, NoReturn, Protocol, TypeVar
 
 import msgspec
 import yaml
 
 from policies.errors import CallerError
+from policies.faults import Fault, Location, fault_of, find_faults
 from policies.model import Policy
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -25,8 +26,6 @@ MAX_DEPTH = 32
 MAX_NUMBER_CHARS = 32
 
 T = TypeVar("T")
-Step = str | int
-Location = tuple[Step, ...]
 Position = tuple[int, int]
 
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
@@ -36,10 +35,13 @@ _BOOLEANS = {
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _FRACTION = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
-# How msgspec says where and what: "Object contains unknown field `x` - at `$.clients[0]`"
-_WHERE = re.compile(r"(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>[^`]*)`)?", re.DOTALL)
-_STEP = re.compile(r"\.(?P<name>[^.\[\]]+)|\[(?P<index>[0-9]+)\]|\[\.\.\.\]")
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`", re.DOTALL)
+
+class Wrong(NamedTuple):
+    """A mistake in a file. `line` and `column` start at 1."""
+
+    line: int
+    column: int
+    what: str
 
 
 def load_policy(path: Path) -> Policy:
@@ -52,6 +54,11 @@ def load_yaml(path: Path, kind: type[T]) -> T:
 
     Raises `CallerError` "FILE:line:col: what", or "FILE: what" where the file itself is the trouble.
     """
+    return parse_yaml(read_text(path), kind, str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of the file `path`, at most 1 MiB of UTF-8. Raises `CallerError`."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -60,24 +67,44 @@ def load_yaml(path: Path, kind: type[T]) -> T:
     if len(data) > MAX_FILE_BYTES:
         raise CallerError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         raise CallerError(f"{path}:{line}:{column}: not UTF-8") from None
-    return parse_yaml(text, kind, str(path))
 
 
 def parse_yaml(text: str, kind: type[T], name: str) -> T:
     """`text` as a `kind`. Raises `CallerError` "NAME:line:col: what"."""
     if len(text) > MAX_FILE_BYTES:
         raise CallerError(f"{name}: larger than {MAX_FILE_BYTES} characters")
-    reader = _Reader(name)
-    value = reader.read(text)
+    reader = _Reader()
     try:
+        value = reader.read(text)
         return msgspec.convert(value, kind, strict=True, dec_hook=_to_path)
+    except _Refused as error:
+        wrong = error.wrong
     except msgspec.ValidationError as error:
-        reader.refuse_invalid(str(error))
+        wrong = reader.locate(fault_of(error))
+    raise CallerError(f"{name}:{wrong.line}:{wrong.column}: {wrong.what}")
+
+
+def find_wrong(text: str, kind: type[object]) -> list[Wrong]:
+    """All mistakes of `text` as a `kind`, in the order of the file: the first alone where it is no YAML."""
+    reader = _Reader()
+    try:
+        value = reader.read(text)
+    except _Refused as error:
+        return [error.wrong]
+    return sorted({reader.locate(fault) for fault in find_faults(value, kind, _to_path)})
+
+
+class _Refused(Exception):
+    """What `_Reader` does not take."""
+
+    def __init__(self, wrong: Wrong) -> None:
+        super().__init__(wrong)
+        self.wrong = wrong
 
 
 class _Mark(Protocol):
@@ -102,8 +129,7 @@ def _to_path(kind: type, value: object) -> object:
 class _Reader:
     """Builds plain values out of YAML events and remembers where each came from."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self) -> None:
         self._values: dict[Location, Position] = {}
         self._keys: dict[Location, Position] = {}
 
@@ -119,24 +145,18 @@ class _Reader:
             column = error.position - (text.rfind("\n", 0, error.position) + 1) + 1
             self._refuse((line, column), "a character that YAML does not allow")
 
-    def refuse_invalid(self, message: str) -> NoReturn:
-        """Raises `CallerError` for msgspec's `message`, at the key or value that it speaks of."""
-        found = _WHERE.fullmatch(message)
-        what, path = (found["what"], found["path"] or "") if found else (message, "")
-        location: Location = ()
-        for step in _STEP.finditer(path):
-            if step["name"] is None and step["index"] is None:
-                break  # an entry of a free mapping: msgspec does not say which
-            location += (step["name"] if step["index"] is None else int(step["index"]),)
-        position = self._values.get(location, (1, 1))
-        if unknown := _UNKNOWN.fullmatch(what):
-            position = self._keys.get((*location, unknown["field"]), position)
-            what = f"unknown field `{unknown['field']}`"
-        where = f" (in {path.lstrip('.')})" if path else ""
-        self._refuse(position, f"{what}{where}")
+    def locate(self, fault: Fault) -> Wrong:
+        """`fault` with line and column: of its key or value, or of the innermost that the file has around it."""
+        location = fault.location
+        position = self._keys.get(location) if fault.key else None
+        while position is None and location and location not in self._values:
+            location = location[:-1]
+        line, column = position or self._values.get(location, (1, 1))
+        where = fault.shown.lstrip(".")
+        return Wrong(line, column, f"{fault.what} (in {where})" if where else fault.what)
 
     def _refuse(self, position: Position, what: str) -> NoReturn:
-        raise CallerError(f"{self._name}:{position[0]}:{position[1]}: {what}") from None
+        raise _Refused(Wrong(*position, what)) from None
 
     def _document(self, events: Iterator[yaml.Event]) -> object:
         next(events)  # the stream's start

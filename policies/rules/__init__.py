@@ -9,7 +9,26 @@ from collections.abc import Callable
 
 from policies.facts import Situation
 from policies.model import Rule
-from policies.rules import action, approvals, blind, client, derivation_path, kind, label
+from policies.rules import (
+    action,
+    approvals,
+    blind,
+    chain,
+    client,
+    derivation_path,
+    destination,
+    fee,
+    hours,
+    kind,
+    label,
+    message_hash,
+    method,
+    payload,
+    primary_type,
+    sighash,
+    token,
+    value,
+)
 
 Check = Callable[[Rule, Situation], str]
 
@@ -20,5 +39,16 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("kind", kind.check),
     ("blind", blind.check),
     ("derivation-path", derivation_path.check),
+    ("payload", payload.check),
+    ("chain", chain.check),
+    ("destination", destination.check),
+    ("method", method.check),
+    ("primary-type", primary_type.check),
+    ("message-hash", message_hash.check),
+    ("sighash", sighash.check),
+    ("token", token.check),
+    ("value", value.check),
+    ("fee", fee.check),
+    ("hours", hours.check),
     ("approvals", approvals.check),
 )

@@ -108,7 +108,7 @@ def test_unknown_policy_field_names_line_and_column() -> None:
 def test_invariants_of_structs_come_with_a_position() -> None:
     text = "version: 1\nclients: []\nrules:\n  - {name: r, clients: [a], actions: [sign], labels: [x]}\n"
     assert complaint(text, Policy) == (
-        "f.yaml:4:5: rule r permits `sign` but no `kinds`: it would permit nothing (in rules[0])"
+        "f.yaml:4:38: rule r permits `sign` but no `kinds`: it would permit nothing (in rules[0].actions)"
     )
 
 
