@@ -68,4 +68,5 @@ def serve(config: Annotated[Path, typer.Option("--config", "-c")] = Path("gate.y
 
 
 app.command("check")(gate_check.check)
+app.command("question")(gate_check.question)
 app.command("openapi")(gate_check.openapi)

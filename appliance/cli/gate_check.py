@@ -1,4 +1,4 @@
-"""`keymoot gate check|openapi`: for who writes a handler."""
+"""`keymoot gate check|question|openapi`: for who writes a handler."""
 
 from __future__ import annotations
 
@@ -76,6 +76,22 @@ def check(
         typer.echo("\n" + ", ".join(f"{count} {name}" for name, count in counts.items() if count) + ".")
     if counts["failed"]:
         raise typer.Exit(1)
+
+
+def question(
+    request: Annotated[
+        Path | None, typer.Option(help="The body of a signing request, or a logged question; else a transfer.")
+    ] = None,
+) -> None:
+    """Print a question as an enclave would ask it, a dry run, not signed yet: examples/gate-curl can send it."""
+    import os
+    import time
+
+    from appliance.gate.check.questions import DEADLINE_S
+    from appliance.gate.check.questions import question as make
+
+    asked = make(os.urandom(16).hex(), int(time.time()) + DEADLINE_S, dry_run=True, parts=_parts(request))
+    sys.stdout.write(asked.body.decode())
 
 
 def openapi() -> None:
