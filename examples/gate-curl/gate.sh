@@ -68,7 +68,7 @@ answer() { # SECRETS FILE yes|no [REASON]
     [[ ${4:-} != *[\"\\]* ]] || fail "a reason without quotes and backslashes, please"
     dry=$(grep -o '"dryRun" *: *[a-z]*' "$2" | head -n 1 | sed 's/.*: *//')
     body=$(mktemp)
-    trap 'rm -f "$body"' RETURN
+    trap "rm -f '$body'" EXIT
     for name in uid request_digest signer_id kind; do
         echoed+=",\"$name\":\"$(member "$name" <"$2")\"" || fail "$2 has no $name"
     done
@@ -83,7 +83,7 @@ answer() { # SECRETS FILE yes|no [REASON]
 ask() { # SECRETS FILE URL CA [CURL OPTIONS]
     local work
     work=$(mktemp -d)
-    trap 'rm -rf "$work"' RETURN
+    trap "rm -rf '$work'" EXIT
     sign "$1" request "$2" >"$work/headers"
     curl -sS --cacert "$4" --max-time 10 -H @"$work/headers" -H 'content-type: application/json' \
         --data-binary @"$2" -D "$work/answered" -o "$work/body" "${@:5}" "$3"
