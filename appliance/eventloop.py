@@ -8,11 +8,14 @@ from typing import TypeVar
 
 import uvloop
 
+from policies import garbage
+
 T = TypeVar("T")
 
 
 def run(main: Coroutine[object, object, T]) -> T:
     """Run `main` to its end on a loop of its own."""
+    garbage.settle()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(main)
 

@@ -27,6 +27,7 @@ from enclave.notify import sentence, systemd
 from enclave.serve import MAX_QUEUED_TO_WORKER_BYTES, Server
 from enclave.tasks import Promise
 from enclave.worker import MAX_WORKER_MESSAGE_BYTES, fork_worker
+from policies import garbage
 from policies.acceptance import AcceptedState, AcceptedStates
 from policies.load import load_yaml
 from policies.notify import Notifier
@@ -163,6 +164,7 @@ def _serve(
         queues=lambda: {"to-signer": server.waiting, "to-worker": worker.waiting, "hsm": thread.waiting},
     )
     SECP256K1.randomize(os.urandom(32))
+    garbage.settle()
     uid, clocks, told, present = config.file.peer_uid, ClockWatch(Clocks()), systemd(), config
     while True:
         core = EnclaveCore(present, opener.gate_keys, outside)

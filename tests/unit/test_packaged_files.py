@@ -65,7 +65,9 @@ def test_the_manual_describes_every_command_and_has_no_fault():
         assert f"keymoot {command}".replace("-", "\\-").encode() in page
     if shutil.which("groff"):
         for text in (page, (DEBIAN / "keymoot-appliance.7").read_bytes()):
-            done = subprocess.run(["groff", "-Kutf8", "-man", "-Tutf8", "-wall"], input=text, capture_output=True, check=True)
+            done = subprocess.run(
+                ["groff", "-Kutf8", "-man", "-Tutf8", "-wall"], input=text, capture_output=True, check=True
+            )
             assert done.stderr == b""
 
 
