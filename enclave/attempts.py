@@ -1,7 +1,9 @@
 """What this enclave remembers of each client request: its attempts and its one outstanding authorization (SPEC 4.1).
 
-In memory only. A request from before this boot is refused by its `iat`, so nothing needs to survive a restart. Bounded:
-a request is forgotten when neither its JWS nor an authorization of it can be valid any more.
+In memory only. A request from before this boot is refused by its `iat`, so nothing needs to survive a restart. One that
+was carried out is forgotten when neither its JWS nor an authorization of it can be valid any more; one that was not,
+perhaps because another signer's gate takes its time, when the gate's deadline is over, too (SPEC 6.9), or when there
+is no room.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 
 from enclave.answers import Answers
 from enclave.errors import Refused
+from enclave.gate import GateSaidNo
 from enclave.shares import KeyFacts
 from enclave.wire import Answer, Authorization, BatchAuthorization, BatchShareReport, PresignatureName
 
@@ -18,6 +21,7 @@ MAX_ATTEMPTS = 3
 MAX_REQUESTS = 20_000
 # Hashes of all remembered requests together: a batch counts for as many as it names.
 MAX_ITEMS = 200_000
+FORGOTTEN_AT_ONCE = 256
 # Refusals of one request that go into the audit chain before the first question and after each: it is never pruned,
 # and an order costs a hostile coordinator nothing.
 MAX_REFUSALS_AUDITED = 3
@@ -81,10 +85,19 @@ class RequestState:
     again (the gate said no, or the key was made); `weight`: the most hashes that any attempt was for.
     `name`, `body`: SPEC 4.10, empty until they are known; `answering`: a share is computed, or a key made.
     `refusals`: audited since the last question; `unaudited`: refusals that no audit entry tells of yet.
+    `verified_s`: when its JWS verified; `fresh_until_s`: until then it must be remembered; `done`: it was carried out.
+    `pending_until_s`: the gate has said that it needs time, and has it until then; `said_no`: why it refused;
+    `consent_until_s`: the gate's yes to making a key counts until then.
     """
 
     digest: bytes
     keep_until_s: float
+    fresh_until_s: float
+    verified_s: int = 0
+    pending_until_s: int = 0
+    consent_until_s: int = 0
+    said_no: str = ""
+    done: bool = False
     attempts: int = 0
     asked: int = 0
     closed: bool = False
@@ -98,6 +111,23 @@ class RequestState:
     answering: bool = False
     refusals: int = 0
     unaudited: int = 0
+
+    def check_open(self) -> None:
+        """Raises `Refused` where the request was decided for good."""
+        if self.said_no:
+            raise GateSaidNo(self.said_no)
+        if self.closed:
+            raise Refused("request/replayed", "this request was decided before")
+
+    def is_needed(self, now_s: float) -> bool:
+        """Whether it would do harm, and not only delay, to forget it."""
+        outstanding = self.outstanding
+        return (
+            self.fresh_until_s >= now_s
+            or self.asking
+            or self.answering
+            or (outstanding is not None and outstanding.authorization.expires_at_s >= now_s)
+        )
 
     def withdraw(self) -> None:
         """What was authorised and not used can't be used any more."""
@@ -153,16 +183,16 @@ class RequestBook:
         state = self._requests.get(digest)
         return state if state is not None and state.keep_until_s >= self._clock() else None
 
-    def open(self, digest: bytes, keep_until_s: float) -> RequestState:
+    def open(self, digest: bytes, keep_until_s: float, fresh_until_s: float) -> RequestState:
         """The request's state, new or known. Raises `Refused` where the book is full or the request is closed."""
         self._sweep()
         state = self.get(digest)
         if state is None:
-            if len(self._requests) >= MAX_REQUESTS:
+            if not self._make_room(1, 0):
                 raise Refused("busy", f"{MAX_REQUESTS} requests are remembered; try again in some minutes")
-            state = self._requests[digest] = RequestState(digest, keep_until_s)
-        if state.closed:
-            raise Refused("request/replayed", "this request was decided before")
+            now_s = int(self._clock())
+            state = self._requests[digest] = RequestState(digest, keep_until_s, fresh_until_s, now_s)
+        state.check_open()
         return state
 
     def begin(self, state: RequestState, attempt: Attempt) -> None:
@@ -175,9 +205,10 @@ class RequestBook:
     def _weigh(self, state: RequestState, items: int) -> None:
         """Never less than before: an approval remembers as many hashes as the attempt that it came with."""
         weight = max(state.weight, items)
-        if self._items - state.weight + weight > MAX_ITEMS:
+        more = weight - state.weight
+        if not self._make_room(0, more, state):
             raise Refused("busy", f"{MAX_ITEMS} hashes are remembered; try again in some minutes")
-        self._items += weight - state.weight
+        self._items += more
         state.weight = weight
 
     def claim(self, state: RequestState, name: bytes, body: bytes, stored: Answer | None) -> None:
@@ -201,8 +232,29 @@ class RequestBook:
         now = self._clock()
         if now >= self._next_sweep_s or len(self._requests) >= MAX_REQUESTS:
             self._next_sweep_s = now + 10.0
-            for digest in [d for d, state in self._requests.items() if state.keep_until_s < now]:
-                state = self._requests.pop(digest)
-                self._items -= state.weight
-                self._forget_attempt(state)
-                self.answers.forget(state.name, digest)
+            for state in list(self._requests.values()):
+                if state.keep_until_s < now or (state.done and not state.is_needed(now)):
+                    self._forget(state)
+
+    def _make_room(self, requests: int, items: int, but: RequestState | None = None) -> bool:
+        """Whether there is room for so many more, once the oldest were forgotten that are only waited for; `but` is
+        not."""
+
+        def fits() -> bool:
+            return len(self._requests) + requests <= MAX_REQUESTS and self._items + items <= MAX_ITEMS
+
+        if not fits():
+            now = self._clock()
+            idle = [each for each in self._requests.values() if each is not but and not each.is_needed(now)]
+            for number, state in enumerate(idle):
+                # Some more than there must be: looking through all of them takes its time.
+                if number >= FORGOTTEN_AT_ONCE and fits():
+                    break
+                self._forget(state)
+        return fits()
+
+    def _forget(self, state: RequestState) -> None:
+        del self._requests[state.digest]
+        self._items -= state.weight
+        self._forget_attempt(state)
+        self.answers.forget(state.name, state.digest)

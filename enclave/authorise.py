@@ -100,14 +100,16 @@ class Authoriser:
             state, request = self.book.get(order.request.digest(self._rules.roster.network)), None
             if state is None:
                 request = self._verify(order.request)
-                state = self.book.open(request.digest, self._keep_until_s(request))
+                state = self.book.open(request.digest, *self._remembered_until_s(request))
             self._begin_attempt(coordinator, state, order)
             begun = True
             if state.asking:
+                self._tell_pending(state)
                 return
             if not self._is_approved(state, order):
-                request = request or self._verify(order.request)
-                await self._approve(coordinator, state, order, request, record, stored)
+                # SPEC 6.9: it verified when it came; another gate may have taken hours.
+                request = request or self._verify(order.request, state.verified_s)
+                await self._approve(state, order, request, record, stored)
             self._authorize(state)
         except AlreadyAnswered as earlier:
             self._recall(coordinator, order, state, earlier.answer)
@@ -118,14 +120,15 @@ class Authoriser:
         except Unavailable as error:
             self._refuse(coordinator, order, state, begun, "unavailable", str(error))
 
-    def _keep_until_s(self, request: VerifiedRequest) -> int:
-        return request.expires_at_s + self._rules.gate_deadline_s + AUTHORIZATION_S + CLOCK_SKEW_S
+    def _remembered_until_s(self, request: VerifiedRequest) -> tuple[int, int]:
+        """Where it isn't carried out, and where it is."""
+        fresh_until_s = request.expires_at_s + AUTHORIZATION_S + CLOCK_SKEW_S
+        return fresh_until_s + self._rules.gate_deadline_s, fresh_until_s
 
     def _begin_attempt(self, coordinator: str, state: RequestState, order: AnyOrder) -> None:
         if not self._rules.roster.is_committee(order.committee) or self._session.index not in order.committee:
             raise Refused("committee", "not a committee of 2t + 1 signers with this one among them")
-        if state.closed:
-            raise Refused("request/replayed", "this request was decided before")
+        state.check_open()
         if isinstance(order, BatchSignOrder):
             # SPEC 4.7
             path, presignatures = signature_batches_path(order.key_id), order.presignatures
@@ -145,7 +148,6 @@ class Authoriser:
 
     async def _approve(
         self,
-        coordinator: str,
         state: RequestState,
         order: AnyOrder,
         request: VerifiedRequest,
@@ -154,28 +156,27 @@ class Authoriser:
     ) -> None:
         state.asking, asked = True, state.asked
         try:
-            state.approval = await self._decide(coordinator, state, order, request, record, stored)
-        except GateSaidNo:
-            state.closed = True
+            state.approval = await self._decide(state, order, request, record, stored)
+        except GateSaidNo as no:
+            state.closed, state.said_no = True, no.reason
             raise
         finally:
-            state.asking = False
+            state.asking, state.pending_until_s = False, 0
             if state.asked > asked:
                 # What came of a question is always audited, whatever was refused while it was asked.
                 state.refusals = 0
 
-    def _verify(self, request: ClientRequest) -> VerifiedRequest:
+    def _verify(self, request: ClientRequest, now_s: int | None = None) -> VerifiedRequest:
         return verify_request(
             request,
             policy=self._rules.policy,
             network=self._rules.roster.network,
-            now_s=int(self._clock()),
+            now_s=int(self._clock()) if now_s is None else now_s,
             boot_s=self._rules.boot_s,
         )
 
     async def _decide(
         self,
-        coordinator: str,
         state: RequestState,
         order: AnyOrder,
         request: VerifiedRequest,
@@ -199,12 +200,12 @@ class Authoriser:
         if isinstance(order, BatchSignOrder) and len(order.presignatures) != len(asked.items):
             raise Refused("presignature", "a batch needs one presignature for each hash")
         permitted = self._permitted(request.client, asked, acknowledgement.label)
-        until_s = request.expires_at_s
+        until_s = max(request.expires_at_s, int(self._clock()) + AUTHORIZATION_S)
         if self._rules.gate_mode != "none":
             name = self._rules.roster.signer(self._session.index).name
             info = signer_info(asked, acknowledgement, order.committee, name)
             told = request_info(asked, self._rules.roster.network)
-            until_s = await self._ask_gate(coordinator, order, info, told, permitted)
+            until_s = await self._ask_gate(state, order, info, told, permitted)
             permitted()
         return Approval(request.client_id, key, batch, asked.items, order.committee, until_s, permitted)
 
@@ -243,7 +244,7 @@ class Authoriser:
 
     async def _ask_gate(
         self,
-        coordinator: str,
+        state: RequestState,
         order: AnyOrder,
         info: SignerInfo | BatchSignerInfo,
         told: RequestInfo,
@@ -252,11 +253,17 @@ class Authoriser:
         def pending(until_s: int) -> None:
             # A person is not asked on for what would be refused after all.
             permitted()
-            self._effects.report(coordinator, GatePending(order.ceremony, until_s))
+            state.pending_until_s = until_s
+            self._tell_pending(state)
 
         deadline_s = int(self._clock()) + self._rules.gate_deadline_s
         allowed = await self.gate.ask(info, told, deadline_s, pending, order.request.request_id)
         return allowed.expires_at_s
+
+    def _tell_pending(self, state: RequestState) -> None:
+        """The newest attempt learns that the gate needs time, perhaps after its coordinator was away."""
+        if state.pending_until_s and state.attempt is not None:
+            self._effects.report(state.attempt.coordinator, GatePending(state.attempt.ceremony, state.pending_until_s))
 
     def _authorize(self, state: RequestState) -> None:
         """Sign the terms of the newest attempt, which may have come while the gate was asked."""
@@ -281,6 +288,7 @@ class Authoriser:
             client=approval.client_id,
             request=state.digest.hex(),
             committee=list(attempt.committee),
+            gate=self._rules.gate_mode,
             **audit_facts(terms),
         )
         self._count("requests_authorized")

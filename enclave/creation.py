@@ -127,7 +127,7 @@ class KeyCreation:
         digests = [request.digest(self._rules.roster.network) for request in order.requests]
         if len(set(digests)) != len(digests):
             raise Refused("request/replayed", "one request twice in an order")
-        states = [self._book.open(digest, self._clock() + REMEMBERED_S) for digest in digests]
+        states = [self._book.open(digest, *2 * (self._clock() + REMEMBERED_S,)) for digest in digests]
         if any(state.asking for state in states):
             raise Refused("request/busy", "this request is being carried out")
         return states

@@ -124,7 +124,7 @@ class OnlineStep:
         self._count("shares_given", len(shares))
         report, kept = self._report(order, shares), Kept(state.name, state.body, state.digest, terms.committee)
         self._book.answers.keep(Answer(kept, report))
-        state.answering = False
+        state.answering, state.done = False, True
         self._effects.report(coordinator, report, (entry,), kept)
         request_id = state.attempt.request_id if state.attempt is not None else ""
         self._log.told("share given", terms.request_digest, request_id, count=len(shares))

@@ -16,9 +16,10 @@ from appliance.api.models import SignatureValue
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.combine import CombineFailed, combine
 from appliance.coordinator.errors import CeremonyEnded, failure
+from appliance.coordinator.gates import ANSWER_TIMEOUT_S, Gates, unheld
 from appliance.coordinator.pools import BatchReservation, Pools
 from appliance.coordinator.recall import After, Earlier, Recall, until_done
-from appliance.coordinator.signing import AUTHORISE_TIMEOUT_S, loop_deadline_s
+from appliance.store.waiting import Waiting
 from enclave import wire
 from policies.requests import HashBatch
 
@@ -31,8 +32,11 @@ ONLINE_TIMEOUT_S = 60.0
 class Network(Protocol):
     """What batches need of the rest of the coordinator."""
 
-    async def committee_for_batch(self, count: int, *, patient: bool = False) -> tuple[int, ...]:
-        """Exactly 2t+1 linked signers that have `count` presignatures. Raises `CeremonyEnded`."""
+    async def committee_for_batch(
+        self, count: int, *, patient: bool = False, prefer: tuple[int, ...] = ()
+    ) -> tuple[int, ...]:
+        """Exactly 2t+1 linked signers that have `count` presignatures, `prefer` if it can be. Raises
+        `CeremonyEnded`."""
 
     async def recallable(self, *, patient: bool = False) -> None:
         """Enough signers to ask what came of a request. Raises `CeremonyEnded`."""
@@ -55,15 +59,15 @@ class Item:
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """What is to be signed. `on_pending` is called when a gate says that it needs time. `recall_first`: it may have
-    been answered before. `patient`: signers may be on their way back."""
+    """What is to be signed; the options are those of `SigningRequest`."""
 
     client: wire.ClientRequest
     key_id: str
     items: tuple[Item, ...]
-    on_pending: Callable[[], Awaitable[None]]
+    on_pending: Callable[[Waiting], Awaitable[None]]
     recall_first: bool = False
     patient: bool = False
+    waiting: Waiting | None = None
 
 
 T = TypeVar("T")
@@ -102,10 +106,17 @@ class BatchSigning:
 
     async def sign(self, request: BatchRequest) -> tuple[ItemResult, ...]:
         """A verified signature for each hash, or why there is none; one at least. Raises as `Signing.sign`."""
+        names = unheld(len(request.items))
+
+        def ask(ceremony: bytes, committee: tuple[int, ...], after: bytes | None) -> wire.BatchSignOrder:
+            return wire.BatchSignOrder(ceremony, request.key_id, request.client, committee, names, after)
+
+        gates = Gates(self._ceremonies, ask, request.on_pending, self._clock, request.waiting)
         return await until_done(
-            lambda after: self._attempt(request, after),
+            lambda after: self._attempt(request, after, gates),
             lambda: self._recalled(request),
             lambda signer: self._network.activate_key(signer, request.key_id),
+            gates.decided,
             recall_first=request.recall_first or self._recall.always,
         )
 
@@ -124,14 +135,16 @@ class BatchSigning:
                 continue
         return None, recalled.after()
 
-    async def _attempt(self, request: BatchRequest, after: After) -> tuple[ItemResult, ...]:
-        committee = await self._network.committee_for_batch(len(request.items), patient=request.patient)
+    async def _attempt(self, request: BatchRequest, after: After, gates: Gates) -> tuple[ItemResult, ...]:
+        committee = await self._network.committee_for_batch(
+            len(request.items), patient=request.patient or bool(gates.committee), prefer=gates.committee
+        )
         given = False
         reservation = BatchReservation(self._pools, committee, len(request.items))
         try:
             with self._ceremonies.open(committee) as approval:
                 try:
-                    authorizations = await self._authorise(approval, request, reservation, after)
+                    authorizations = await self._authorise(approval, request, reservation, after, gates)
                     # Some member may take them out of its pool from here on.
                     reservation.spend()
                     shares = await self._online_step(request, committee, authorizations, after)
@@ -144,7 +157,7 @@ class BatchSigning:
         return await self._combine(request.items, shares)
 
     async def _authorise(
-        self, approval: Ceremony, request: BatchRequest, reservation: BatchReservation, after: After
+        self, approval: Ceremony, request: BatchRequest, reservation: BatchReservation, after: After, gates: Gates
     ) -> tuple[wire.SignedBatchAuthorization, ...]:
         """SPEC 4.7: every member's authorization of the whole batch, for the presignatures of the last round."""
         for _ in range(MAX_ROUNDS):
@@ -155,7 +168,7 @@ class BatchSigning:
                     index,
                     wire.BatchSignOrder(approval.id, key_id, request.client, members, names, after.get(index)),
                 )
-            got, unknown = await self._answers(approval, request, names)
+            got, unknown = await self._answers(approval, names, gates)
             if not unknown:
                 _check_terms(got, request, names)
                 return tuple(got[index] for index in approval.members)
@@ -164,21 +177,19 @@ class BatchSigning:
         raise CeremonyEnded("no-presignatures", "the pools of the signers do not agree")
 
     async def _answers(
-        self, approval: Ceremony, request: BatchRequest, names: tuple[wire.PresignatureName, ...]
+        self, approval: Ceremony, names: tuple[wire.PresignatureName, ...], gates: Gates
     ) -> tuple[dict[int, wire.SignedBatchAuthorization], dict[wire.PresignatureName, int]]:
         """One answer of every member: authorizations, and the presignatures that some member does not hold."""
         got: dict[int, wire.SignedBatchAuthorization] = {}
         unknown: dict[wire.PresignatureName, int] = {}
         named, silent = set(names), set(approval.members)
-        deadline_s, pending = asyncio.get_running_loop().time() + AUTHORISE_TIMEOUT_S, False
+        deadline_s = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
         while silent:
             index, report = await approval.next(deadline_s, silent)
             match report:
-                case wire.GatePending(_, gate_deadline_s):
-                    deadline_s = max(deadline_s, loop_deadline_s(gate_deadline_s, self._clock()))
-                    if not pending:
-                        pending = True
-                        await request.on_pending()
+                case wire.GatePending(_, until_s):
+                    await gates.pending(index, until_s, approval.members)
+                    gates.leave(set(approval.members) - silent)
                     continue
                 case wire.BatchAuthorized(_, signed) if index in silent and signed.authorization.index == index:
                     got[index] = signed
@@ -189,6 +200,8 @@ class BatchSigning:
                 case _:
                     raise failure(index, report)
             silent.discard(index)
+            gates.approved(index)
+            gates.leave(set(approval.members) - silent)
         return got, unknown
 
     async def _online_step(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from appliance.coordinator.errors import CeremonyEnded, Rejected, failure
+from appliance.coordinator.errors import CeremonyEnded, GatesTakeTime, Rejected, failure
 from appliance.coordinator.standing import Standing
 from appliance.durations import DurationsBy
 from enclave import wire
@@ -156,6 +156,9 @@ class Ceremonies:
             outcome = "done"
         except Rejected:
             outcome = "rejected"
+            raise
+        except GatesTakeTime:
+            outcome = "pending"
             raise
         except CeremonyEnded as error:
             outcome, told_round = "failed", error.round

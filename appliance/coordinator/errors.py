@@ -21,6 +21,10 @@ class CeremonyEnded(KeymootError):
         self.code, self.reason, self.signer = code, reason, signer
 
 
+class GatesTakeTime(Exception):
+    """An attempt ends since gates need time: there is another one once they have decided."""
+
+
 class Rejected(Refused):
     """Signer `signer` decided that the request is not to be carried out."""
 

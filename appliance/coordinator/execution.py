@@ -21,13 +21,16 @@ from appliance.coordinator.signing import Signing, SigningRequest
 from appliance.store import CoordinatorStore
 from appliance.store.accepted import CONFLICT
 from appliance.store.failures import QueueFull, StoreFailed
+from appliance.store.waiting import Waiting
 from enclave import wire
 from policies.errors import Unavailable
+from policies.gate_messages import show_time
 from policies.requests import SigningBody
 from policies.roster import Roster
 
 KEYGENS_AT_ONCE = 4
 QUEUE_PAUSE_S = 0.1
+GATE_PENDING = "gate/pending"
 
 
 class Execution:
@@ -45,6 +48,8 @@ class Execution:
         self._store, self._roster, self._network = store, roster, network
         self._signing, self._batch_signing, self._keybook = signing, batch_signing, keybook
         self._keygen_slots = asyncio.Semaphore(KEYGENS_AT_ONCE)
+        self._waited: set[str] = set()
+        """Requests for which a gate needed time."""
 
     async def key(
         self, request_id: str, client: wire.ClientRequest, label: str, *, again: bool, resumed: bool = False
@@ -81,13 +86,15 @@ class Execution:
         resumed: bool = False,
     ) -> str:
         """As `key`: a signature under the child key `public_key` (33 bytes)."""
-        pending = partial(_tell, self._store.set_executing, signature_id)
-        request = SigningRequest(client, key_id, message_hash(body), public_key, pending, again, resumed)
+        pending = partial(self._pending, signature_id, self._store.set_executing)
+        waiting = self._waited_before(signature_id) if resumed else None
+        request = SigningRequest(client, key_id, message_hash(body), public_key, pending, again, resumed, waiting)
         try:
             value = await self._signing.sign(request)
         except (Rejected, CeremonyEnded, Unavailable) as error:
             return await self._end(signature_id, self._store.end_signature, error)
         await self._written(partial(self._store.finish_signature, signature_id, msgspec.json.encode(value)))
+        await self._no_more_waiting(signature_id)
         return SignatureState.SIGNED
 
     async def batch(
@@ -102,7 +109,9 @@ class Execution:
     ) -> str:
         """As `key`: every hash of a batch."""
         batches = self._store.batches
-        request = BatchRequest(client, key_id, items, partial(_tell, batches.set_executing, batch_id), again, resumed)
+        pending = partial(self._pending, batch_id, batches.set_executing)
+        waiting = self._waited_before(batch_id) if resumed else None
+        request = BatchRequest(client, key_id, items, pending, again, resumed, waiting)
         try:
             results = await self._batch_signing.sign(request)
         except (Rejected, CeremonyEnded, Unavailable) as error:
@@ -111,7 +120,34 @@ class Execution:
         state = BatchState.SIGNED if whole else BatchState.PARTLY_SIGNED
         data = msgspec.json.encode([_shown(result) for result in results])
         await self._written(partial(batches.finish, batch_id, state, data))
+        await self._no_more_waiting(batch_id)
         return state
+
+    async def _pending(
+        self, request_id: str, show: Callable[[str, str, str, str], Awaitable[None]], waiting: Waiting
+    ) -> None:
+        """Some gates need time. What is only told to whoever asks meanwhile, or spares gates a question after a
+        restart, may be missing: the result is written in any case."""
+        signers = ", ".join(self._network.signers.name(index) for index in sorted(waiting.until_s))
+        until = show_time(max(waiting.until_s.values()))
+        self._waited.add(request_id)
+        with suppress(StoreFailed, QueueFull):
+            await self._store.waits.put(request_id, waiting)
+            await show(request_id, GATE_PENDING, f"a gate is deciding, and has time until {until}", signers)
+
+    def _waited_before(self, request_id: str) -> Waiting | None:
+        """What the last run of this process waited for."""
+        waiting = self._store.waits.get(request_id)
+        if waiting is not None:
+            self._waited.add(request_id)
+        return waiting
+
+    async def _no_more_waiting(self, request_id: str) -> None:
+        """No gate needs time any more."""
+        if request_id in self._waited:
+            self._waited.discard(request_id)
+            with suppress(StoreFailed, QueueFull):
+                await self._store.waits.forget(request_id)
 
     async def _end(
         self,
@@ -130,6 +166,7 @@ class Execution:
         if rest[0] == CONFLICT:
             await self._written(partial(self._store.release, request_id))
         await self._written(partial(end, request_id, state, *rest))
+        await self._no_more_waiting(request_id)
         return state
 
     async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
@@ -145,12 +182,6 @@ class Execution:
                 await self._store.recovery.until_it_works()
             except QueueFull:
                 await asyncio.sleep(QUEUE_PAUSE_S)
-
-
-async def _tell(write: Callable[[str], Awaitable[None]], request_id: str) -> None:
-    """What is only told to whoever asks meanwhile may be missing: the result is written in any case."""
-    with suppress(StoreFailed, QueueFull):
-        await write(request_id)
 
 
 def _shown(result: ItemResult) -> BatchResult:

@@ -57,9 +57,12 @@ async def keygen(
     async def nothing(_: int) -> None:
         return
 
+    async def none_pending(_: After) -> None:
+        return
+
     try:
         # Enclaves carry out a request for a key once; its client may sign it anew.
-        return await until_done(attempt, recalled, nothing, recall_first=recall_first, most=1)
+        return await until_done(attempt, recalled, nothing, none_pending, recall_first=recall_first, most=1)
     except Rejected as error:
         if error.rule != REPLAYED:
             raise

@@ -145,7 +145,9 @@ class Network:
 
     # --- what requests need ---
 
-    async def committee(self, count: int = 1, *, patient: bool = False) -> tuple[int, ...]:
+    async def committee(
+        self, count: int = 1, *, patient: bool = False, prefer: tuple[int, ...] = ()
+    ) -> tuple[int, ...]:
         """The committee with most presignatures among those that can sign now, `count` of them at least; one without
         signers that failed or are slow, where there is one.
 
@@ -153,11 +155,11 @@ class Network:
         presignatures before it awaits anything else. Raises `CeremonyEnded` where there is none in time, saying what
         is missing: soon where too few signers are online, unless the request is `patient`.
         """
-        return await self._committee(self._wait.pool_s, count, patient)
+        return await self._committee(self._wait.pool_s, count, patient, prefer)
 
-    async def _committee(self, timeout_s: float, count: int, patient: bool) -> tuple[int, ...]:
+    async def _committee(self, timeout_s: float, count: int, patient: bool, prefer: tuple[int, ...]) -> tuple[int, ...]:
         if not len(self.line):
-            best = self._best(count)
+            best = self._best(count, prefer)
             if best is not None:
                 return best
             # Filling goes on without a pause while somebody waits.
@@ -166,7 +168,7 @@ class Network:
             async with asyncio.timeout(timeout_s), self.line.turn():
                 while True:
                     change = self._changes.next()
-                    best = self._best(count)
+                    best = self._best(count, prefer)
                     if best is not None:
                         return best
                     await self._next_change(change, self._roster.committee_size, patient)
@@ -174,9 +176,11 @@ class Network:
             missing = self.trouble() or f"not {count} presignatures in time: the pools were used up by others"
             raise CeremonyEnded("no-committee", missing) from None
 
-    def _best(self, count: int) -> tuple[int, ...] | None:
+    def _best(self, count: int, prefer: tuple[int, ...] = ()) -> tuple[int, ...] | None:
         avoided = self.standing.avoided()
         able = [committee for committee in self._candidates() if self.pools.available(committee) >= count]
+        if prefer in able:
+            return prefer
         return min(able, key=lambda c: (len(avoided.intersection(c)), -self.pools.available(c)), default=None)
 
     async def _next_change(self, change: asyncio.Event, needed: int, patient: bool) -> None:
@@ -187,12 +191,14 @@ class Network:
         async with asyncio.timeout(self._fewer_since_s[needed] + self._wait.signers_s - self._clock()):
             await change.wait()
 
-    async def committee_for_batch(self, count: int, *, patient: bool = False) -> tuple[int, ...]:
+    async def committee_for_batch(
+        self, count: int, *, patient: bool = False, prefer: tuple[int, ...] = ()
+    ) -> tuple[int, ...]:
         """As `committee`; its pool is filled up to `count` where that is more than it is kept at."""
         self.refill.wanted.append(count)
         self._changes.notify()
         try:
-            return await self._committee(BATCH_PATIENCE * self._wait.pool_s, count, patient)
+            return await self._committee(BATCH_PATIENCE * self._wait.pool_s, count, patient, prefer)
         finally:
             self.refill.wanted.remove(count)
 

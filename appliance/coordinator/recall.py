@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
-from appliance.coordinator.errors import SPENT_RULES, CeremonyEnded, Rejected, failure
+from appliance.coordinator.errors import SPENT_RULES, CeremonyEnded, GatesTakeTime, Rejected, failure
 from appliance.coordinator.standing import Standing
 from appliance.store.accepted import CONFLICT
 from enclave import wire
@@ -191,6 +191,7 @@ async def until_done(
     attempt: Callable[[After], Awaitable[T]],
     recall: Callable[[], Awaitable[tuple[T | None, After]]],
     activate: Callable[[int], Awaitable[None]],
+    gates_decided: Callable[[After], Awaitable[None]],
     *,
     recall_first: bool,
     most: int = MAX_ATTEMPTS,
@@ -198,7 +199,8 @@ async def until_done(
     """The result of one attempt, `most` at most, or of one that was made before, perhaps elsewhere.
 
     `attempt(after)` adds to `after` what may be answered to it; `recall()` gives the earlier result, or what the next
-    attempt must name as `after`; `activate(signer)` has the key activated. Raises `Rejected` where a signer said no,
+    attempt must name as `after`; `activate(signer)` has the key activated; `gates_decided(after)` returns once no gate
+    needs time any more, as one did where an attempt raised `GatesTakeTime`. Raises `Rejected` where a signer said no,
     else `CeremonyEnded` of the last attempt.
     """
     after: After = {}
@@ -211,7 +213,10 @@ async def until_done(
                 recall_first = False
                 if value is not None:
                     return value
+            await gates_decided(after)
             return await attempt(after)
+        except GatesTakeTime:
+            continue
         except Earlier:
             recalls += 1
             if recalls == MAX_RECALLS:

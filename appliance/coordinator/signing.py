@@ -11,22 +11,21 @@ from appliance.api.models import SignatureValue
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.combine import CombineFailed, combine
 from appliance.coordinator.errors import CeremonyEnded, failure
+from appliance.coordinator.gates import ANSWER_TIMEOUT_S, Gates, unheld
 from appliance.coordinator.pools import Pools, Reservation
 from appliance.coordinator.recall import After, Earlier, Recall, until_done
+from appliance.store.waiting import Waiting
 from enclave import wire
 
 MAX_RENAMES = 3
-AUTHORISE_TIMEOUT_S = 75.0
 ONLINE_TIMEOUT_S = 20.0
-MAX_GATE_WAIT_S = 24 * 3600.0
-GATE_MARGIN_S = 15.0
 
 
 class Network(Protocol):
     """What signing needs of the rest of the coordinator."""
 
-    async def committee(self, *, patient: bool = False) -> tuple[int, ...]:
-        """Exactly 2t+1 linked signers that have presignatures. Raises `CeremonyEnded`."""
+    async def committee(self, *, patient: bool = False, prefer: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Exactly 2t+1 linked signers that have presignatures, `prefer` if it can be. Raises `CeremonyEnded`."""
 
     async def recallable(self, *, patient: bool = False) -> None:
         """Enough signers to ask what came of a request. Raises `CeremonyEnded`."""
@@ -42,17 +41,18 @@ class Network(Protocol):
 class SigningRequest:
     """What is to be signed. `h`: the 32-byte hash; `public_key`: the child key, 33 bytes.
 
-    `on_pending` is called when a gate says that it needs time. `recall_first`: it may have been answered before.
-    `patient`: signers may be on their way back.
+    `on_pending` is told when a gate says that it needs time, `waiting` is what it was told before a restart.
+    `recall_first`: it may have been answered before. `patient`: signers may be on their way back.
     """
 
     client: wire.ClientRequest
     key_id: str
     h: bytes
     public_key: bytes
-    on_pending: Callable[[], Awaitable[None]]
+    on_pending: Callable[[Waiting], Awaitable[None]]
     recall_first: bool = False
     patient: bool = False
+    waiting: Waiting | None = None
 
 
 class Signing:
@@ -71,10 +71,16 @@ class Signing:
 
     async def sign(self, request: SigningRequest) -> SignatureValue:
         """A verified signature. Raises `Rejected` where a signer said no, else `CeremonyEnded` of the last attempt."""
+
+        def ask(ceremony: bytes, committee: tuple[int, ...], after: bytes | None) -> wire.SignOrder:
+            return wire.SignOrder(ceremony, request.key_id, request.client, committee, unheld(1)[0], after)
+
+        gates = Gates(self._ceremonies, ask, request.on_pending, self._clock, request.waiting)
         return await until_done(
-            lambda after: self._attempt(request, after),
+            lambda after: self._attempt(request, after, gates),
             lambda: self._recalled(request),
             lambda signer: self._network.activate_key(signer, request.key_id),
+            gates.decided,
             recall_first=request.recall_first or self._recall.always,
         )
 
@@ -92,14 +98,15 @@ class Signing:
                 continue
         return None, recalled.after()
 
-    async def _attempt(self, request: SigningRequest, after: After) -> SignatureValue:
-        committee = await self._network.committee(patient=request.patient)
+    async def _attempt(self, request: SigningRequest, after: After, gates: Gates) -> SignatureValue:
+        patient = request.patient or bool(gates.committee)
+        committee = await self._network.committee(patient=patient, prefer=gates.committee)
         signed = False
         reservation = Reservation(self._pools, committee)
         try:
             with self._ceremonies.open(committee) as approval:
                 try:
-                    authorizations = await self._authorise(approval, request, reservation, after)
+                    authorizations = await self._authorise(approval, request, reservation, after, gates)
                     # Some member may take it out of its pool from here on.
                     reservation.spend()
                     shares = await self._online_step(request, committee, authorizations, after)
@@ -113,13 +120,13 @@ class Signing:
             reservation.release()
 
     async def _authorise(
-        self, approval: Ceremony, request: SigningRequest, reservation: Reservation, after: After
+        self, approval: Ceremony, request: SigningRequest, reservation: Reservation, after: After, gates: Gates
     ) -> tuple[wire.SignedAuthorization, ...]:
         """SPEC 4.1: every member's authorization of the request, for one presignature."""
         members = approval.members
         got: dict[int, wire.SignedAuthorization] = {}
-        deadline_s = asyncio.get_running_loop().time() + AUTHORISE_TIMEOUT_S
-        pending, renames = False, 0
+        deadline_s = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
+        renames = 0
         self._order_signing(approval, request, reservation, after)
         while len(got) < len(members):
             index, report = await approval.next(deadline_s, set(members) - got.keys())
@@ -130,11 +137,9 @@ class Signing:
                     # One that names an earlier presignature was under way when it was renamed.
                     if signed.authorization.terms.presignature == reservation.name:
                         got[index] = signed
-                case wire.GatePending(_, gate_deadline_s):
-                    deadline_s = max(deadline_s, loop_deadline_s(gate_deadline_s, self._clock()))
-                    if not pending:
-                        pending = True
-                        await request.on_pending()
+                        gates.approved(index)
+                case wire.GatePending(_, until_s):
+                    await gates.pending(index, until_s, members)
                 case wire.UnknownPresignature(_, unknown) if unknown != reservation.name:
                     pass
                 case wire.UnknownPresignature():
@@ -149,6 +154,7 @@ class Signing:
                     raise Earlier(index)
                 case _:
                     raise failure(index, report)
+            gates.leave(set(got))
         _check_terms(got, request)
         return tuple(got[index] for index in members)
 
@@ -172,12 +178,6 @@ class Signing:
             after.update(dict.fromkeys(committee, online.id))
             online.order_all(wire.OnlineOrder(online.id, request.key_id, authorizations))
             return await online.one_each(wire.ShareReport, ONLINE_TIMEOUT_S)
-
-
-def loop_deadline_s(gate_deadline_s: int, now_s: float) -> float:
-    """On the loop's clock, when a pending gate's answer must be there. `now_s`: Unix seconds, as the gate's."""
-    wait_s = min(max(gate_deadline_s - now_s, 0.0), MAX_GATE_WAIT_S) + GATE_MARGIN_S
-    return asyncio.get_running_loop().time() + wait_s
 
 
 def _check_terms(got: dict[int, wire.SignedAuthorization], request: SigningRequest) -> None:

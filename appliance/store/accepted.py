@@ -13,6 +13,7 @@ from appliance.store.statements import Statement, parameter
 from policies.errors import Bug, CallerError
 
 UNFINISHED = ("Pending", "Executing")
+NO_REASON = {"reason_code": "", "reason_message": "", "reason_signer": ""}
 # The rule by which signers say that an external id stands for another request of its client (SPEC 4.10).
 CONFLICT = "request/external-id"
 # Between an external id that was released and the id of the request that it was: none contains it.
@@ -115,9 +116,7 @@ def request_row(request: Accepted) -> dict[str, object]:
         "jws": request.jws,
         "state": "Pending",
         "created_at_ms": request.created_at_ms,
-        "reason_code": "",
-        "reason_message": "",
-        "reason_signer": "",
+        **NO_REASON,
     }
 
 
@@ -141,9 +140,7 @@ def accept(
 
 def restarting(table: Table) -> Statement:
     """Takes a failed request up again, as it was signed now."""
-    values = {"state": "Pending", "jws": parameter("new_jws")} | dict.fromkeys(
-        ("reason_code", "reason_message", "reason_signer"), ""
-    )
+    values = {"state": "Pending", "jws": parameter("new_jws")} | NO_REASON
     return Statement(update(table).where(table.c.id == parameter("row"), table.c.state == "Failed").values(**values))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from sqlalchemy import Column, Connection, Index, Integer, LargeBinary, String, Table, select, update
 
 from appliance.store.accepted import (
+    NO_REASON,
     UNFINISHED,
     Acceptance,
     Accepted,
@@ -63,13 +64,13 @@ class SignatureBatches:
             lambda connection: accept(connection, request, _INSERT_BATCH, _RESTART_BATCH, values)
         )
 
-    async def set_executing(self, batch_id: str) -> None:
-        """A gate takes its time."""
-        await self._change(batch_id, {"state": "Executing"})
+    async def set_executing(self, batch_id: str, code: str, message: str, signer: str) -> None:
+        """A gate takes its time: whose, and what is known of it."""
+        await self.end(batch_id, "Executing", code, message, signer)
 
     async def finish(self, batch_id: str, state: str, result: bytes) -> None:
         """The shares were given: every item's result. State `Signed` or `PartlySigned`."""
-        await self._change(batch_id, {"state": state, "result": result})
+        await self._change(batch_id, {"state": state, "result": result, **NO_REASON})
 
     async def end(self, batch_id: str, state: str, code: str, message: str, signer: str) -> None:
         """No signature comes of it: `Failed` or `Rejected`, and why."""

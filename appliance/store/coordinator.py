@@ -22,6 +22,7 @@ from sqlalchemy import (
 
 from appliance.durations import Durations
 from appliance.store.accepted import (
+    NO_REASON,
     UNFINISHED,
     Acceptance,
     Accepted,
@@ -39,6 +40,7 @@ from appliance.store.database import Database
 from appliance.store.keys import Keys, keys
 from appliance.store.rows import fetch, parse_row, parse_rows
 from appliance.store.statements import Statement, insertion, parameter
+from appliance.store.waiting import WaitingRequests
 from appliance.store.writer import GroupCommitWriter
 from policies.errors import Bug
 
@@ -79,8 +81,7 @@ _SIGNATURES_AFTER = Statement(
 _UNFINISHED_SIGNATURE = update(signatures).where(
     signatures.c.id == parameter("row"), signatures.c.state.in_(UNFINISHED)
 )
-_SET_STATE = Statement(_UNFINISHED_SIGNATURE.values(state=parameter("to")))
-_FINISH = Statement(_UNFINISHED_SIGNATURE.values(state="Signed", result=parameter("signed")))
+_FINISH = Statement(_UNFINISHED_SIGNATURE.values(state="Signed", result=parameter("signed"), **NO_REASON))
 _END = Statement(
     _UNFINISHED_SIGNATURE.values(
         state=parameter("to"),
@@ -100,6 +101,7 @@ class CoordinatorStore:
         self.recovery = self._writer.recovery
         self.keys = Keys(database, self._writer)
         self.batches = SignatureBatches(database, self._writer)
+        self.waits = WaitingRequests(database, self._writer)
 
     @classmethod
     def open(cls, path: pathlib.Path) -> CoordinatorStore:
@@ -143,9 +145,10 @@ class CoordinatorStore:
 
     # --- progress ---
 
-    async def set_executing(self, signature_id: str) -> None:
-        """A gate takes its time."""
-        await self._advance(_SET_STATE, signature_id, {"to": "Executing"})
+    async def set_executing(self, signature_id: str, code: str, message: str, signer: str) -> None:
+        """A gate takes its time: whose, and what is known of it."""
+        values = {"to": "Executing", "code": code, "message": message, "signer": signer}
+        await self._advance(_END, signature_id, values)
 
     async def finish_signature(self, signature_id: str, result: bytes) -> None:
         """The verified signature, JSON of a `SignatureValue`. State `Signed`."""

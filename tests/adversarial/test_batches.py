@@ -355,12 +355,12 @@ def test_what_is_remembered_of_batches_is_bounded() -> None:
     book = RequestBook(lambda: now[0])
     attempt = Attempt("main", b"c" * 16, COMMITTEE, tuple(wire.PresignatureName(bytes(32), l) for l in range(1, 1001)))
     for number in range(MAX_ITEMS // 1000):
-        state = book.open(number.to_bytes(32, "big"), 100.0)
+        state = book.open(number.to_bytes(32, "big"), 100.0, 100.0)
         for ceremony in (b"1" * 16, b"2" * 16):
             book.begin(state, Attempt("main", ceremony, COMMITTEE, attempt.presignatures))
         # A smaller attempt makes no room: what was approved for the larger one is still remembered.
         book.begin(state, Attempt("main", b"3" * 16, COMMITTEE, attempt.presignatures[:1]))
     with pytest.raises(Refused, match="busy"):
-        book.begin(book.open(b"\xff" * 32, 100.0), attempt)
+        book.begin(book.open(b"\xff" * 32, 100.0, 100.0), attempt)
     now[0] = 200.0
-    book.begin(book.open(b"\xfe" * 32, 300.0), attempt)
+    book.begin(book.open(b"\xfe" * 32, 300.0, 300.0), attempt)

@@ -27,6 +27,7 @@ from appliance.coordinator.config import (
     SignersSettings,
     WaitSettings,
 )
+from appliance.coordinator.gates import unheld
 from appliance.coordinator.server import Coordinator
 from appliance.tls import client_context
 from enclave import wire
@@ -230,6 +231,10 @@ class FakeSigner:
                 return [wire.Recalled(order.ceremony, self.kept.get(external_id(order.request)))]
             case wire.SignOrder() | wire.BatchSignOrder() if self.is_answered(order):
                 return [wire.Recalled(order.ceremony, self.kept[external_id(order.request)])]
+            case wire.SignOrder(presignature=name) if name in unheld(1):
+                return [wire.UnknownPresignature(order.ceremony, name)]
+            case wire.BatchSignOrder(presignatures=names) if set(names) <= set(unheld(len(names))):
+                return [wire.UnknownPresignatures(order.ceremony, names)]
             case wire.SignOrder():
                 return [wire.Authorized(order.ceremony, self.authorization(order))]
             case wire.OnlineOrder():

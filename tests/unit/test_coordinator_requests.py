@@ -237,9 +237,14 @@ async def test_a_pending_gate_is_executing_and_then_signed(net: FakeNetwork) -> 
     path = f"/v1/keys/{key_id}/signatures/{shown['id']}"
     while (shown := (await net.get(path))[1])["status"] != "Executing":
         assert shown["status"] == "Pending"
-    await slow.report(wire.Authorized(held[0].ceremony, slow.authorization(held[0])))
+    until_shown = "a gate is deciding, and has time until 2242-03-16T12:56:32Z"
+    assert shown["reason"] == {"code": "gate/pending", "message": until_shown, "signer": "signer-1"}
+    # Asked again for a presignature that nobody has: none is named while the gate decides.
+    await until(lambda: len(held) == 2)
+    slow.answers.clear()
+    await slow.report(wire.UnknownPresignature(held[1].ceremony, held[1].presignature))
     status, shown = await net.post(f"/v1/keys/{key_id}/signatures", hash_body())
-    assert (status, shown["status"]) == (200, "Signed")
+    assert (status, shown["status"], shown.get("reason")) == (200, "Signed", None)
 
 
 async def test_a_key_that_a_signer_has_pending_is_activated_and_signed_with(net: FakeNetwork) -> None:
