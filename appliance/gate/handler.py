@@ -65,7 +65,7 @@ def make_app(config: GateConfig) -> web.Application:
                 raise ValueError("another question under the same uid")
             if len(answered) > MAX_REMEMBERED:
                 del answered[next(iter(answered))]
-        except (WebhookVerificationError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (WebhookVerificationError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("gate-request-invalid", reason=type(error).__name__)
             return web.Response(status=401, text="not a signed validation request\n")
         now = datetime.datetime.now(datetime.UTC)

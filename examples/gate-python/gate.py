@@ -46,7 +46,7 @@ async def handle(http):
         # A second attempt has the same uid and is about the same; anything else is not from an enclave.
         if seen.setdefault(question["uid"], echo["request_digest"]) != echo["request_digest"]:
             raise ValueError("another question under the same uid")
-    except (WebhookVerificationError, ValueError, KeyError, TypeError, AttributeError):
+    except (WebhookVerificationError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return web.Response(status=401)
     if len(seen) > MAX_REMEMBERED:
         del seen[next(iter(seen))]
