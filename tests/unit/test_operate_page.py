@@ -13,7 +13,8 @@ from appliance import cli
 from appliance.cli.app import EPILOG, app
 
 PAGE = (Path(__file__).parents[2] / "packaging" / "README.md").read_text()
-COMMANDS = re.findall(r"^    keymoot (.+)$", PAGE, flags=re.MULTILINE)
+HYBRID = (Path(__file__).parents[2] / "packaging" / "HYBRID.md").read_text()
+COMMANDS = re.findall(r"^    keymoot (.+)$", PAGE + HYBRID, flags=re.MULTILINE)
 CODES = {0, cli.EXIT_FAILED, cli.EXIT_CALLER, cli.EXIT_UNAVAILABLE, cli.EXIT_REFUSED, cli.EXIT_INTERRUPTED}
 
 
