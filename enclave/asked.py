@@ -4,6 +4,7 @@ and put into words for the gate. Nothing is spent or remembered here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +19,12 @@ from enclave.payloads import decode_payload
 from enclave.protocol import sign
 from enclave.requests import VerifiedRequest, parse_hash_batch, parse_signing_body
 from enclave.wire import Acknowledgement
-from policies.counters import Counters
-from policies.decide import Refuse, decide
+from policies.counters import MAX_COUNTS, NOTHING, Charge, Counters
+from policies.decide import AskGate, Refuse, decide
 from policies.decoded import Decoded
 from policies.facts import Request
 from policies.gate_messages import BatchItemInfo, BatchSignerInfo, RequestInfo, SignerInfo, show_decoded
+from policies.limits import Anomaly
 from policies.model import Action, Kind, Policy
 
 PATHS_AT_ONCE = 32
@@ -91,9 +93,20 @@ async def _understand_batch(request: VerifiedRequest, key: Acknowledgement, paus
     )
 
 
-def check_policy(policy: Policy, asked: Asked, label: str, now_s: int) -> None:
+@dataclass(frozen=True)
+class Permitted:
+    """What the policy permits. `charge`: what its signature adds to the counters (SPEC 7.3). `anomalies` are told;
+    `to_gate`: those that the gate must see."""
+
+    charge: Charge = NOTHING
+    anomalies: tuple[Anomaly, ...] = ()
+    to_gate: tuple[Anomaly, ...] = ()
+
+
+def check_policy(policy: Policy, asked: Asked, label: str, counters: Counters, now_s: int) -> Permitted:
     """Raises `Refused` unless the policy permits every path that is signed with."""
-    for path in dict.fromkeys(item.path for item in asked.items):
+    charge, anomalies, to_gate = NOTHING, set[Anomaly](), set[Anomaly]()
+    for path, signatures in Counter(item.path for item in asked.items).items():
         decision = decide(
             policy,
             Request(
@@ -104,16 +117,30 @@ def check_policy(policy: Policy, asked: Asked, label: str, now_s: int) -> None:
                 blind=asked.blind,
                 derivation_path=path,
                 decoded=asked.decoded,
+                signatures=signatures,
             ),
-            Counters(unknown="this enclave keeps no counters"),
+            counters,
             now_s,
+            charge,
         )
         if isinstance(decision, Refuse):
             raise Refused(decision.rule, decision.reason)
+        if isinstance(decision, AskGate) and decision.charge:
+            charge = charge.plus(decision.charge)
+        if isinstance(decision, AskGate) and decision.anomalies:
+            anomalies.update(decision.anomalies)
+            to_gate.update(decision.to_gate)
+    if len(charge.counts) > MAX_COUNTS:
+        raise Refused("policy/limits", f"more than {MAX_COUNTS} counters would count one request")
+    return Permitted(charge, tuple(sorted(anomalies)), tuple(sorted(to_gate)))
 
 
 def signer_info(
-    asked: Asked, key: Acknowledgement, committee: tuple[int, ...], signer_name: str
+    asked: Asked,
+    key: Acknowledgement,
+    committee: tuple[int, ...],
+    signer_name: str,
+    anomalies: tuple[Anomaly, ...] = (),
 ) -> SignerInfo | BatchSignerInfo:
     """What this enclave itself tells its gate (SPEC 6.4)."""
     infos = tuple(BatchItemInfo(item.h.hex(), item.path, item.child.hex()) for item in asked.items)
@@ -129,6 +156,7 @@ def signer_info(
             key_epoch=key.key_epoch,
             participants=committee,
             blind=asked.blind,
+            anomalies=anomalies,
         )
     return SignerInfo(
         kind="Signing",
@@ -143,6 +171,7 @@ def signer_info(
         key_epoch=key.key_epoch,
         participants=committee,
         blind=asked.blind,
+        anomalies=anomalies,
     )
 
 

@@ -58,6 +58,8 @@ class Gate:
         self.counters: dict[str, int] = {}
         self.seconds = Durations()
         """Whole conversations."""
+        self.timed: Callable[[float], None] = lambda _: None
+        """Told how long each exchange took, one without an answer too."""
 
     async def ask(
         self,
@@ -163,10 +165,12 @@ class Gate:
         late = GateUnreachable(uid, "no answer from the signer process in time", "timeout")
         cancel = self._timers.after(timeout_ms / 1000 + 1.0, lambda: self.on_answer(late))
         signed = (call.webhook_id, call.webhook_timestamp, call.webhook_signature, call.body)
+        started_ns = time.perf_counter_ns()
         self._emit(CallGate(uid, *signed, timeout_ms, request_id))
         try:
             return await promise
         finally:
+            self.timed((time.perf_counter_ns() - started_ns) / 1e9)
             cancel()
             self._awaited.pop(uid, None)
 

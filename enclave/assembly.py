@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import nacl.bindings
 
 from enclave import __version__
+from enclave.anomalies import AnomalyWatch
 from enclave.asking import Gate
 from enclave.attempts import RequestBook
 from enclave.audit import AuditLog
@@ -17,6 +18,8 @@ from enclave.ceremonies import Ceremonies
 from enclave.channels.handshake import Identity, Link, PeerSession
 from enclave.channels.links import Links
 from enclave.config import EnclaveConfig
+from enclave.counting import Counting
+from enclave.counting_clock import CountingClock
 from enclave.creation import KeyCreation
 from enclave.dispatch import Dispatch
 from enclave.effects import Effects
@@ -24,6 +27,8 @@ from enclave.errors import KeymootError, Refused
 from enclave.freezes import Freezes, FreezeStore
 from enclave.gate_keys import GateKeys
 from enclave.hsm import Hsm
+from enclave.ledger import Ledger
+from enclave.ledger_keeping import LedgerKeeping
 from enclave.log import Log
 from enclave.members import NonceBook, OwnSession
 from enclave.online import Holdings
@@ -54,7 +59,8 @@ class Outside:
     `told_of_hsm()`: counters and durations of the HSM, and `queues()`: what waits, both for `Status`. `accepted()`: the
     states of peers that its operator has accepted. `freezes`: where the enclave keeps what it is frozen for. `reload()`
     reads the configuration again, and raises `CallerError`. `requests_after_s`: Unix time before which no request is
-    taken, in case the clock was set back.
+    taken, in case the clock was set back. `counting_clock`: one for the life of the process; None makes one of the two
+    clocks.
     """
 
     wall_clock: Callable[[], float]
@@ -70,6 +76,7 @@ class Outside:
     told_of_hsm: Callable[[], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = lambda: ({}, {})
     queues: Callable[[], dict[str, int]] = dict
     requests_after_s: int = 0
+    counting_clock: CountingClock | None = None
 
 
 class EnclaveCore:
@@ -122,6 +129,7 @@ class EnclaveCore:
         )
         self.reload = Reload(config, rules, freezes, outside.reload, outside.wall_clock, self._tell)
         book, log = RequestBook(outside.wall_clock), RequestLog(outside.log, outside.clock)
+        self._counting = self._make_counting(rules, around.vault, log)
         self._authoriser = Authoriser(
             rules,
             Holdings(self._session, around.vault, self.pool, self._prss, self._peer, self._pause),
@@ -132,7 +140,7 @@ class EnclaveCore:
             outside.wall_clock,
             outside.random,
             log,
-            freezes,
+            self._counting,
         )
         self._creation = creation = KeyCreation(
             rules, book, self.orders, self.effects, outside.wall_clock, log, freezes
@@ -147,6 +155,7 @@ class EnclaveCore:
             self.effects,
             self.timers,
             self._standing,
+            self._counting.keeping,
             self._describe,
             self.status,
             self._stop,
@@ -200,6 +209,17 @@ class EnclaveCore:
             report=self.effects.report,
             to_worker=self._outside.to_worker,
         )
+
+    def _make_counting(self, rules: SigningRules, vault: Vault, log: RequestLog) -> Counting:
+        outside = self._outside
+        clock = outside.counting_clock or CountingClock(outside.wall_clock, outside.clock)
+        ledger = Ledger(clock, outside.wall_clock)
+        keeping = LedgerKeeping(
+            ledger, self._audit, vault, self.effects, self.timers, outside.log, lambda: rules.policy.counts
+        )
+        watch = AnomalyWatch(outside.clock, outside.log)
+        self._gate.timed = watch.on_gate
+        return Counting(rules, self._freezes, ledger, keeping, watch, outside.wall_clock, log, self._standing.tell_soon)
 
     def _sign_identity(self, message_digest: bytes) -> Promise[bytes]:
         return self._outside.on_hsm(lambda hsm: hsm.sign(message_digest))  # type: ignore[return-value]
@@ -292,6 +312,7 @@ class EnclaveCore:
             self._standing,
             self._freezes,
             self.reload,
+            self._counting.watch,
         ):
             for name, count in part.counters.items():
                 counters[name] = counters.get(name, 0) + count
@@ -303,6 +324,8 @@ class EnclaveCore:
             "prss_epoch": self._prss.epoch,
             "audit_seq": self._audit.seq,
             "gate_conversations": self._gate.under_way,
+            "counters": len(self._counting.ledger),
+            "counters_ahead": self._counting.ledger.ahead_s(),
         }
         gauges["freezes"] = len(self._freezes.in_force)
         gauges |= self._standing.gauges()

@@ -16,6 +16,7 @@ from enclave.errors import Refused
 from enclave.gate import GateSaidNo
 from enclave.shares import KeyFacts
 from enclave.wire import Answer, Authorization, BatchAuthorization, BatchShareReport, PresignatureName
+from policies.counters import NOTHING, Charge
 
 MAX_ATTEMPTS = 3
 MAX_REQUESTS = 20_000
@@ -41,8 +42,9 @@ class Item:
 class Approval:
     """A request that policy and gate have said yes to, for one committee, with all that its terms need.
 
-    `items`: one, or those of a batch (SPEC 4.7). `permitted()` raises `Refused` where that yes holds no longer: the
-    label was frozen, the client's key revoked, or the policy in force now says no.
+    `items`: one, or those of a batch (SPEC 4.7). `permitted()`: what is to be charged for it (SPEC 7.3); raises
+    `Refused` where that yes holds no longer: the label was frozen, the client's key revoked, or the policy in force
+    now says no.
     """
 
     client_id: str
@@ -51,7 +53,7 @@ class Approval:
     items: tuple[Item, ...]
     committee: tuple[int, ...]
     until_s: int
-    permitted: Callable[[], None]
+    permitted: Callable[[], Charge]
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class RequestState:
     `verified_s`: when its JWS verified; `fresh_until_s`: until then it must be remembered; `done`: it was carried out.
     `pending_until_s`: the gate has said that it needs time, and has it until then; `said_no`: why it refused;
     `consent_until_s`: the gate's yes to making a key counts until then.
+    `charged`: an audit entry says what limits count of it; `release` frees what is held for it (SPEC 7.3).
     """
 
     digest: bytes
@@ -111,6 +114,8 @@ class RequestState:
     answering: bool = False
     refusals: int = 0
     unaudited: int = 0
+    charged: bool = False
+    release: Callable[[], None] | None = None
 
     def check_open(self) -> None:
         """Raises `Refused` where the request was decided for good."""
@@ -132,12 +137,15 @@ class RequestState:
     def withdraw(self) -> None:
         """What was authorised and not used can't be used any more."""
         self.outstanding = None
+        if self.release is not None:
+            self.release()
 
-    def check_permitted(self) -> None:
-        """Whether what was approved may still be done. Raises `Refused`."""
+    def check_permitted(self) -> Charge:
+        """Whether what was approved may still be done, and what is to be charged for it. Raises `Refused`."""
         if self.approval is None:
             raise Refused("authorization", "nothing was approved")
-        self.approval.permitted()
+        charge = self.approval.permitted()
+        return NOTHING if self.charged else charge
 
     def count_refusal(self) -> int | None:
         """Another order was refused. How many refusals were left out since the last entry that tells of one, where this
@@ -222,7 +230,7 @@ class RequestBook:
         """Withdraw the unused authorization of an attempt."""
         state = self._by_attempt.get((coordinator, ceremony))
         if state is not None:
-            state.outstanding = None
+            state.withdraw()
 
     def _forget_attempt(self, state: RequestState) -> None:
         if state.attempt is not None:

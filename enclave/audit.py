@@ -64,7 +64,7 @@ class AuditLog:
             await on_disk()
             self.stored = max(self.stored, end)
 
-    def record(self, event: str, **facts: str | int | bool | list[int]) -> AuditEntry:
+    def record(self, event: str, **facts: str | int | bool | list[int] | list[str]) -> AuditEntry:
         """The next entry. `facts` must be public: digests, names, ids, reasons."""
         body = _encoder.encode({"event": event, "time": int(self._clock()), **facts})
         return self._append(body, b"")

@@ -3,7 +3,8 @@
 The order of effects:
 
 1. the client's request verifies, the policy allows it, the gate says yes (nothing is reserved, nothing is spent);
-2. an authorization is signed and remembered: at most one outstanding, three in a request's life.
+2. room within the policy's limits is held, an authorization is signed and remembered: at most one outstanding, three in
+   a request's life.
 
 What follows, with everybody's authorizations, is in `online.py`: only there is a presignature spent.
 """
@@ -13,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from enclave.answers import AlreadyAnswered
-from enclave.asked import Asked, check_policy, request_info, signer_info, understand
+from enclave.asked import request_info, signer_info, understand
 from enclave.asking import Gate
 from enclave.attempts import Approval, Attempt, Outstanding, RequestBook, RequestState
 from enclave.audit import AuditLog
 from enclave.channels.frames import sign_digest
+from enclave.counting import Counting, Permission
 from enclave.effects import Effects
 from enclave.errors import CallerError, Refused, Unavailable
-from enclave.freezes import Freezes
 from enclave.gate import GateSaidNo
 from enclave.meters import rule_label
 from enclave.online import Holdings, OnlineStep
@@ -51,7 +52,6 @@ from enclave.wire import (
     UnknownPresignature,
     UnknownPresignatures,
 )
-from policies.clients import Client
 from policies.gate_messages import BatchSignerInfo, RequestInfo, SignerInfo
 from policies.requests import body_digest, request_name, signature_batches_path, signatures_path
 
@@ -75,16 +75,15 @@ class Authoriser:
         wall_clock: Callable[[], float],
         random: Callable[[int], bytes],
         log: RequestLog,
-        freezes: Freezes,
+        counting: Counting,
     ) -> None:
-        self._freezes = freezes
         self._rules, self._holdings, self.gate, self.book = rules, holdings, gate, book
         self._session, self._vault, self._pool = holdings.session, holdings.vault, holdings.pool
         self._audit, self._effects, self._clock, self._random = audit, effects, wall_clock, random
         self._roster_digest = rules.roster.digest()
         self.counters: dict[str, int] = {}
-        self._log = log
-        self.online = OnlineStep(holdings, book, audit, effects, wall_clock, self._count, log)
+        self._log, self._counting = log, counting
+        self.online = OnlineStep(holdings, book, audit, effects, wall_clock, self._count, log, counting)
 
     async def authorise(
         self, coordinator: str, order: AnyOrder, record: Record | None, stored: Answer | None = None
@@ -188,7 +187,7 @@ class Authoriser:
             self.book.answers.check(state.name, order.after)
         key = await self._key(order.key_id, record)
         acknowledgement, batch = key.acknowledgement, isinstance(order, BatchSignOrder)
-        self._freezes.check(acknowledgement.label)
+        self._counting.freezes.check(acknowledgement.label)
         state.count_question()
         asked = await understand(request, acknowledgement, batch, self._holdings.pause)
         try:
@@ -199,32 +198,16 @@ class Authoriser:
             raise
         if isinstance(order, BatchSignOrder) and len(order.presignatures) != len(asked.items):
             raise Refused("presignature", "a batch needs one presignature for each hash")
-        permitted = self._permitted(request.client, asked, acknowledgement.label)
+        label, request_id = acknowledgement.label, order.request.request_id
+        permission = await self._counting.permit(request.client, asked, label, state.digest, request_id)
         until_s = max(request.expires_at_s, int(self._clock()) + AUTHORIZATION_S)
         if self._rules.gate_mode != "none":
             name = self._rules.roster.signer(self._session.index).name
-            info = signer_info(asked, acknowledgement, order.committee, name)
+            info = signer_info(asked, acknowledgement, order.committee, name, permission.to_gate)
             told = request_info(asked, self._rules.roster.network)
-            until_s = await self._ask_gate(state, order, info, told, permitted)
-            permitted()
-        return Approval(request.client_id, key, batch, asked.items, order.committee, until_s, permitted)
-
-    def _permitted(self, client: Client, asked: Asked, label: str) -> Callable[[], None]:
-        """Put `asked` to the policy. What is returned does so again, where another policy is in force by then, and asks
-        whether `label` is frozen. Both raise `Refused`."""
-        first = self._rules.policy
-        check_policy(first, asked, label, int(self._clock()))
-
-        def again() -> None:
-            # SPEC 4.11, 4.12
-            self._freezes.check(label)
-            policy = self._rules.policy
-            if policy is not first:
-                if policy.client(client.id) != client:
-                    raise Refused("request/client", f"the key of client {client.id} was revoked meanwhile")
-                check_policy(policy, asked, label, int(self._clock()))
-
-        return again
+            until_s = await self._ask_gate(state, order, info, told, permission)
+            permission.again()
+        return Approval(request.client_id, key, batch, asked.items, order.committee, until_s, permission.again)
 
     def _claim(
         self, state: RequestState, order: AnyOrder, client_id: str, external_id: str, stored: Answer | None
@@ -248,11 +231,11 @@ class Authoriser:
         order: AnyOrder,
         info: SignerInfo | BatchSignerInfo,
         told: RequestInfo,
-        permitted: Callable[[], None],
+        permission: Permission,
     ) -> int:
         def pending(until_s: int) -> None:
             # A person is not asked on for what would be refused after all.
-            permitted()
+            permission.again()
             state.pending_until_s = until_s
             self._tell_pending(state)
 
@@ -274,7 +257,7 @@ class Authoriser:
             raise Refused("presignature", "a batch needs one presignature for each hash")
         # SPEC 4.10: since it was approved, another request of its name may have been answered.
         self.book.answers.check(state.name, attempt.after)
-        approval.permitted()
+        charge = state.check_permitted()
         terms = make_terms(approval, attempt, state.digest, self._holdings.prss.epoch)
         if unknown := [name for name in attempt.presignatures if not self._holds(name, terms)]:
             self._report_unknown(attempt, approval, unknown)
@@ -282,6 +265,10 @@ class Authoriser:
         until_s = min(int(self._clock()) + AUTHORIZATION_S, approval.until_s)
         authorization = self._authorization(terms, until_s)
         self.book.answers.withdraw(state.name, but=state.digest)
+        if charge:
+            # SPEC 7.3
+            self._counting.ledger.hold(state.digest, charge, until_s)
+            state.release = lambda: self._counting.ledger.release(state.digest)
         state.count_attempt(Outstanding(authorization, approval.items, attempt.presignatures))
         entry = self._audit.record(
             "authorized",
@@ -334,6 +321,8 @@ class Authoriser:
         """Answer the newest attempt, or the order itself where no attempt has `begun` with it. Only a request that
         verified goes into the audit chain, and not each time: others cost nothing to send, and would fill the disk."""
         self._count(f"requests_refused|{rule_label(rule)}")
+        if state is not None and rule.startswith(("policy/", "gate")):
+            self._counting.watch.on_refusal()
         digest = state.digest if state is not None else order.request.digest(self._rules.roster.network)
         self._log.refused(
             coordinator, "request refused", digest, order.request.request_id, rule=rule, reason=reason[:300]

@@ -18,6 +18,7 @@ from enclave.channels.handshake import Link
 from enclave.creation import KeyCreation
 from enclave.effects import Effects
 from enclave.errors import CallerError, KeymootError, LinkFault, Refused, Unavailable
+from enclave.ledger_keeping import LedgerKeeping
 from enclave.meters import rule_label
 from enclave.opening import Surroundings
 from enclave.orders import CeremonyOrders
@@ -30,6 +31,7 @@ from enclave.wire import (
     ActivateOrder,
     Attach,
     Attached,
+    AuditPage,
     BatchOnlineOrder,
     BatchSignOrder,
     ForgetBatchOrder,
@@ -86,6 +88,7 @@ class Dispatch:
         effects: Effects,
         timers: Timers,
         standing: Standing,
+        keeping: LedgerKeeping,
         describe: Callable[[], Attached],
         status: Callable[[], Status],
         stop: Callable[[StopOrders], Stopped],
@@ -94,7 +97,7 @@ class Dispatch:
         """`stop` carries an order to freeze or unfreeze out; `begun(length)` is told how long the audit chain is."""
         self._around, self._orders, self._batches, self._creation = around, orders, batches, creation
         self._authoriser, self._effects, self._timers = authoriser, effects, timers
-        self._standing, self._told = standing, recall
+        self._standing, self._told, self._keeping = standing, recall, keeping
         self._describe, self._status, self._begun = describe, status, begun
         self._phase = Phase.DETACHED
         self._attachments = 0
@@ -110,6 +113,7 @@ class Dispatch:
             GateUnreachable: authoriser.gate.on_answer,
             StopOrders: lambda message: effects.emit(stop(message)),
             Stored: lambda message: effects.on_stored(message.ticket),
+            AuditPage: keeping.on_page,
         }
         self._order_routes: dict[type[Any], Callable[[Order, Any], Coroutine[Any, Any, None]]] = {
             PrepareOrder: self._prepare,
@@ -139,6 +143,7 @@ class Dispatch:
         self._phase = Phase.DETACHED
         self._attachments += 1
         self._effects.detach()
+        self._keeping.on_detached()
         self._around.links.drop_all("the signer process went away")
         self._around.setup_turn.clear()
 
@@ -173,6 +178,7 @@ class Dispatch:
         missed = around.audit.adopt(message.audit_seq, message.audit_head)
         self._phase = Phase.ATTACHED
         self._effects.emit(self._describe())
+        self._keeping.on_attached(message.counters)
         self._effects.audit(*missed)
         self._begun(message.audit_seq)
         if event:

@@ -16,6 +16,7 @@ from enclave.attempts import Outstanding, RequestBook, RequestState
 from enclave.audit import AuditLog
 from enclave.channels.frames import verify_digest
 from enclave.channels.handshake import PeerSession
+from enclave.counting import Counting
 from enclave.crypto.curve import SECP256K1
 from enclave.effects import Effects
 from enclave.errors import CallerError, Refused, Unavailable
@@ -42,6 +43,7 @@ from enclave.wire import (
     SignedBatchAuthorization,
     encode,
 )
+from policies.counters import Charge
 
 CLOCK_SKEW_S = 30
 SHARES_AT_ONCE = 16
@@ -76,9 +78,10 @@ class OnlineStep:
         wall_clock: Callable[[], float],
         count: Callable[[str, int], None],
         log: RequestLog,
+        counting: Counting,
     ) -> None:
         """`count(name, amount)` adds to the enclave's counters."""
-        self._log = log
+        self._log, self._counting = log, counting
         self._holdings, self._book = holdings, book
         self._audit, self._effects, self._clock, self._count = audit, effects, wall_clock, count
 
@@ -93,11 +96,10 @@ class OnlineStep:
             # The HSM unseals while the others' signatures are verified.
             opening = holdings.vault.begin_to_open(record, order.key_id)
             self._check_others(coordinator, order, outstanding)
-            state.check_permitted()
+            charge = state.check_permitted()
             holdings.vault.require_hsm()
             terms = outstanding.authorization.terms
-            # SPEC 4.3, 4.8: before anything else. Gone even if what follows fails.
-            presignatures = holdings.pool.take_all(outstanding.presignatures, terms.committee, terms.prss_epoch)
+            presignatures = self._spend(state, outstanding, charge)
             spent = True
             # SPEC 4.10: until the share is out, nobody is told that there is none.
             state.outstanding, state.answering = None, True
@@ -105,6 +107,9 @@ class OnlineStep:
             # SPEC 4.11: while it was computed, its label may have been frozen.
             state.check_permitted()
         except (Refused, CallerError, Unavailable) as error:
+            if spent and charge:
+                # SPEC 7.4: nothing is given back.
+                self._counting.charge(terms.request_digest)
             if opening is not None:
                 opening.discard()
             self._count("online_refused", 1)
@@ -120,7 +125,10 @@ class OnlineStep:
         if isinstance(order, OnlineOrder):
             (name,) = outstanding.presignatures
             facts["presignature"] = f"{name.sid.hex()}/{name.index}"
-        entry = self._audit.record("share", request=terms.request_digest.hex(), **facts)
+        charged: dict[str, int | list[str]] = {}
+        if charge:
+            charged, state.charged = self._counting.charge(terms.request_digest), True
+        entry = self._audit.record("share", request=terms.request_digest.hex(), **facts, **charged)
         self._count("shares_given", len(shares))
         report, kept = self._report(order, shares), Kept(state.name, state.body, state.digest, terms.committee)
         self._book.answers.keep(Answer(kept, report))
@@ -130,6 +138,18 @@ class OnlineStep:
         self._log.told("share given", terms.request_digest, request_id, count=len(shares))
         self._count("online_us_total", (time.perf_counter_ns() - started_ns) // 1000)
         self._count("online_cpu_us_total", (time.process_time_ns() - started_cpu_ns) // 1000)
+
+    def _spend(self, state: RequestState, outstanding: Outstanding, charge: Charge) -> list[sign.Presignature]:
+        """SPEC 4.3, 4.8, 7.4: before anything else. Gone even if what follows fails. Raises `Refused` where nothing
+        was spent."""
+        terms, ledger = outstanding.authorization.terms, self._counting.ledger
+        if charge:
+            ledger.seize(state.digest, charge)
+        try:
+            return self._holdings.pool.take_all(outstanding.presignatures, terms.committee, terms.prss_epoch)
+        except Refused:
+            ledger.give_up(state.digest)
+            raise
 
     def _report(
         self, order: OnlineOrder | BatchOnlineOrder, shares: list[sign.SignatureShare]

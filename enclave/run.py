@@ -13,6 +13,7 @@ from enclave.assembly import EnclaveCore, Outside
 from enclave.clock_watch import MAX_WALL_STEP_S, Clocks, ClockWatch, MemoryInDoubt
 from enclave.config import EnclaveConfig
 from enclave.confine import Confinement
+from enclave.counting_clock import CountingClock
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import CallerError, KeymootError, Unavailable
 from enclave.framing import Stream
@@ -160,6 +161,7 @@ def _serve(
         log=log,
         freezes=FreezeFile(config.freezes),
         reload=load,
+        counting_clock=CountingClock(time.time, Clocks().boottime),
         told_of_hsm=lambda: (watch.counters(), opener.timings.told("hsm")),
         queues=lambda: {"to-signer": server.waiting, "to-worker": worker.waiting, "hsm": thread.waiting},
     )

@@ -2,7 +2,7 @@
 
 A record's version orders its states, so that an older one never replaces a newer: a key's pending record of epoch `e`
 is version `2e`, its active one `2e + 1`; the PRSS record's version is its epoch; that of what was seen of peers counts
-its states. Network, signer, kind, name, epoch
+its states; that of counters is the number of the audit entry that they go up to. Network, signer, kind, name, epoch
 and version are bound into the seal.
 """
 
@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
+from enclave.counters_record import CountersRecord
 from enclave.errors import Bug, CallerError, Refused, Unavailable
 from enclave.hsm.errors import HsmAway
 from enclave.hsm.hsm import Hsm
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 PRSS_NAME = "prss"
 PEERS_NAME = "peers"
+COUNTERS_NAME = "counters-{part}"
 CACHED_KEY_FACTS = 4096
 
 HsmCall = Callable[[Callable[[Hsm], T]], Promise[T]]
@@ -166,6 +168,26 @@ class Vault:
         """What was seen of peers. Raises `CallerError` for what was not sealed here as that."""
         with await self._unseal(msgspec.structs.replace(record, kind="peers", name=PEERS_NAME), 0) as plaintext:
             return decode(plaintext.reveal(), PeersRecord)
+
+    async def keep_counters(self, parts: Sequence[CountersRecord]) -> None:
+        """Seal and store the counters (SPEC 7.5), all parts together, in place of those of an earlier state."""
+        records = []
+        for part in parts:
+            name = COUNTERS_NAME.format(part=part.part)
+            records.append(
+                Record("counters", name, part.seq, await self._seal("counters", name, part.seq, encode(part)))
+            )
+        await self._store(tuple(records))
+
+    async def open_counters(self, record: Record) -> CountersRecord:
+        """One part of the counters. Raises `CallerError` for what was not sealed here as that."""
+        if record.kind != "counters":
+            raise CallerError("not a record of counters")
+        with await self._unseal(record, 0) as plaintext:
+            opened = decode(plaintext.reveal(), CountersRecord)
+        if (record.name, record.version) != (COUNTERS_NAME.format(part=opened.part), opened.seq):
+            raise CallerError("a record of counters holds other ones")
+        return opened
 
     def _remember(self, record: KeyRecord) -> None:
         place = (record.acknowledgement.key_id, record.version)

@@ -23,6 +23,7 @@ from policies.acceptance import BOOT_DIGITS, AcceptedState
 from policies.roster import Roster
 
 PERIOD_S = 60.0
+TELL_SOON_S = 1.0
 # A peer can show a new state as often as it likes: neither an HSM call and a write follow from each, nor an audit
 # entry. Every one is judged at once, against what is in memory, so that no refusal waits: what is stored late is only
 # what this enclave will know after a crash within these seconds. What a refusal was found by is stored at once, as long
@@ -49,6 +50,7 @@ class Standing:
         self.book = PeerBook(roster, accepted, self._changed, self._notice)
         self.counters: dict[str, int] = {}
         self._version = 0
+        self._telling = False
         self._unsaved = self._saving = self._resting = self._urgent = self._failed = self._loaded = False
         self._periods = 0
         # By peer: notices since the counting began anew, and how many of them no audit entry tells of.
@@ -88,6 +90,17 @@ class Standing:
     def on_link_up(self, key: tuple[str, int]) -> None:
         """A peer learns at once how far our chain is; every minute it learns that again."""
         self._run(self._settle_and_tell(key))
+
+    def tell_soon(self) -> None:
+        """SPEC 7.6: peers are to learn within a second how far our chain is."""
+        if not self._telling:
+            self._telling = True
+            self._timers.after(TELL_SOON_S, lambda: self._run(self._settle_and_tell_all()))
+
+    async def _settle_and_tell_all(self) -> None:
+        self._telling = False
+        await self._audit.settle(lambda: self._effects.store(()))
+        self._links.tell_all()
 
     async def _settle_and_tell(self, key: tuple[str, int]) -> None:
         await self._audit.settle(lambda: self._effects.store(()))

@@ -7,9 +7,9 @@ share, and none that signs a digest outside the signing flow.
 Who says what:
 
 - signer → enclave: `Attach` first, then `Presence`, `PeerFrame`, `Order`, `GateReply`, `GateUnreachable`,
-  `Stored`, `StatusQuery`, `StopOrders`;
+  `Stored`, `StatusQuery`, `StopOrders`, `AuditPage`;
 - enclave → signer: `Attached` first, then `ToPeer`, `Report`, `Store`, `CallGate`, `Audit`, `Status`, `EvidencePart`,
-  `Stopped`.
+  `Stopped`, `WantAudit`.
 
 `Order`s come from a coordinator, `Report`s go back to it, `PeerFrame`/`ToPeer` carry opaque frames between
 enclaves. The signer reads of an order only `key_id` (to attach the sealed record) and alters nothing.
@@ -46,6 +46,8 @@ MAX_FREEZES: Final = 64
 MAX_STOP_SIGNATURES: Final = 16
 # In one message. All of them as large as they may be still fit into it.
 MAX_AUDIT_ENTRIES: Final = 256
+# Sealed records of the counters (SPEC 7.5), all in one message.
+MAX_COUNTER_RECORDS: Final = 32
 # Upper bounds of what `Status.durations` counts, in microseconds: 10 µs to 60 s.
 DURATION_BOUNDS_US: Final = (
     *(10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000),
@@ -81,9 +83,10 @@ class Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Record(Wire, frozen=True):
-    """A sealed record as the signer's store keeps it: opaque to the signer. `name`: a key id, `prss` or `peers`."""
+    """A sealed record as the signer's store keeps it: opaque to the signer. `name`: a key id, `prss`, `peers` or
+    `counters-0` to `counters-31`."""
 
-    kind: Annotated[str, msgspec.Meta(pattern=r"^(key|prss|peers)$(?!\n)")]
+    kind: Annotated[str, msgspec.Meta(pattern=r"^(key|prss|peers|counters)$(?!\n)")]
     name: Annotated[str, msgspec.Meta(max_length=64)]
     version: Count
     sealed: SealedBytes
@@ -615,7 +618,8 @@ class Attach(Wire, frozen=True, tag=1):
     """First message. Hands over what the store holds for the whole network and where the audit chain ends.
 
     `prss` is the sealed record of the PRSS seeds, None before the first setup; `peers` that of what was seen of peers
-    (SPEC 0.7), None before the first link. An empty chain has `audit_seq = 0` and 32 zero bytes.
+    (SPEC 0.7), None before the first link; `counters` those of what was signed within limits (SPEC 7.5), as many as
+    there are. An empty chain has `audit_seq = 0` and 32 zero bytes.
     """
 
     protocol: int
@@ -624,6 +628,7 @@ class Attach(Wire, frozen=True, tag=1):
     peers: Record | None
     audit_seq: Count
     audit_head: Bytes32
+    counters: Annotated[tuple[Record, ...], msgspec.Meta(max_length=MAX_COUNTER_RECORDS)] = ()
 
 
 class Presence(Wire, frozen=True, tag=2):
@@ -698,7 +703,16 @@ class StopOrders(Wire, frozen=True, tag=9):
     ]
 
 
-ToEnclave = Attach | Presence | PeerFrame | Order | GateReply | GateUnreachable | Stored | StatusQuery | StopOrders
+class AuditPage(Wire, frozen=True, tag=10):
+    """Answer to `WantAudit`: the stored entries after that number, in order, as many as fit; none where there are none
+    or they cannot be read."""
+
+    entries: Annotated[tuple[AuditEntry, ...], msgspec.Meta(max_length=MAX_AUDIT_ENTRIES)]
+
+
+ToEnclave = (
+    Attach | Presence | PeerFrame | Order | GateReply | GateUnreachable | Stored | StatusQuery | StopOrders | AuditPage
+)
 
 
 # --- Enclave → signer ---
@@ -831,7 +845,13 @@ class EvidencePart(Wire, frozen=True, tag=8):
         return f"EvidencePart({self.evidence.hex()}, {self.number} of {self.count}, …)"
 
 
-FromEnclave = Attached | ToPeer | Report | Store | CallGate | Audit | Status | EvidencePart | Stopped
+class WantAudit(Wire, frozen=True, tag=10):
+    """Read the audit chain back from after entry `after` (SPEC 7.5). Answer: `AuditPage`; one at a time."""
+
+    after: Count
+
+
+FromEnclave = Attached | ToPeer | Report | Store | CallGate | Audit | Status | EvidencePart | Stopped | WantAudit
 
 
 # --- `python -m enclave rewrap`: `Record`s on standard input, one `Rewrapped` for each on standard output ---

@@ -25,8 +25,9 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 _sorted_json = msgspec.json.Encoder(order="sorted")
 
 
-class SignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the enclave itself knows or derived. Points and hashes in hex; `blind`: the client sent a bare hash."""
+class SignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the enclave itself knows or derived. Points and hashes in hex; `blind`: the client sent a bare hash.
+    `anomalies`: what is out of the ordinary, where a rule of the policy asks for it; left out where nothing is."""
 
     kind: Literal["Signing"]
     key_id: str
@@ -40,6 +41,7 @@ class SignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_epoch: int
     participants: tuple[int, ...]
     blind: bool
+    anomalies: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """`request_digest`, 64 hex digits: see the module's docstring."""
@@ -54,9 +56,9 @@ class BatchItemInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     child_public_key: str
 
 
-class BatchSignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BatchSignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the enclave knows of a batch. It names every hash, and there is no `tx_hash` for all of them, so that a
-    handler that knows single signatures only does not say yes by mistake."""
+    handler that knows single signatures only does not say yes by mistake. `anomalies` as in `SignerInfo`."""
 
     kind: Literal["SigningBatch"]
     key_id: str
@@ -68,6 +70,7 @@ class BatchSignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_epoch: int
     participants: tuple[int, ...]
     blind: bool
+    anomalies: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """`request_digest`, as `SignerInfo.digest`."""

@@ -68,6 +68,9 @@ class Store(Protocol):
     def answer(self, name: bytes) -> wire.Answer | None:
         """The newest answer under the name of a request."""
 
+    def audit_entries(self, after_seq: int = 0, limit: int = 1000) -> list[wire.AuditEntry]:
+        """At most `limit` entries after number `after_seq`, in order."""
+
     def certificates_after(self, seq: int, key_id: str, limit: int) -> tuple[int, list[tuple[int, Certificate]]]:
         """At most `limit` numbered certificates, and the number after which they come."""
 
@@ -181,6 +184,13 @@ class Courier:
             self._cannot_read(error)
             return None
 
+    def _audit_after(self, after: int) -> tuple[wire.AuditEntry, ...]:
+        try:
+            return tuple(self._store.audit_entries(after, wire.MAX_AUDIT_ENTRIES))
+        except Unavailable as error:
+            self._cannot_read(error)
+            return ()
+
     def _cannot_read(self, error: Unavailable) -> None:
         before = self._repeats.due("store", str(error))
         if before is not None:
@@ -230,6 +240,8 @@ class Courier:
                     self._gate_calls.put(message)
                 case wire.Status():
                     self._on_status(message)
+                case wire.WantAudit(after):
+                    self._enclave.send(OWN_QUOTA, wire.AuditPage(self._audit_after(after)))
                 case wire.Attached():
                     raise wire.Malformed("the enclave attached twice on one connection")
 

@@ -121,6 +121,7 @@ async def serve_enclave(
         peers=_readable(store, "peers"),
         audit_seq=audit_seq,
         audit_head=audit_head,
+        counters=_counters(store),
     )
     enclave = await EnclaveLink.connect(config.enclave_socket, attach, config.network)
     backoff.reset()
@@ -145,10 +146,22 @@ async def serve_enclave(
         await enclave.close()
 
 
-def _readable(store: Store, kind: str) -> wire.Record | None:
-    """The one record of `kind`; None where it is damaged, as if it had never been: the enclave makes another."""
+def _counters(store: Store) -> tuple[wire.Record, ...]:
+    """The records of counters, up to the first that is missing or damaged: the enclave reads the audit chain then."""
+    found: list[wire.Record] = []
+    while len(found) < wire.MAX_COUNTER_RECORDS:
+        record = _readable(store, "counters", f"counters-{len(found)}")
+        if record is None:
+            break
+        found.append(record)
+    return tuple(found)
+
+
+def _readable(store: Store, kind: str, name: str | None = None) -> wire.Record | None:
+    """The record of `kind`, which has its name unless it says another; None where it is damaged, as if it had never
+    been: the enclave makes another."""
     try:
-        return store.record(kind, kind)
+        return store.record(kind, name or kind)
     except Damaged as error:
         log.error("record-damaged", reason=str(error)[:512])
         return None

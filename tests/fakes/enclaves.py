@@ -258,7 +258,9 @@ class Net:
         head = member.audit[-1] if member.audit else None
         seq, last = (head.seq, head.hash) if head else (0, bytes(32))
         prss, peers = member.store.get(("prss", "prss")), member.store.get(("peers", "peers"))
-        self.tell(j, wire.Attach(wire.PROTOCOL_VERSION, "test", prss, peers, seq, last))
+        parts = [member.store.get(("counters", f"counters-{part}")) for part in range(wire.MAX_COUNTER_RECORDS)]
+        counters = tuple(part for part in parts if part is not None)
+        self.tell(j, wire.Attach(wire.PROTOCOL_VERSION, "test", prss, peers, seq, last, counters))
 
     def start(self) -> None:
         """All attach, all are online."""
@@ -329,6 +331,8 @@ class Net:
                 for record in message.records:
                     member.store[record.kind, record.name] = record
                 self.tell(j, wire.Stored(message.ticket))
+        elif isinstance(message, wire.WantAudit):
+            self.tell(j, wire.AuditPage(tuple(member.audit[message.after : message.after + wire.MAX_AUDIT_ENTRIES])))
         elif isinstance(message, wire.CallGate):
             member.gate_calls.append(message)
             answer = self.gate(j, message)

@@ -1,0 +1,208 @@
+"""SPEC 7.5, 6.6: the counters are what the audit chain says was charged. How they are kept, and brought back.
+
+A sealed record of them is stored every minute in which something was charged, so that a restart reads the end of the
+chain alone. Which record is handed over decides nothing but how much is read: it must lie on the chain, and the chain
+is that whose end peers have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from enclave.audit import AuditLog, ChainEnd, entry_hash
+from enclave.counters_record import CountersRecord, restore, snapshot
+from enclave.effects import Effects
+from enclave.errors import CallerError, KeymootError, Refused, Unavailable
+from enclave.ledger import Ledger
+from enclave.log import Log
+from enclave.shares import Vault
+from enclave.tasks import Promise, Task, Timers
+from enclave.wire import AuditEntry, AuditPage, Record, WantAudit
+
+KEEP_EVERY_S = 60.0
+KEEP_EVERY_CHARGES = 2000
+START = ChainEnd(0, bytes(32))
+
+
+class _Charged(msgspec.Struct, frozen=True):
+    """What counts of an audit entry; other facts are passed over."""
+
+    counted_at: int = 0
+    charged: tuple[str, ...] = ()
+    destinations: tuple[str, ...] = ()
+
+
+class LedgerKeeping:
+    """Brings `ledger` back once a boot, when it is asked for first, and keeps it from then on."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        audit: AuditLog,
+        vault: Vault,
+        effects: Effects,
+        timers: Timers,
+        log: Log,
+        wanted: Callable[[], bool],
+    ) -> None:
+        """`wanted()`: whether decisions depend on it now; if not, nothing is read before one does."""
+        self._ledger, self._audit, self._vault, self._effects = ledger, audit, vault, effects
+        self._timers, self._log, self._wanted = timers, log, wanted
+        self._records: Sequence[Record] = ()
+        self._known = self._attached = self._reading = self._keeping = False
+        self._reason = "it was not read from the store yet"
+        self._waiting: list[Promise[None]] = []
+        self._page: Promise[AuditPage] | None = None
+        self._kept = self._kept_seq = 0
+
+    def on_attached(self, records: Sequence[Record]) -> None:
+        """The signer is there, with what it has of counters."""
+        self._attached = True
+        if not self._known:
+            self._records = records
+            self._kept_seq = max((record.version for record in records), default=0)
+            if self._wanted():
+                self.begin()
+
+    def on_detached(self) -> None:
+        """The signer went away; what was being read is read again."""
+        self._attached, page = False, self._page
+        if page is not None:
+            page.reject(Unavailable("the signer process went away", "it restarts by itself"))
+
+    def on_page(self, page: AuditPage) -> None:
+        """The entries that were asked for. Raises `CallerError` where none were."""
+        if self._page is None:
+            raise CallerError("a page of the audit chain that nobody asked for")
+        self._page.resolve(page)
+
+    def begin(self) -> None:
+        """Read now: it will be needed."""
+        if not self._known and not self._reading and self._attached:
+            self._reading = True
+            Task(self._read(), self._on_read).start()
+
+    @property
+    def unknown(self) -> str:
+        """Why what was charged is not all in the ledger; empty where it is."""
+        return "" if self._known else self._reason
+
+    async def known(self) -> None:
+        """Returns once everything that was charged is in the ledger, or cannot be for now: `unknown` says why."""
+        if not self._known and self._attached:
+            promise: Promise[None] = Promise()
+            self._waiting.append(promise)
+            self.begin()
+            await promise
+
+    # --- back from the store ---
+
+    def _on_read(self, task: Task[None]) -> None:
+        self._reading = False
+        if isinstance(task.outcome, KeymootError):
+            self._reason = str(task.outcome)[:300]
+            self._ledger.clear()
+            self._log.warning("counters not read", reason=self._reason)
+        else:
+            self._known, self._records = True, ()
+            self._timers.after(KEEP_EVERY_S, self._on_time)
+        waiting, self._waiting = self._waiting, []
+        for promise in waiting:
+            promise.resolve(None)
+
+    async def _read(self) -> None:
+        """SPEC 7.5. Raises `Refused`, `Unavailable`."""
+        end = self._audit.at_boot
+        since = await self._restore()
+        if not (since.version <= end.version and await self._fold(since, end)):
+            # Not a point of this chain: an older or another one's record.
+            self._log.warning("counters are read from the whole audit chain", seq=end.version)
+            self._ledger.clear()
+            if not await self._fold(START, end):
+                raise Refused("policy/limits", "the store's audit chain does not end where it said: restore the store")
+        ahead_s = self._ledger.ahead_s()
+        self._kept = self._ledger.charged
+        self._log.info("counters read", counters=len(self._ledger), entries=end.version - since.version)
+        if ahead_s > 0:
+            self._log.warning("the clock is behind what was counted: windows stand still", seconds=ahead_s)
+
+    async def _restore(self) -> ChainEnd:
+        """What the records hold, `START` where they hold nothing whole."""
+        self._ledger.clear()
+        parts: list[CountersRecord] = []
+        for record in self._records:
+            try:
+                parts.append(await self._vault.open_counters(record))
+            except (CallerError, Refused) as error:
+                self._log.warning("a record of counters cannot be opened", reason=str(error)[:300])
+                break
+        return restore(self._ledger, parts) or START
+
+    async def _fold(self, since: ChainEnd, end: ChainEnd) -> bool:
+        """Add what the entries after `since` say. Whether they lead to `end`. Raises `Unavailable`."""
+        seq, head = since
+        while seq < end.version:
+            for entry in (await self._ask(seq)).entries:
+                seq += 1
+                if entry.seq != seq or entry.hash != entry_hash(head, seq, entry.body):
+                    return False
+                head = entry.hash
+                self._fold_entry(entry)
+                if seq == end.version:
+                    break
+        return head == end.head
+
+    async def _ask(self, after: int) -> AuditPage:
+        self._page = Promise()
+        self._effects.emit(WantAudit(after))
+        try:
+            page = await self._page
+        finally:
+            self._page = None
+        if not page.entries:
+            raise Unavailable(f"the store has no audit entry {after + 1}", "restore it from a backup")
+        return page
+
+    def _fold_entry(self, entry: AuditEntry) -> None:
+        if b'"counted_at":' not in entry.body:
+            return
+        # It is of this chain, so this enclave wrote it; a reason of its own may quote the name.
+        facts = msgspec.json.decode(entry.body, type=_Charged)
+        counts = []
+        for text in facts.charged:
+            amount, _, key = text.partition(" ")
+            window = key.split(" ")[1]
+            counts.append((key, int(window.removesuffix("s")), int(amount)))
+        self._ledger.fold(facts.counted_at, counts, facts.destinations)
+
+    # --- to the store ---
+
+    def on_charge(self) -> None:
+        """Something was charged."""
+        if self._ledger.charged - self._kept >= KEEP_EVERY_CHARGES:
+            self._keep()
+
+    def _on_time(self) -> None:
+        self._timers.after(KEEP_EVERY_S, self._on_time)
+        self._keep()
+
+    def _keep(self) -> None:
+        # A newer record takes an older one's place, never the other way round.
+        due = self._ledger.charged != self._kept and self._audit.seq > self._kept_seq
+        if due and not self._keeping and self._attached:
+            self._keeping = True
+            Task(self._store(), self._on_kept).start()
+
+    async def _store(self) -> None:
+        charged, end = self._ledger.charged, ChainEnd(self._audit.seq, self._audit.head)
+        # Also where it fails: the signer may have stored what it did not confirm.
+        self._kept_seq = end.version
+        await self._vault.keep_counters(snapshot(self._ledger, end))
+        self._kept = charged
+
+    def _on_kept(self, task: Task[None]) -> None:
+        self._keeping = False
+        if isinstance(task.outcome, KeymootError):
+            self._log.warning("counters not stored", reason=str(task.outcome)[:300])

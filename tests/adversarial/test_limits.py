@@ -1,0 +1,442 @@
+"""Limits in whole enclaves: what is charged, held and brought back, with races, restarts, clocks and lying stores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pytest
+
+from enclave import wire
+from enclave.errors import CallerError
+from enclave.ledger_keeping import KEEP_EVERY_S
+from policies.limits import Anomaly, Each, Limit, OnAnomaly, Reaction
+from policies.model import Policy
+from policies.requests import EthereumTransaction, HashBatch, signature_batches_path, signatures_path
+from tests.adversarial.conftest import COMMITTEE, Desk
+from tests.fakes.clients import TestClient, TestGate, open_policy
+from tests.fakes.enclaves import COORDINATOR, Clock, Disk, Net, authorizations_of
+from tests.fakes.payloads import encoded_transaction
+
+
+@dataclass
+class LimitedDesk(Desk):
+    """`taken`: presignatures of the batch that were named."""
+
+    taken: int = 0
+
+
+HOURLY = Limit(name="hourly", within="1h", signatures=3)
+KEY = "hourly 3600s"
+
+
+def limited(client: TestClient, *limits: Limit, on_anomaly: OnAnomaly | None = None) -> Policy:
+    whole = open_policy(client)
+    rule = msgspec.structs.replace(whole.rules[0], on_anomaly=on_anomaly)
+    return msgspec.structs.replace(whole, rules=(rule,), limits=limits)
+
+
+def make_desk(*limits: Limit, on_anomaly: OnAnomaly | None = None, gate_mode: str = "signed") -> LimitedDesk:
+    clock = Clock()
+    client, gate = TestClient(clock), TestGate(clock)
+    policy = limited(client, *limits, on_anomaly=on_anomaly)
+    net = Net(policy, gate, gate.keys, clock=clock, gate_mode=gate_mode)
+    net.start()
+    net.setup()
+    key = net.keygen(client.create_key())[1].certificates[0][0].acknowledgement
+    net.drain()
+    desk = LimitedDesk(net, client, gate, key, b"")
+    refill(desk)
+    return desk
+
+
+def refill(desk: LimitedDesk) -> None:
+    desk.sid, desk.taken = desk.net.presign(COMMITTEE, 32)[1].sid, 0
+
+
+def next_name(desk: LimitedDesk) -> wire.PresignatureName:
+    desk.taken += 1
+    return desk.name(desk.taken)
+
+
+def request(desk: LimitedDesk) -> wire.ClientRequest:
+    return desk.client.sign_hash(desk.key_id, hashlib.sha256(os.urandom(8)).digest())
+
+
+def authorise(desk: LimitedDesk, asked: wire.ClientRequest | None = None) -> dict[int, list[Any]]:
+    return desk.net.authorise(asked or request(desk), desk.key_id, COMMITTEE, next_name(desk))
+
+
+def give(desk: LimitedDesk, reports: dict[int, list[Any]]) -> dict[int, list[Any]]:
+    return desk.net.online(authorizations_of(reports), desk.key_id, COMMITTEE)
+
+
+def refusals(reports: dict[int, list[Any]]) -> set[tuple[str, str]]:
+    found = [report for told in reports.values() for report in told if isinstance(report, wire.RequestRefused)]
+    return {(report.rule, report.reason) for report in found}
+
+
+def signs(desk: LimitedDesk, asked: wire.ClientRequest | None = None) -> bool:
+    """Whether a request is signed by everybody; where not, whether limits are why."""
+    reports = authorise(desk, asked)
+    if len(authorizations_of(reports)) < len(COMMITTEE):
+        assert {rule for rule, _ in refusals(reports)} == {"policy/limits"}, reports
+        return False
+    shares = [
+        report for told in give(desk, reports).values() for report in told if isinstance(report, wire.ShareReport)
+    ]
+    assert len(shares) == len(COMMITTEE)
+    return True
+
+
+def used(desk: LimitedDesk, j: int, key: str = KEY) -> int:
+    return desk.net.members[j].core._counting.ledger.used(key)
+
+
+def come_back(desk: LimitedDesk, *members: int, disk: Disk | None = None) -> None:
+    for j in members:
+        desk.net.reboot(j, disk)
+        desk.net.presence(COMMITTEE)
+        desk.net.run()
+    desk.net.advance(31.0)  # requests from before the restart are refused
+    refill(desk)
+
+
+def test_three_pass_and_the_window_slides() -> None:
+    desk = make_desk(HOURLY)
+    assert [signs(desk) for _ in range(5)] == [True, True, True, False, False]
+    desk.net.advance(3599)
+    assert not signs(desk)
+    desk.net.advance(1 + 113)
+    assert [signs(desk) for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_charge_is_in_the_audit_entry_that_goes_with_the_share() -> None:
+    desk = make_desk(HOURLY)
+    assert signs(desk)
+    entry = json.loads(desk.net.members[1].audit[-1].body)
+    assert (entry["event"], entry["charged"], entry["counted_at"]) == ("share", ["1 " + KEY], int(desk.net.clock()))
+
+
+def test_of_two_at_once_under_a_limit_with_room_for_one_one_passes() -> None:
+    desk = make_desk(Limit(name="hourly", within="1h", signatures=1))
+    first, second = authorise(desk), authorise(desk)
+    assert len(authorizations_of(first)) == 3
+    assert refusals(second) == {("policy/limits", "the limit hourly has room for 0 of 1, not for 1")}
+    give(desk, first)
+    assert [used(desk, j) for j in COMMITTEE] == [1, 1, 1]
+
+
+def test_both_may_ask_their_gates_and_only_one_is_authorised() -> None:
+    desk = make_desk(Limit(name="hourly", within="1h", signatures=1))
+    calls: list[tuple[int, wire.CallGate]] = []
+    desk.net.gate = lambda j, call: calls.append((j, call))
+    assert authorizations_of(authorise(desk)) == authorizations_of(authorise(desk)) == ()
+    assert len(calls) == 6
+    for j, call in calls:
+        desk.net.tell(j, desk.gate(j, call))
+    desk.net.run()
+    reports = desk.net.drain()
+    assert len(authorizations_of(reports)) == 3
+    assert {rule for rule, _ in refusals(reports)} == {"policy/limits"}
+
+
+def test_a_gate_that_refuses_burns_nothing() -> None:
+    desk = make_desk(Limit(name="hourly", within="1h", signatures=1))
+    desk.gate.decide = lambda member, asked: (False, "no")
+    for _ in range(3):
+        assert {rule for rule, _ in refusals(authorise(desk))} == {"gate"}
+    desk.gate.decide = lambda member, asked: (True, "")
+    assert signs(desk)
+
+
+def test_what_is_abandoned_or_expires_is_held_no_more() -> None:
+    desk = make_desk(Limit(name="hourly", within="1h", signatures=1))
+    ceremony = os.urandom(16)
+    for j in COMMITTEE:
+        desk.net.order(j, wire.SignOrder(ceremony, desk.key_id, request(desk), COMMITTEE, desk.name(1)))
+    desk.net.run()
+    assert [used(desk, j) for j in COMMITTEE] == [1, 1, 1]
+    for j in COMMITTEE:
+        desk.net.order(j, wire.AbandonOrder(ceremony))
+    desk.net.run()
+    desk.net.drain()
+    assert [used(desk, j) for j in COMMITTEE] == [0, 0, 0]
+    authorise(desk)
+    desk.net.advance(31)
+    assert signs(desk)
+
+
+def test_further_attempts_of_one_request_are_charged_once() -> None:
+    desk = make_desk(Limit(name="hourly", within="1h", signatures=1))
+    asked = request(desk)
+    first = authorise(desk, asked)
+    # One member alone is asked for its share.
+    desk.net.order(1, wire.OnlineOrder(b"online-ceremony-", desk.key_id, authorizations_of(first)))
+    desk.net.run()
+    desk.net.drain()
+    assert [used(desk, j) for j in COMMITTEE] == [1, 1, 1]
+    second = desk.net.authorise(asked, desk.key_id, COMMITTEE, next_name(desk), after=b"online-ceremony-")
+    assert len(authorizations_of(second)) == 3
+    give(desk, second)
+    assert [used(desk, j) for j in COMMITTEE] == [1, 1, 1]
+    assert not signs(desk)
+
+
+def test_a_batch_counts_for_all_of_its_hashes() -> None:
+    desk = make_desk(HOURLY)
+
+    def batch(count: int) -> dict[int, list[Any]]:
+        hashes = tuple("0x" + hashlib.sha256(os.urandom(8)).hexdigest() for _ in range(count))
+        body = HashBatch(hashes, os.urandom(8).hex(), tuple((0, i % 2) for i in range(count)))
+        asked = desk.client.request(signature_batches_path(desk.key_id), body)
+        names = tuple(next_name(desk) for _ in range(count))
+        for j in COMMITTEE:
+            desk.net.order(j, wire.BatchSignOrder(os.urandom(16), desk.key_id, asked, COMMITTEE, names))
+        desk.net.run()
+        return desk.net.drain()
+
+    assert {rule for rule, _ in refusals(batch(4))} == {"policy/limits"}
+    told = [report for reports in batch(3).values() for report in reports]
+    signed = tuple(report.authorization for report in told if isinstance(report, wire.BatchAuthorized))
+    for j in COMMITTEE:
+        desk.net.order(j, wire.BatchOnlineOrder(os.urandom(16), desk.key_id, signed))
+    desk.net.run()
+    assert all(isinstance(report, wire.BatchShareReport) for reports in desk.net.drain().values() for report in reports)
+    assert [used(desk, j) for j in COMMITTEE] == [3, 3, 3]
+    assert not signs(desk)
+
+
+def test_a_total_of_a_coin() -> None:
+    daily = Limit(name="daily", within="24h", total=10**18, asset="eip155:1/native", each=(Each.LABEL,))
+    desk = make_desk(daily)
+
+    def send(value: int) -> bool:
+        body = EthereumTransaction("0x" + encoded_transaction({6: value}).hex(), os.urandom(8).hex())
+        return signs(desk, desk.client.request(signatures_path(desk.key_id), body))
+
+    key = "daily 86400s label=hot/1"
+    assert send(0)
+    fee = used(desk, 1, key)
+    assert fee > 0
+    assert not send(10**18 - 2 * fee + 1)
+    assert send(10**18 - 2 * fee)
+    assert used(desk, 1, key) == 10**18
+    # Of what is blind nothing can be said.
+    assert not signs(desk)
+
+
+# --- restarts and stores ---
+
+
+@pytest.mark.parametrize("wait_s", [0.0, KEEP_EVERY_S + 1])
+def test_a_restart_forgets_no_charge(wait_s: float) -> None:
+    """From the audit chain alone, and from the sealed record with what came after it."""
+    desk = make_desk(HOURLY)
+    assert signs(desk)
+    desk.net.advance(wait_s)
+    kept = ("counters", "counters-0") in desk.net.members[1].store
+    assert kept == bool(wait_s)
+    assert signs(desk)
+    come_back(desk, 1)
+    come_back(desk, 2, 3)
+    assert [used(desk, j) for j in COMMITTEE] == [2, 2, 2]
+    assert [signs(desk), signs(desk)] == [True, False]
+    come_back(desk, 1, 2, 3)
+    assert not signs(desk)
+
+
+def test_the_signer_process_restarts_while_its_enclave_runs_on() -> None:
+    desk = make_desk(HOURLY)
+    assert signs(desk)
+    member = desk.net.members[2]
+    member.core.dispatch.on_detached()
+    member.core.effects.attach(lambda message: desk.net._said(member, message))
+    desk.net.attach(2)
+    desk.net.presence(COMMITTEE)
+    desk.net.run()
+    assert used(desk, 2) == 1
+
+
+Tampering = Callable[[LimitedDesk, Disk], Disk]
+
+
+def without_record(desk: LimitedDesk, disk: Disk) -> Disk:
+    return Disk({place: record for place, record in disk.records.items() if place[0] != "counters"}, disk.audit)
+
+
+def with_garbage(desk: LimitedDesk, disk: Disk) -> Disk:
+    record = disk.records["counters", "counters-0"]
+    altered = msgspec.structs.replace(record, sealed=record.sealed[:-1] + b"x")
+    return Disk({**disk.records, ("counters", "counters-0"): altered}, disk.audit)
+
+
+def with_other_record(desk: LimitedDesk, disk: Disk) -> Disk:
+    stolen = msgspec.structs.replace(disk.records["peers", "peers"], kind="counters", name="counters-0")
+    return Disk({**disk.records, ("counters", "counters-0"): stolen}, disk.audit)
+
+
+@pytest.mark.parametrize("tamper", [without_record, with_garbage, with_other_record])
+def test_whatever_record_is_shown_the_chain_counts(tamper: Tampering) -> None:
+    desk = make_desk(HOURLY)
+    assert [signs(desk), signs(desk), signs(desk)] == [True] * 3
+    desk.net.advance(KEEP_EVERY_S + 1)
+    for j in COMMITTEE:
+        come_back(desk, j, disk=tamper(desk, desk.net.copy_disk(j)))
+    assert [used(desk, j) for j in COMMITTEE] == [3, 3, 3]
+    assert not signs(desk)
+
+
+def test_an_old_record_with_the_present_chain_changes_nothing() -> None:
+    desk = make_desk(HOURLY)
+    assert signs(desk)
+    desk.net.advance(KEEP_EVERY_S + 1)
+    old = {j: desk.net.members[j].store["counters", "counters-0"] for j in COMMITTEE}
+    assert [signs(desk), signs(desk)] == [True, True]
+    desk.net.advance(KEEP_EVERY_S + 1)
+    for j in COMMITTEE:
+        disk = desk.net.copy_disk(j)
+        assert disk.records["counters", "counters-0"] != old[j]
+        come_back(desk, j, disk=Disk({**disk.records, ("counters", "counters-0"): old[j]}, disk.audit))
+    assert not signs(desk)
+
+
+def test_a_record_of_a_chain_that_was_put_back_is_not_believed() -> None:
+    """A newer record with an older chain: the chain counts, and peers refuse it."""
+    desk = make_desk(HOURLY)
+    old = {j: desk.net.copy_disk(j) for j in COMMITTEE}
+    assert signs(desk)
+    desk.net.advance(KEEP_EVERY_S + 1)
+    record = desk.net.members[2].store["counters", "counters-0"]
+    mixed = Disk({**old[2].records, ("counters", "counters-0"): record}, old[2].audit)
+    desk.net.reboot(2, mixed)
+    desk.net.presence(COMMITTEE)
+    desk.net.run()
+    assert used(desk, 2) == 0
+    assert [desk.net.members[i].core._links.get(COORDINATOR, 2) for i in (1, 3)] == [None, None]
+
+
+def test_peers_learn_of_a_charge_within_a_second() -> None:
+    """So a disk that is put back to before it is refused, although no minute has passed."""
+    desk = make_desk(HOURLY)
+    desk.net.advance(61)
+    before = desk.net.copy_disk(2)
+    assert signs(desk)
+    desk.net.advance(1)
+    desk.net.reboot(2, before)
+    desk.net.presence(COMMITTEE)
+    desk.net.run()
+    assert [desk.net.members[i].core._links.get(COORDINATOR, 2) for i in (1, 3)] == [None, None]
+
+
+@pytest.mark.parametrize("page", ["none", "altered", "gap"])
+def test_a_store_that_hands_over_another_chain_leaves_limits_refused(page: str) -> None:
+    desk = make_desk(HOURLY)
+    assert signs(desk)
+    net = desk.net
+    honest = net.tell
+
+    def lie(j: int, message: Any) -> None:
+        if isinstance(message, wire.AuditPage) and j == 1:
+            entries = list(message.entries)
+            if page == "none":
+                entries = []
+            elif page == "altered":
+                less = [entry.body.replace(b'"1 hourly', b'"0 hourly') for entry in entries]
+                entries = [msgspec.structs.replace(entry, body=body) for entry, body in zip(entries, less, strict=True)]
+            else:
+                entries = [entry for entry in entries if b"charged" not in entry.body]
+            message = wire.AuditPage(tuple(entries))
+        honest(j, message)
+
+    net.tell = lie  # type: ignore[method-assign]
+    come_back(desk, 1)
+    reports = authorise(desk)
+    (refused,) = [report for report in reports[1] if isinstance(report, wire.RequestRefused)]
+    assert refused.rule == "policy/limits"
+    assert "what was signed before is not known" in refused.reason
+    # The store is whole again, and nothing has to be restarted.
+    net.tell = honest  # type: ignore[method-assign]
+    desk.net.advance(31)
+    assert used(desk, 1) == 0
+    assert signs(desk)
+    assert used(desk, 1) == 2
+
+
+def test_a_page_that_nobody_asked_for_is_not_taken() -> None:
+    desk = make_desk(HOURLY)
+    with pytest.raises(CallerError, match="nobody asked for"):
+        desk.net.members[1].core.dispatch.handle(wire.AuditPage(()))
+
+
+def test_without_limits_nothing_is_read_or_charged() -> None:
+    desk = make_desk()
+    assert signs(desk)
+    come_back(desk, 1)
+    assert signs(desk)
+    assert not any(isinstance(message, wire.WantAudit) for message in desk.net.members[1].said)
+    assert b"counted_at" not in desk.net.members[1].audit[-1].body
+
+
+# --- clocks ---
+
+
+def test_a_clock_that_is_set_back_reopens_nothing() -> None:
+    desk = make_desk(HOURLY)
+    assert [signs(desk), signs(desk), signs(desk)] == [True] * 3
+    desk.net.clock.now_s -= 7200
+    come_back(desk, 1, 2, 3)
+    assert not signs(desk)
+    for member in desk.net.members.values():
+        assert member.core.status().gauges["counters_ahead"] > 7000
+    desk.net.advance(7200)
+    assert not signs(desk)
+    desk.net.advance(3600 + 113)
+    assert signs(desk)
+
+
+# --- anomalies ---
+
+
+def test_a_first_seen_destination_is_told_to_the_gate_once() -> None:
+    desk = make_desk(on_anomaly=OnAnomaly(first_seen_destination=Reaction.ASK_GATE))
+    asked: list[Any] = []
+    desk.gate.decide = lambda member, seen: (asked.append(seen["signerInfo"].get("anomalies")) or True, "")
+
+    def send(to: str) -> None:
+        body = EthereumTransaction("0x" + encoded_transaction({5: bytes.fromhex(to)}).hex(), os.urandom(8).hex())
+        assert signs(desk, desk.client.request(signatures_path(desk.key_id), body))
+
+    send("11" * 20)
+    send("11" * 20)
+    come_back(desk, 1, 2, 3)
+    send("11" * 20)
+    send("22" * 20)
+    new = [Anomaly.FIRST_SEEN_DESTINATION.value]
+    assert asked == [new] * 3 + [None] * 6 + [new] * 3
+    assert desk.net.members[1].core.status().counters["anomalies|first-seen-destination"] == 1
+    assert any("first-seen-destination" in line for line in desk.net.members[1].logged)
+
+
+def test_who_must_ask_the_gate_and_has_none_refuses() -> None:
+    desk = make_desk(on_anomaly=OnAnomaly(first_seen_destination=Reaction.ASK_GATE), gate_mode="none")
+    refused = ("policy/anomaly", "first-seen-destination, and there is no gate to ask")
+    assert refusals(authorise(desk)) == {refused}
+
+
+def test_a_burst_of_refusals_is_seen_and_refused_by_rules_that_say_so() -> None:
+    desk = make_desk(on_anomaly=OnAnomaly(refusal_burst=Reaction.REFUSE))
+    desk.gate.decide = lambda member, asked: (False, "no")
+    for _ in range(20):
+        authorise(desk)
+    desk.gate.decide = lambda member, asked: (True, "")
+    assert {rule for rule, _ in refusals(authorise(desk))} == {"policy/anomaly"}
+    assert desk.net.members[1].core.status().counters["anomalies|refusal-burst"] == 1
+    desk.net.advance(301)
+    refill(desk)
+    assert len(authorizations_of(authorise(desk))) == 3
