@@ -158,7 +158,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
             _check_known(rule, approvers, known, "rules", number, "approvals", "of")
         check_lists(self.addresses)
         for number, rule in enumerate(self.rules):
-            for field, places in _places(rule):
+            for field, places in places_of(rule):
                 check_listed(places, self.addresses, "rules", number, *field)
         check_names(limit for limits in (self.limits, *(rule.limits for rule in self.rules)) for limit in limits)
 
@@ -199,7 +199,7 @@ def _check_known(rule: Rule, clients: Iterable[str], known: Collection[str], *pa
             raise Mistake(f"rule {rule.name} names the client `{client_id}`, which is not listed", *path, place)
 
 
-def _places(rule: Rule) -> Iterator[tuple[tuple[str, ...], Places]]:
+def places_of(rule: Rule) -> Iterator[tuple[tuple[str, ...], Places]]:
     """Where `rule` names addresses or lists of them."""
     if rule.ethereum is not None:
         yield ("ethereum", "to"), rule.ethereum.to

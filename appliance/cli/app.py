@@ -16,6 +16,7 @@ from appliance.cli import (
     init,
     keys,
     pki,
+    policy,
     pool,
     processes,
     roster,
@@ -33,7 +34,7 @@ EPILOG = (
     "What takes longer shows its progress on standard error, where that is a terminal. "
     "With --json, one line of JSON on standard output (pool: one for each look) and nothing else there: scheme, "
     "setup, status, doctor, pool, init, roster, enclave accept-rollback, coordinator readmit, coordinator token, "
-    "gate secret, gate check, hsm, evidence verify, pki, keys, sign, demo, bench."
+    "gate secret, gate check, policy, hsm, evidence verify, pki, keys, sign, demo, bench."
 )
 
 app = typer.Typer(
@@ -67,6 +68,7 @@ app.add_typer(processes.enclave, name="enclave")
 app.add_typer(processes.signer, name="signer")
 app.add_typer(processes.coordinator, name="coordinator")
 app.add_typer(gate.app, name="gate")
+app.add_typer(policy.app, name="policy")
 app.add_typer(hsm.app, name="hsm")
 app.add_typer(evidence.app, name="evidence")
 app.add_typer(pki.app, name="pki")

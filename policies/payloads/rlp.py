@@ -1,4 +1,4 @@
-"""RLP, decoded strictly: one encoding for one value, nothing left over, bounded depth and size.
+"""RLP, decoded strictly: one encoding for one value, nothing left over, bounded depth and size; and encoded.
 
 Source: Ethereum Yellow Paper, appendix B.
 """
@@ -23,6 +23,26 @@ def decode(data: bytes) -> Item:
     if decoder.end != len(data):
         raise _bad("bytes after the end")
     return item
+
+
+def encode(item: Item) -> bytes:
+    """The one encoding of `item`."""
+    if isinstance(item, bytes):
+        return item if len(item) == 1 and item[0] < 0x80 else _header(0x80, len(item)) + item
+    content = b"".join(map(encode, item))
+    return _header(0xC0, len(content)) + content
+
+
+def of_integer(number: int) -> bytes:
+    """A non-negative integer as the item that `integer` reads."""
+    return number.to_bytes((number.bit_length() + 7) // 8, "big")
+
+
+def _header(base: int, length: int) -> bytes:
+    if length <= 55:
+        return bytes([base + length])
+    size = of_integer(length)
+    return bytes([base + 55 + len(size)]) + size
 
 
 def spans_list(data: bytes) -> bool:

@@ -60,11 +60,14 @@ from policies.acceptance import AcceptedStates
 from policies.errors import KeymootError
 from policies.gate_messages import RequestInfo, SignerInfo
 from policies.json_strict import JsonInvalid, parse_json
+from policies.keccak import keccak256
 from policies.load import load_policy, load_yaml
+from policies.reading import Asker, read_body
 from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
 from policies.signed_requests import claimed_client, claimed_name, split_jws
 from policies.stop_orders import split_order
+from policies.tables import Table
 from tests.fakes.certificates import Dealer
 from tests.fakes.decoders import ROOT, decoding_places
 from tests.fakes.enclaves import FreezeMemory
@@ -273,7 +276,8 @@ ENCLAVE = (
     b"network: n\nsigner: s\nroster: r\npolicy: p\nsocket: s\n"
     b"hsm: {lib: /x, pin: 'file:p', token_label: t}\ngate: {mode: none}\n"
 )
-POLICY = (ROOT / "policies" / "exchange-deposits.yaml").read_bytes()
+TABLE = (ROOT / "policies" / "exchange-hot-wallet.table.yaml").read_bytes()
+POLICY = (ROOT / "policies" / "exchange-hot-wallet.yaml").read_bytes()
 ACCEPTED = b'version: 1\naccepted:\n  - {signer: s1, version: 4, boot: "' + b"ab" * 8 + b'"}\n'
 GATE_YAML = b"listen: 127.0.0.1:1\ncertificate: c\nkey: k\nsecrets: s\n"
 CLIENT_YAML = b"network: n\napi: https://h\nca: c\nroster: r\nclient: c\nkey: k\n"
@@ -409,6 +413,12 @@ FUZZ: dict[str, Fuzz] = {
     "gate.yaml": (file(load_gate_config), (CallerError,), (GATE_YAML,)),
     "client.yaml": (file(load_profile), (CallerError,), (CLIENT_YAML,)),
     "roster.yaml": (file(lambda path: load_yaml(path, Roster)), (CallerError,), (ROSTER,)),
+    "policy's reading": (
+        lambda data: read_body(data, Asker("a", "hot/1"), keccak256),
+        (Refused,),
+        (HASH, BATCH, CREATION),
+    ),
+    "policy table": (file(lambda path: load_yaml(path, Table)), (CallerError,), (TABLE,)),
     "policy.yaml": (file(lambda path: ClientKeys(load_policy(path).clients, "n")), (CallerError,), (POLICY,)),
     "accepted-states.yaml": (file(lambda path: load_yaml(path, AcceptedStates)), (CallerError,), (ACCEPTED,)),
 }

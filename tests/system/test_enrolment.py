@@ -57,7 +57,7 @@ def test_three_operators_enrol(tmp_path: Path) -> None:
     identities = [tmp_path / name / "identity.json" for name in NAMES]
     roster = tmp_path / "roster.yaml"
     assert keymoot("roster", "assemble", *identities, "--tolerate", "1", "-o", roster).returncode == 0
-    policy = Path(__file__).parents[2] / "policies" / "ethereum-treasury.yaml"
+    policy = Path(__file__).parents[2] / "policies" / "treasury-four-eyes.yaml"
     for name in NAMES:
         (tmp_path / name / "roster.yaml").write_text(roster.read_text())
         (tmp_path / name / "policy.yaml").write_text(policy.read_text())

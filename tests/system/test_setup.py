@@ -26,7 +26,7 @@ from policies.errors import CallerError, Unavailable
 from tests.fakes.softhsm import SoftToken, library
 
 DEADLINE_S = 20.0
-POLICY = Path(__file__).parents[2] / "policies" / "ethereum-treasury.yaml"
+POLICY = Path(__file__).parents[2] / "policies" / "treasury-four-eyes.yaml"
 
 
 def keymoot(

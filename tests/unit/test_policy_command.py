@@ -1,0 +1,115 @@
+"""`keymoot policy check|explain|test|schema` as a person, a script and a CI call them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from appliance.cli.app import app
+from policies.errors import CallerError, Refused
+from policies.schema import policy_schema
+from tests.fakes.payloads import encoded_transaction
+
+FOLDER = Path(__file__).parents[2] / "policies"
+RUN = CliRunner()
+HOT = str(FOLDER / "exchange-hot-wallet.yaml")
+
+
+@pytest.fixture
+def withdrawal(tmp_path: Path) -> str:
+    body = tmp_path / "body.json"
+    transaction = "0x" + encoded_transaction().hex()
+    body.write_text(json.dumps({"kind": "EthereumTransaction", "transaction": transaction, "externalId": "x"}))
+    return str(body)
+
+
+def test_check_of_a_good_policy() -> None:
+    done = RUN.invoke(app, ["policy", "check", HOT])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "is a policy of 2 clients and 6 rules" in done.stdout
+    told = json.loads(RUN.invoke(app, ["policy", "check", HOT, "--json"]).stdout)
+    assert (told["good"], told["mistakes"], told["warnings"]) == (True, [], [])
+    assert told["digest"] in done.stdout
+
+
+def test_check_tells_what_is_probably_not_meant() -> None:
+    done = RUN.invoke(app, ["policy", "check", str(FOLDER / "testnet.yaml")])
+    assert done.exit_code == 0
+    assert "warning: rule transactions permits every call of every contract" in done.stderr
+
+
+def test_check_of_a_bad_policy_says_where(tmp_path: Path) -> None:
+    bad = tmp_path / "p.yaml"
+    bad.write_text(
+        Path(HOT).read_text().replace("[sweep", "[").replace("chains: [1]", "chains: [0]", 1) + "colour: x\n"
+    )
+    done = RUN.invoke(app, ["policy", "check", str(bad)])
+    assert (done.exit_code, done.stdout) == (1, "")
+    lines = done.stderr.splitlines()
+    line = 1 + bad.read_text().splitlines().index("      chains: [0]")
+    assert lines[0].startswith(f"{bad}:{line}:16: Expected `int` >= 1")
+    assert lines[1].startswith(f"{bad}:{len(bad.read_text().splitlines())}:1: unknown field `colour`")
+    assert lines[2].endswith("2 mistakes. An enclave does not start with it.")
+    told = json.loads(RUN.invoke(app, ["policy", "check", str(bad), "--json"]).stdout)
+    assert [mistake["line"] for mistake in told["mistakes"]] == [line, len(bad.read_text().splitlines())]
+
+
+def test_check_of_no_file() -> None:
+    done = RUN.invoke(app, ["policy", "check", "/nowhere/policy.yaml"])
+    assert isinstance(done.exception, CallerError)
+
+
+def test_explain_what_is_permitted(withdrawal: str) -> None:
+    asked = ["policy", "explain", HOT, "-r", withdrawal, "--client", "withdrawals", "--label", "hot/eth"]
+    done = RUN.invoke(app, asked)
+    assert done.exit_code == 0
+    assert "Permitted by the rule withdraw-ether: the gate is asked." in done.stdout
+    assert "  value: 1500000000000000000" in done.stdout
+    assert "  sweep-ether: misses\n    policy/client: client withdrawals has no permission" in done.stdout
+    told = json.loads(RUN.invoke(app, [*asked, "--json"]).stdout)
+    assert told["decision"] == {"permitted_by": "withdraw-ether", "then": "the gate is asked"}
+    assert told["decoded"]["chain_id"] == "1"
+
+
+def test_explain_what_is_refused(withdrawal: str) -> None:
+    payouts = str(FOLDER / "payouts-allow-list.yaml")
+    asked = ["policy", "explain", payouts, "-r", withdrawal, "--client", "payroll", "--label", "payouts/usdc"]
+    done = RUN.invoke(app, [*asked, "--at", "2026-01-04T12:00:00Z", "--json"])
+    assert done.exit_code == 4
+    told = json.loads(done.stdout)
+    assert told["decision"]["refused_by"] == "policy/value"
+    assert [missed["check"] for missed in told["rules"][0]["missed"]] == [
+        *("policy/destination", "policy/method", "policy/token", "policy/value", "policy/hours"),
+    ]
+    assert [missed["check"] for missed in told["rules"][1]["missed"]] == ["policy/value"]
+
+
+def test_explain_what_no_enclave_would_read(tmp_path: Path) -> None:
+    body = tmp_path / "body.json"
+    body.write_text('{"kind": "EthereumTransaction", "transaction": "0x02c0", "externalId": "x"}')
+    asked = ["policy", "explain", HOT, "-r", str(body), "--client", "withdrawals"]
+    assert isinstance(RUN.invoke(app, asked).exception, CallerError)
+    refused = RUN.invoke(app, [*asked, "--label", "hot/eth"]).exception
+    assert isinstance(refused, Refused)
+    assert refused.rule == "payload/ethereum"
+
+
+def test_a_table_that_fails(tmp_path: Path) -> None:
+    table = tmp_path / "t.yaml"
+    text = (FOLDER / "testnet.table.yaml").read_text().replace("policy: ", f"policy: {FOLDER}/")
+    table.write_text(text)
+    assert RUN.invoke(app, ["policy", "test", str(table)]).exit_code == 0
+    table.write_text(text.replace("permitted_by: hashes", "refused_by: policy/blind"))
+    done = RUN.invoke(app, ["policy", "test", str(table)])
+    assert done.exit_code == 1
+    assert "FAIL  a hash in the sandbox: hashes\n      expected policy/blind\n" in done.stdout
+    assert f"{table}: warning: no case is permitted by the rule hashes" in done.stderr
+    table.write_text(text.replace("permitted_by: hashes", "permitted_by: hushes"))
+    assert "which the policy has not" in str(RUN.invoke(app, ["policy", "test", str(table)]).exception)
+
+
+def test_the_schema_is_printed() -> None:
+    assert RUN.invoke(app, ["policy", "schema"]).stdout == policy_schema()
