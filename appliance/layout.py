@@ -50,6 +50,7 @@ class SignerHost:
         at = "" if self.instance is None else f"-{self.instance}"
         return Places(
             enclave_socket=f"/run/keymoot-enclave{at}/enclave.sock",
+            enclave_state=f"/var/lib/keymoot-enclave{at}",
             status_socket=f"/run/keymoot-signer{at}/signer.sock",
             state=f"/var/lib/keymoot-signer{at}/signer.db",
             key="credential:signer.key",

@@ -24,6 +24,7 @@ class Places:
     """
 
     enclave_socket: str = "run/enclave.sock"
+    enclave_state: str = "enclave-state"
     status_socket: str = "run/signer.sock"
     state: str | None = None
     key: str | None = None
@@ -139,6 +140,8 @@ roster: roster.yaml
 policy: policy.yaml
 # Where the signer process connects; one peer at a time.
 socket: {setup.places.enclave_socket}
+# What the operators froze this signer for: the enclave alone writes here, and asks before every signature.
+state: {setup.places.enclave_state}
 {_signer_user_yaml(setup.places)}
 hsm:
   # The PKCS#11 module and token. `pin` is a reference: file:PATH or credential:NAME (systemd), never the PIN.
