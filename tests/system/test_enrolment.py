@@ -76,10 +76,14 @@ def test_three_operators_enrol(tmp_path: Path) -> None:
     assert handed_in.returncode == 0, handed_in.stderr
 
     (tmp_path / "north" / "gate-secrets.sealed").unlink()
-    for unusable in ("", "{}", '{"request_hmac": "whsec_AAAA", "answer_hmac": 3}'):
+    for unusable, why in (
+        ("", "gate secrets must be JSON"),
+        ("{}", "gate secrets need a key for each direction"),
+        ('{"request_hmac": "whsec_AAAA", "answer_hmac": 3}', "gate secrets must be JSON"),
+    ):
         refused = keymoot("gate", "secret", "-c", config, conf=confs["north"], stdin=unusable)
         assert refused.returncode == 2
-        assert "gate secrets must be JSON" in refused.stderr
+        assert why in refused.stderr
         assert refused.stderr.count("\n") == 1
         assert not (tmp_path / "north" / "gate-secrets.sealed").exists()
 
