@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 
+from policies.amounts import SATOSHI, WEI, Amount, parse_amount
 from policies.globs import check_label_glob
 
 MAX_LIMITS = 8
 MAX_LABELS = 256
 MAX_WINDOW_S = 31 * 24 * 3600
-MAX_AMOUNT = 2**256 - 1
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 24 * 3600}
 _ASSET = re.compile(r"eip155:(?P<chain>[1-9][0-9]{0,77})/(native|erc20:(?P<token>0x[0-9a-f]{40}))|bitcoin")
-_DIGITS = re.compile(r"0|[1-9][0-9]{0,77}")
 
 LimitName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$(?!\n)")]
 Window = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,6}[smhd]$(?!\n)")]
@@ -46,19 +45,24 @@ class Asset(msgspec.Struct, frozen=True):
         token = found["token"]
         return cls(int(found["chain"] or 0), bytes.fromhex(token[2:]) if token else None)
 
+    @property
+    def units(self) -> Mapping[str, int]:
+        """In which units its amounts can be written."""
+        return SATOSHI if self.chain_id == 0 else WEI if self.token is None else {"units": 0}
+
 
 class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """At most `signatures` signatures, or at most `total` of `asset`, within any `within` (`90s`, `15m`, `1h`, `7d`).
 
     `each`: counted apart for each key label, each client, or each pair; left out, all together. `labels`: only
-    signatures with these keys count; left out, all. `total` is in the asset's smallest unit, as a number or as digits
-    in quotes. The name stays with what was counted: a limit with another name, window or `each` counts from nothing.
+    signatures with these keys count; left out, all. `total` is in the asset's smallest unit, or such as `1.5 ether` or
+    `0.2 BTC`. The name stays with what was counted: a limit with another name, window or `each` counts from nothing.
     """
 
     name: LimitName
     within: Window
     signatures: Annotated[int, msgspec.Meta(ge=0, le=10**9)] | None = None
-    total: str | Annotated[int, msgspec.Meta(ge=0)] | None = None
+    total: Amount | None = None
     asset: str | None = None
     each: Annotated[tuple[Each, ...], msgspec.Meta(max_length=len(Each))] = ()
     labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_LABELS)] = ()
@@ -68,10 +72,8 @@ class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"limit {self.name}: `within` is at most {MAX_WINDOW_S // (24 * 3600)}d")
         if (self.signatures is None) == (self.total is None) or (self.total is None) != (self.asset is None):
             raise ValueError(f"limit {self.name} needs either `signatures`, or `total` and `asset`")
-        if self.total is not None and not (_DIGITS.fullmatch(str(self.total)) and int(self.total) <= MAX_AMOUNT):
-            raise ValueError(f"limit {self.name}: `total` is a whole number below 2^256")
-        if self.asset is not None:
-            Asset.parse(self.asset)
+        if self.total is not None and self.asset is not None:
+            parse_amount(self.total, Asset.parse(self.asset).units)
         if len(set(self.each)) != len(self.each):
             raise ValueError(f"limit {self.name}: `each` names something twice")
         for pattern in self.labels:
@@ -85,7 +87,9 @@ class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def most(self) -> int:
         """The most that may be counted within the window."""
-        return self.signatures if self.signatures is not None else int(self.total or 0)
+        if self.total is None or self.asset is None:
+            return self.signatures or 0
+        return parse_amount(self.total, Asset.parse(self.asset).units)
 
 
 Limits = Annotated[tuple[Limit, ...], msgspec.Meta(max_length=MAX_LIMITS)]

@@ -10,6 +10,7 @@ import msgspec
 
 from policies.counters import MAX_COUNTS, Charge, Count, Counters
 from policies.decoded import BitcoinDecoded, EthereumDecoded
+from policies.erc20 import SELECTORS, decode_call
 from policies.facts import Request
 from policies.globs import label_matches
 from policies.limits import Anomaly, Asset, Each, Limit, Reaction
@@ -17,15 +18,6 @@ from policies.model import Kind, Policy, Rule
 
 JUMP_WINDOW_S, USUAL_WINDOW_S = 300, 24 * 3600
 JUMP_FACTOR, JUMP_LEAST = 5, 20
-# (amount's place, length) of the ERC-20 calls that move tokens or let others move them.
-_ERC20_AMOUNTS = {
-    bytes.fromhex("a9059cbb"): (1, 2),  # transfer(to, amount)
-    bytes.fromhex("23b872dd"): (2, 3),  # transferFrom(from, to, amount)
-    bytes.fromhex("095ea7b3"): (1, 2),  # approve(spender, amount)
-    bytes.fromhex("39509351"): (1, 2),  # increaseAllowance(spender, added)
-}
-_ERC20_HARMLESS = {bytes.fromhex("a457c2d7"): 2}  # decreaseAllowance(spender, subtracted)
-_WORD = 32
 
 
 class Fits(msgspec.Struct, frozen=True):
@@ -103,17 +95,10 @@ def moved(asset: Asset, request: Request) -> int | None:
         return 0
     if asset.token is None:
         return decoded.value + decoded.max_fee
-    return _token_amount(decoded.data) if decoded.to == asset.token else 0
-
-
-def _token_amount(data: bytes) -> int | None:
-    selector = data[:4]
-    if selector in _ERC20_HARMLESS and len(data) == 4 + _WORD * _ERC20_HARMLESS[selector]:
+    if decoded.to != asset.token:
         return 0
-    place, words = _ERC20_AMOUNTS.get(selector, (0, 0))
-    if not words or len(data) != 4 + _WORD * words:
-        return None
-    return int.from_bytes(data[4 + _WORD * place : 4 + _WORD * (place + 1)], "big")
+    call = decode_call(decoded.data)
+    return None if call is None else call.amount
 
 
 def destinations(request: Request) -> tuple[str, ...]:
@@ -122,13 +107,11 @@ def destinations(request: Request) -> tuple[str, ...]:
     if not isinstance(decoded, EthereumDecoded) or not decoded.to:
         return ()
     found = [decoded.to]
-    if decoded.data[:4] in _ERC20_AMOUNTS:
-        words = _ERC20_AMOUNTS[decoded.data[:4]][1]
-        if _token_amount(decoded.data) is None:
+    if decoded.data[:4] in SELECTORS:
+        call = decode_call(decoded.data)
+        if call is None:
             return ()
-        # The receiver, or who may spend, stands before the amount.
-        start = 4 + _WORD * (words - 2)
-        found.append(decoded.data[start + _WORD - 20 : start + _WORD])
+        found.append(call.recipient)
     return tuple(f"{decoded.chain_id}:0x{address.hex()}" for address in found)
 
 

@@ -7,7 +7,6 @@ OWN = "what this very process, or our own enclave tool, has just written"
 COVERED: dict[str, str] = {
     "enclave.ledger_keeping:LedgerKeeping._fold_entry": OWN,
     "enclave.shares:Vault.open_counters": OWN,
-    "policies.rules.limits:<module>": OWN,
     "appliance.bench.wan:_last_batch_ms": OWN,
     "appliance.rewrapping:_ask": "rewrapped",
     "enclave.rewrap:_read": "record to rewrap",
