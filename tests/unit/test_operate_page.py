@@ -14,7 +14,7 @@ from appliance.cli.app import EPILOG, app
 
 PAGE = (Path(__file__).parents[2] / "packaging" / "README.md").read_text()
 HYBRID = (Path(__file__).parents[2] / "packaging" / "HYBRID.md").read_text()
-COMMANDS = re.findall(r"^    keymoot (.+)$", PAGE + HYBRID, flags=re.MULTILINE)
+COMMANDS = re.findall(r"^ {4,7}keymoot (.+)$", PAGE + HYBRID, flags=re.MULTILINE)
 CODES = {0, cli.EXIT_FAILED, cli.EXIT_CALLER, cli.EXIT_UNAVAILABLE, cli.EXIT_REFUSED, cli.EXIT_INTERRUPTED}
 
 
