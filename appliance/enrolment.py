@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
+import nacl.signing
 
 from appliance import pki
 from appliance.templates import quoted
@@ -204,6 +205,25 @@ def new_secrets() -> bytes:
     """A fresh pair, one secret for each direction, as the JSON that both sides read."""
     pair = {name: "whsec_" + base64.b64encode(os.urandom(SECRET_BYTES)).decode() for name in SECRET_NAMES}
     return (json.dumps(pair) + "\n").encode()
+
+
+def new_secret_files(*, ed25519: bool = False) -> tuple[bytes, bytes]:
+    """Fresh secrets as the enclave's and as the handler's JSON: the same pair, and with `ed25519` a key pair for each
+    direction instead, of which each side has its own private key alone."""
+    if not ed25519:
+        return (pair := new_secrets()), pair
+    request, answer = (nacl.signing.SigningKey.generate() for _ in SECRET_NAMES)
+    enclave = {"request_ed25519": _private(request), "answer_ed25519": _public(answer)}
+    handler = {"request_ed25519": _public(request), "answer_ed25519": _private(answer)}
+    return (json.dumps(enclave) + "\n").encode(), (json.dumps(handler) + "\n").encode()
+
+
+def _private(key: nacl.signing.SigningKey) -> str:
+    return "whsk_" + base64.b64encode(key.encode() + key.verify_key.encode()).decode()
+
+
+def _public(key: nacl.signing.SigningKey) -> str:
+    return "whpk_" + base64.b64encode(key.verify_key.encode()).decode()
 
 
 def _last_line(stderr: bytes) -> str:

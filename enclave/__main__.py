@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import base64
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from enclave.config import load_config, load_enclave_file
+from enclave.config import EnclaveConfig, load_config, load_enclave_file
 from enclave.confine import keep_memory_private
 from enclave.errors import CallerError, KeymootError, Malformed, Refused, Unavailable
 from enclave.evidence import MAX_EVIDENCE_BYTES, verify_evidence
-from enclave.gate_secrets import seal_gate_secrets
-from enclave.hsm import HsmConfig, open_hsm, provision
+from enclave.gate_secrets import finish_rotation, rotate_gate_secrets, seal_gate_secrets
+from enclave.hsm import Hsm, HsmConfig, open_hsm, provision
 from enclave.hsm.check import check_module, list_tokens
 from enclave.rewrap import rewrap
 from enclave.run import run_enclave
@@ -29,7 +30,14 @@ MAX_SECRETS_BYTES = 16 * 1024
 def main(arguments: list[str]) -> int:
     """Parse, run, and turn our errors into one line and an exit code: 2 the caller's, 3 something is away."""
     parser = argparse.ArgumentParser(prog="python -m enclave", description=__doc__)
-    commands = {"run": _run, "provision": _provision, "seal-gate-secret": _seal_gate_secret, "describe": _describe}
+    commands = {
+        "run": _run,
+        "provision": _provision,
+        "seal-gate-secret": _seal_gate_secret,
+        "rotate-gate-secret": _rotate_gate_secret,
+        "finish-gate-rotation": _finish_gate_rotation,
+        "describe": _describe,
+    }
     commands["rewrap"] = _rewrap
     parser.add_argument("command", choices=[*commands, "hsm-check", "hsm-tokens", "verify-evidence"])
     parser.add_argument("--config", type=Path, help="enclave.yaml")
@@ -95,13 +103,37 @@ def _describe(path: Path) -> None:
 
 def _seal_gate_secret(path: Path) -> None:
     """Read the secrets from standard input and write the sealed file that the configuration names."""
-    config = load_config(path)
+    secrets = _read_secrets()
+    _change_gate_secrets(path, lambda hsm, config: seal_gate_secrets(hsm, *_gate_place(config), secrets))
+
+
+def _rotate_gate_secret(path: Path) -> None:
+    """Read new secrets from standard input; the present ones stay in use beside them."""
+    secrets = _read_secrets()
+    _change_gate_secrets(path, lambda hsm, config: rotate_gate_secrets(hsm, *_gate_place(config), secrets))
+
+
+def _finish_gate_rotation(path: Path) -> None:
+    """Retire the older secrets."""
+    _change_gate_secrets(path, lambda hsm, config: finish_rotation(hsm, *_gate_place(config)))
+
+
+def _read_secrets() -> bytes:
     secrets = sys.stdin.buffer.read(MAX_SECRETS_BYTES + 1)
     if len(secrets) > MAX_SECRETS_BYTES:
         raise CallerError(f"the gate's secrets exceed {MAX_SECRETS_BYTES} bytes")
+    return secrets
+
+
+def _gate_place(config: EnclaveConfig) -> tuple[str, int, Path]:
+    return config.file.network, config.index, config.gate_secrets
+
+
+def _change_gate_secrets(path: Path, change: Callable[[Hsm, EnclaveConfig], None]) -> None:
+    config = load_config(path)
     hsm = open_hsm(config.hsm, config.file.network, config.index)
     try:
-        seal_gate_secrets(hsm, config.file.network, config.index, config.gate_secrets, secrets)
+        change(hsm, config)
     finally:
         hsm.close()
 

@@ -18,6 +18,10 @@ from enclave.webhooks import PrivateKey, PublicKey, SigningKey, VerifyingKey
 from policies.json_strict import JsonInvalid, parse_json
 
 Scheme = Literal["v1", "v1a"]
+KEY_NAMES = ("request_hmac", "answer_hmac", "request_ed25519", "answer_ed25519")
+OLDER = "older_"
+"""Before the name of a key that a newer one is taking the place of."""
+SHAPE = 'gate secrets must be JSON with a key for each direction: {"request_hmac": "whsec_…", "answer_hmac": "whsec_…"}'
 
 
 class SecretsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -74,7 +78,7 @@ def parse_secrets_file(data: bytes) -> SecretsFile:
         parse_json(data)
         return msgspec.json.decode(data, type=SecretsFile)
     except (JsonInvalid, msgspec.DecodeError):
-        raise CallerError('gate secrets must be JSON: {"request_hmac": "whsec_…", "answer_hmac": "whsec_…"}') from None
+        raise CallerError(SHAPE) from None
 
 
 def parse_gate_secrets(data: bytes) -> GateKeys:
@@ -93,7 +97,7 @@ def parse_gate_secrets(data: bytes) -> GateKeys:
         if name.startswith("older_") and getattr(file, name) and not getattr(file, name.removeprefix("older_")):
             raise CallerError(f"gate secrets: {name} without a newer one")
     if not request or not answer:
-        raise CallerError("gate secrets need a key for each direction: request_… and answer_…")
+        raise CallerError(SHAPE)
     # Otherwise a request could be reflected as an answer.
     if {_identity(key) for key in request} & {_identity(key) for key in answer}:
         raise CallerError("the two directions need different secrets")

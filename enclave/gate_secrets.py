@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from enclave.config import EnclaveConfig
 from enclave.errors import CallerError
 from enclave.files import replace_file
-from enclave.gate_keys import GateKeys, parse_gate_secrets
+from enclave.gate_keys import KEY_NAMES, OLDER, GateKeys, SecretsFile, parse_gate_secrets, parse_secrets_file
 from enclave.hsm import Hsm, RecordContext
 
 MAX_FILE_BYTES = 64 * 1024
@@ -18,6 +20,33 @@ def seal_gate_secrets(hsm: Hsm, network: str, signer: int, path: Path, secrets: 
     """Check `secrets` (JSON, see `parse_gate_secrets`) and write them sealed to `path`, mode 0640, atomically."""
     parse_gate_secrets(secrets)
     replace_file(path, hsm.seal(_context(network, signer), secrets), FILE_MODE)
+
+
+def rotate_gate_secrets(hsm: Hsm, network: str, signer: int, path: Path, secrets: bytes) -> None:
+    """Seal new secrets beside the present ones, which stay in use as the older ones (SPEC 6.10). Raises `CallerError`
+    where a rotation is under way already."""
+    new = parse_secrets_file(secrets)
+    with hsm.unseal(_context(network, signer), _read(path)) as plaintext:
+        present = parse_secrets_file(plaintext.reveal())
+    if any(getattr(each, OLDER + name) for each in (new, present) for name in KEY_NAMES):
+        raise CallerError("a rotation is under way: end it with `keymoot gate secret --finish` first")
+    both = {}
+    for name in KEY_NAMES:
+        old, fresh = getattr(present, name), getattr(new, name)
+        both[name] = fresh or old
+        if old and fresh and old != fresh:
+            both[OLDER + name] = old
+    seal_gate_secrets(hsm, network, signer, path, msgspec.json.encode(SecretsFile(**both)))
+
+
+def finish_rotation(hsm: Hsm, network: str, signer: int, path: Path) -> None:
+    """Retire the older secrets. Raises `CallerError` where there are none."""
+    with hsm.unseal(_context(network, signer), _read(path)) as plaintext:
+        present = parse_secrets_file(plaintext.reveal())
+    if not any(getattr(present, OLDER + name) for name in KEY_NAMES):
+        raise CallerError("no rotation is under way: begin one with `keymoot gate secret --rotate`")
+    newest = SecretsFile(**{name: getattr(present, name) for name in KEY_NAMES})
+    seal_gate_secrets(hsm, network, signer, path, msgspec.json.encode(newest))
 
 
 def rewrap_gate_secrets(hsm: Hsm, network: str, signer: int, path: Path) -> bool:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from enclave.assembly import EnclaveCore, Outside
 from enclave.clock_watch import MAX_WALL_STEP_S, Clocks, ClockWatch, MemoryInDoubt
@@ -20,6 +21,7 @@ from enclave.framing import Stream
 from enclave.freeze_file import FreezeFile
 from enclave.gate_keys import GateKeys
 from enclave.gate_secrets import configured_keys
+from enclave.gate_watch import GateSecretsWatch
 from enclave.hsm import Hsm, HsmThread, open_hsm
 from enclave.hsm.config import pin_mark
 from enclave.log import Log
@@ -32,6 +34,8 @@ from policies import garbage
 from policies.acceptance import AcceptedState, AcceptedStates
 from policies.load import load_yaml
 from policies.notify import Notifier
+
+T = TypeVar("T")
 
 # So long the start waits for the HSM, so that most mistakes in a configuration end it before it serves.
 HSM_START_WAIT_S = 5.0
@@ -78,6 +82,11 @@ class Opener:
 
     def gate_keys(self) -> GateKeys | None:
         """The keys of the latest opening, None before the first one and in gate mode `none`."""
+        return self._gate_keys
+
+    def reload_gate_keys(self, hsm: Hsm) -> GateKeys | None:
+        """As the sealed file has them now. Raises `CallerError`: nothing has changed then."""
+        self._gate_keys = configured_keys(hsm, self._config)
         return self._gate_keys
 
     def pin_mark(self) -> bytes | None:
@@ -167,6 +176,7 @@ def _serve(
     )
     SECP256K1.randomize(os.urandom(32))
     garbage.settle()
+    secrets = GateSecretsWatch(config.gate_secrets, lambda: _submit(thread, opener.reload_gate_keys), log)
     uid, clocks, told, present = config.file.peer_uid, ClockWatch(Clocks()), systemd(), config
     while True:
         core = EnclaveCore(present, opener.gate_keys, outside)
@@ -179,7 +189,7 @@ def _serve(
             clocks,
             log,
         )
-        _each_second(core, server, thread, told)
+        _each_second(core, server, thread, told, secrets)
         try:
             server.run(lambda: _tell_ready(config, told, log))
             return told.stopping()
@@ -190,13 +200,16 @@ def _serve(
             outside = replace(outside, requests_after_s=int(doubt.forgotten_until_s))
 
 
-def _each_second(core: EnclaveCore, server: Server, thread: HsmThread, told: Notifier) -> None:
+def _each_second(
+    core: EnclaveCore, server: Server, thread: HsmThread, told: Notifier, secrets: GateSecretsWatch
+) -> None:
     """In the loop itself, so that systemd hears nothing more of a loop that hangs. Does the HSM answer?"""
     told.alive()
     thread.check_stalled()
+    secrets.look()
     if told.active:
         told.tell(sentence(core.status(), server.attached))
-    core.timers.after(LOOK_S, lambda: _each_second(core, server, thread, told))
+    core.timers.after(LOOK_S, lambda: _each_second(core, server, thread, told, secrets))
 
 
 def _tell_ready(config: EnclaveConfig, told: Notifier, log: Log) -> None:
@@ -226,8 +239,8 @@ def _accepted(path: Path, log: Log) -> Sequence[AcceptedState]:
         return ()
 
 
-def _submit(thread: HsmThread, job: Callable[[Hsm], object]) -> Promise[object]:
-    promise: Promise[object] = Promise()
+def _submit(thread: HsmThread, job: Callable[[Hsm], T]) -> Promise[T]:
+    promise: Promise[T] = Promise()
     try:
         thread.submit(job, promise.settle)
     except KeymootError as error:

@@ -13,6 +13,7 @@ from appliance.cli.output import Json, report, working
 from policies.errors import CallerError
 
 MAX_SECRETS_BYTES = 16 * 1024
+TAKEN_UP = "A running enclave takes them up within seconds: `gate secrets reloaded` in its log."
 
 app = typer.Typer(help="The validation gate: its secrets, a reference handler, a check of yours.", no_args_is_help=True)
 
@@ -24,34 +25,61 @@ def secret(
         Path | None,
         typer.Option(help="Make new secrets, and write the handler's copy to this new file (mode 0600)."),
     ] = None,
+    ed25519: Annotated[
+        bool, typer.Option("--ed25519", help="With --generate: Ed25519 keys, each side its own, in place of HMAC.")
+    ] = False,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="The present secrets stay in use beside the new ones, until --finish.")
+    ] = False,
+    finish: Annotated[bool, typer.Option("--finish", help="End a rotation: the older secrets count no more.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Seal the gate's secrets for the enclave. They are read from standard input, or made with --generate."""
+    """Seal the gate's secrets for the enclave. They are read from standard input, or made with --generate.
+
+    To rotate them without a gap: --rotate, give the handler its copy, --finish. Enclave and reference handler take
+    each step up by themselves, within seconds.
+    """
     from appliance import enrolment, pki
 
-    command = enrolment.enclave_command("seal-gate-secret", config)
+    if finish:
+        if rotate or generate is not None or ed25519:
+            raise CallerError("--finish stands alone: it ends a rotation that --rotate began")
+        with working("Sealing the secrets…"):
+            enrolment.run_enclave_tool(enrolment.enclave_command("finish-gate-rotation", config))
+        report(as_json, "The older secrets count no more.", {}, [TAKEN_UP])
+        return
+    if ed25519 and generate is None:
+        raise CallerError("--ed25519 says which keys --generate makes")
+    command = enrolment.enclave_command("rotate-gate-secret" if rotate else "seal-gate-secret", config)
     if generate is None:
-        if sys.stdin.isatty():
-            typer.echo('Paste {"request_hmac": "whsec_…", "answer_hmac": "whsec_…"} and end with Ctrl-D:', err=True)
-        secrets = sys.stdin.buffer.read(MAX_SECRETS_BYTES + 1)
-        if len(secrets) > MAX_SECRETS_BYTES:
-            raise CallerError(f"the gate's secrets exceed {MAX_SECRETS_BYTES} bytes")
+        secrets = _read_secrets()
         with working("Sealing the secrets…"):
             enrolment.run_enclave_tool(command, secrets)
     else:
-        secrets = enrolment.new_secrets()
-        pki.write_new(generate, secrets, pki.SECRET_MODE)
+        secrets, copy = enrolment.new_secret_files(ed25519=ed25519)
+        pki.write_new(generate, copy, pki.SECRET_MODE)
         try:
             with working("Sealing the secrets…"):
                 enrolment.run_enclave_tool(command, secrets)
         except BaseException:
             generate.unlink()
             raise
-    steps = ["Restart the enclave to use them."]
+    steps = [TAKEN_UP]
     if generate is not None:
-        steps.insert(0, f"Move the handler's copy, {generate}, to the gate, and keep no other.")
+        steps.append(f"Then move the handler's copy, {generate}, to the gate, and keep no other.")
+    if rotate:
+        steps.append("Once the handler uses them: keymoot gate secret --finish")
     handler = {} if generate is None else {"handler_copy": str(generate)}
     report(as_json, "The gate's secrets are sealed.", handler, steps)
+
+
+def _read_secrets() -> bytes:
+    if sys.stdin.isatty():
+        typer.echo('Paste {"request_hmac": "whsec_…", "answer_hmac": "whsec_…"} and end with Ctrl-D:', err=True)
+    secrets = sys.stdin.buffer.read(MAX_SECRETS_BYTES + 1)
+    if len(secrets) > MAX_SECRETS_BYTES:
+        raise CallerError(f"the gate's secrets exceed {MAX_SECRETS_BYTES} bytes")
+    return secrets
 
 
 @app.command("serve")

@@ -15,6 +15,8 @@ from policies.load import load_yaml
 
 MAX_SECRETS_BYTES = 4096
 Listen = Annotated[str, msgspec.Meta(pattern=r"^[^\s:]+:[0-9]{1,5}$(?!\n)")]
+PublicKey = Annotated[str, msgspec.Meta(pattern=r"^whpk_[A-Za-z0-9+/]{43}=$(?!\n)")]
+PrivateKey = Annotated[str, msgspec.Meta(pattern=r"^whsk_[A-Za-z0-9+/]{43}([A-Za-z0-9+/]{43}=)?=$(?!\n)")]
 Secret = Annotated[str, msgspec.Meta(pattern=r"^whsec_[A-Za-z0-9+/]{32,128}={0,2}$(?!\n)")]
 
 
@@ -46,10 +48,17 @@ class GateConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GateSecrets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`whsec_` secrets: `request_hmac` verifies what the enclave sends, `answer_hmac` signs what we answer."""
+    """`whsec_` secrets: `request_hmac` verifies what the enclave sends, `answer_hmac` signs what we answer. Beside them
+    or in their place Ed25519: the enclave's public key (`whpk_`), and our own private one (`whsk_`)."""
 
-    request_hmac: Secret
-    answer_hmac: Secret
+    request_hmac: Secret | None = None
+    answer_hmac: Secret | None = None
+    request_ed25519: PublicKey | None = None
+    answer_ed25519: PrivateKey | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.request_hmac or self.request_ed25519) or not (self.answer_hmac or self.answer_ed25519):
+            raise ValueError("one key for each direction")
 
     def __repr__(self) -> str:
         return "GateSecrets(…)"

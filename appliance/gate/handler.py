@@ -16,11 +16,12 @@ from typing import Any
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
-from standardwebhooks import Webhook, WebhookVerificationError
+from standardwebhooks import WebhookVerificationError
 
 from appliance.eventloop import new_event_loop
 from appliance.expiry import CertificateWatch, CurrentContext, TlsFiles
-from appliance.gate.config import GateConfig, GateRules, load_secrets
+from appliance.gate.config import GateConfig, GateRules
+from appliance.gate.keys import KeysFile
 from appliance.telemetry import configure_logging
 from appliance.tls import server_context
 
@@ -48,14 +49,13 @@ def decide(rules: GateRules, request: dict[str, Any]) -> str:
 
 def make_app(config: GateConfig) -> web.Application:
     """The handler as an aiohttp application: `POST` to any path. Raises `CallerError` for unusable secrets."""
-    secrets = load_secrets(config.secrets)
-    asks, answers = Webhook(secrets.request_hmac), Webhook(secrets.answer_hmac)
+    keys = KeysFile(config.secrets)
     answered: dict[str, str] = {}  # the newest uids, and what each was about
 
     async def handle(http: web.Request) -> web.Response:
         body = await http.text()
         try:
-            request = asks.verify(body, dict(http.headers))
+            request = (ours := keys.current()).verify(body, http.headers)
             told = (request["version"], request["type"], request["uid"])
             if told != ("1", "validation.request", http.headers["webhook-id"]):
                 raise ValueError("not a validation request")
@@ -87,7 +87,7 @@ def make_app(config: GateConfig) -> web.Application:
         headers = {
             "webhook-id": request["uid"],
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": answers.sign(request["uid"], now, answer),
+            "webhook-signature": ours.sign(request["uid"], now, answer),
         }
         return web.Response(text=answer, content_type="application/json", headers=headers)
 

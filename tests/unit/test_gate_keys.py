@@ -217,6 +217,8 @@ def changed(value: object) -> Any:
             return value + 1
         case str():
             return value + "x"
+        case ():
+            return ("x",)
         case _:
             return ()
 
