@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import msgspec
 import typer
 
 from appliance.cli.output import Json, show_fields, show_json, working
 from policies.errors import CallerError
 from policies.requests import MAX_HASHES
 
-if TYPE_CHECKING:
-    import msgspec
-
 MAX_BATCH = 16_384
+MAX_RUNS = 5
 MAX_CLIENTS = 1024
 MAX_SECONDS = 3600
 MAX_DELAY_MS = 1000
@@ -29,16 +28,20 @@ def presign(
     signers: Signers = 3,
     tolerate: Tolerate = 1,
     batch: Annotated[int, typer.Option(help="Presignatures in the batch.")] = 10_000,
+    runs: Annotated[int, typer.Option(help="Batches whose median is shown.")] = 3,
+    curve: Annotated[bool, typer.Option("--curve", help="Batches of 1, 10, … 10,000 instead.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a batch of presignatures: CPU and bytes of one signer for each."""
+    """Measure batches of presignatures: CPU and bytes of one signer for each, step by step."""
     _check_scheme(signers, tolerate)
-    if not 1 <= batch <= MAX_BATCH:
-        raise CallerError(f"a batch has 1 to {MAX_BATCH} presignatures, not {batch}")
-    from appliance.bench.presign import run
+    if not 1 <= batch <= MAX_BATCH or not 1 <= runs <= MAX_RUNS:
+        raise CallerError(f"--batch is 1 to {MAX_BATCH}, --runs 1 to {MAX_RUNS}")
+    from appliance.bench import presign as measure
 
     with working("starting") as told:
-        result = run(signers, tolerate, batch, told)
+        result: msgspec.Struct = (
+            measure.curve(signers, tolerate, told) if curve else measure.run(signers, tolerate, batch, runs, told)
+        )
     _show(result, as_json)
 
 
@@ -111,4 +114,15 @@ def _show(result: msgspec.Struct, as_json: bool) -> None:
     if as_json:
         show_json(result)
         return
-    show_fields({name: str(getattr(result, name)) for name in result.__struct_fields__})
+    shown: dict[str, str] = {}
+    for name in result.__struct_fields__:
+        match getattr(result, name):
+            case dict(parts):
+                shown |= {f"{name} {part}": str(value) for part, value in parts.items()}
+            case tuple(values) if values and isinstance(values[0], msgspec.Struct):
+                for number, value in enumerate(values):
+                    told = (f"{field} {getattr(value, field)}" for field in value.__struct_fields__)
+                    shown[f"{name} {number + 1}"] = ", ".join(told)
+            case value:
+                shown[name] = str(value)
+    show_fields(shown)

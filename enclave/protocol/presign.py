@@ -98,9 +98,7 @@ async def presign(session: Session, curve: Secp256k1, t: int, m: int, sub_seeds:
     # SPEC 3.7, 3.8
     w_open = verify_products(C, t, m, openings, q)
     points = verify_points(curve, C, t, m, openings)
-    D = polynomials.lagrange(C[: t + 1]).denominator
-    inverses = _invert_all([D * value for value in w_open], q)
-    inverse_shares = _pack([inverse * value % q for inverse, value in zip(inverses, own.a, strict=True)])
+    inverse_shares = compute_inverse_shares(C, t, own, w_open, q)
 
     # SPEC 3.9
     agreement = compute_agreement(session.context, m, rho, beta, w_open, points)
@@ -149,6 +147,13 @@ def compute_openings(curve: Secp256k1, own: Material, tau: Column, w: Column, rh
     """SPEC 3.6: the member's body of the fourth round."""
     T = compute_check(tau, w, rho, beta, curve.q)
     return Openings(T.to_bytes(SCALAR_BYTES, "big"), _pack(w), bulk.generate_many(curve, _pack(own.k)))
+
+
+def compute_inverse_shares(C: tuple[int, ...], t: int, own: Material, w_open: Column, q: int) -> bytes:
+    """SPEC 3.8: the member's shares of all inverse nonces, 32 bytes each."""
+    D = polynomials.lagrange(C[: t + 1]).denominator
+    inverses = _invert_all([D * value for value in w_open], q)
+    return _pack([inverse * value % q for inverse, value in zip(inverses, own.a, strict=True)])
 
 
 def compute_agreement(sid: bytes, m: int, rho: int, beta: int, w_open: Column, points: bytes) -> bytes:
