@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 
 import pytest
 from coincurve import PrivateKey
@@ -247,3 +248,18 @@ class Taking(RuleBasedStateMachine):
 
 Taking.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestNoNameIsGivenOutTwice = Taking.TestCase
+
+
+def test_a_presignature_takes_a_hundred_bytes_of_memory() -> None:
+    pool, count = PresignaturePool(), 10_000
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(10):
+            pool.insert(bytes([number]) * 32, key(), bytes(32 * count), bytes(64 * count))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(pool) == 10 * count
+    # A share, a point and a bit; the whole of 100,000 is to stay far below 60 MB.
+    assert 96 <= (after - before) / len(pool) < 100
