@@ -8,9 +8,11 @@ below `m/0`, not `m/0` itself (`**` stands only at the end).
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 MAX_STARS = 4  # bounds the work of a match
 MAX_INDEX = 2**31 - 1
+MAX_CACHED = 4096
 
 _LABEL_GLOB = re.compile(r"[A-Za-z0-9*][A-Za-z0-9._/*-]{0,95}")
 _STARS = re.compile(r"(\*+)")
@@ -27,9 +29,13 @@ def check_label_glob(pattern: str) -> None:
 
 def label_matches(pattern: str, label: str) -> bool:
     """Whether the label pattern `pattern` matches the whole of `label`."""
+    return _label_expression(pattern).fullmatch(label) is not None
+
+
+@lru_cache(maxsize=MAX_CACHED)
+def _label_expression(pattern: str) -> re.Pattern[str]:
     wildcards = {"*": "[^/]*", "**": ".*"}
-    pieces = (wildcards.get(piece) or re.escape(piece) for piece in _STARS.split(pattern))
-    return re.fullmatch("".join(pieces), label) is not None
+    return re.compile("".join(wildcards.get(piece) or re.escape(piece) for piece in _STARS.split(pattern)))
 
 
 def check_path_glob(pattern: str) -> None:
@@ -42,10 +48,17 @@ def check_path_glob(pattern: str) -> None:
 
 def path_matches(pattern: str, path: tuple[int, ...]) -> bool:
     """Whether the path pattern `pattern` matches the whole of `path`."""
-    steps = pattern.split("/")[1:]
-    if steps and steps[-1] == "**":
-        steps = steps[:-1]
+    steps, below = _path_steps(pattern)
+    if below:
         if len(path) <= len(steps):
             return False
         path = path[: len(steps)]
-    return len(steps) == len(path) and all(step in ("*", str(index)) for step, index in zip(steps, path, strict=True))
+    return len(steps) == len(path) and all(step in (None, index) for step, index in zip(steps, path, strict=True))
+
+
+@lru_cache(maxsize=MAX_CACHED)
+def _path_steps(pattern: str) -> tuple[tuple[int | None, ...], bool]:
+    """The steps, None for any; and whether all below them is meant."""
+    steps = pattern.split("/")[1:]
+    below = bool(steps) and steps[-1] == "**"
+    return tuple(None if step == "*" else int(step) for step in steps[: len(steps) - below]), below

@@ -1,4 +1,4 @@
-"""`keymoot bench presign|online|load|wan`."""
+"""`keymoot bench presign|online|load|wan|policy`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ MAX_RUNS = 5
 MAX_CLIENTS = 1024
 MAX_SECONDS = 3600
 MAX_DELAY_MS = 1000
+MAX_REPEAT = 100_000
 
 app = typer.Typer(help="Measure on this machine, with real processes on loopback.", no_args_is_help=True)
 
@@ -102,6 +103,26 @@ def wan(
 
     with working("starting") as told:
         result = run(signers, tolerate, delay_ms, told)
+    _show(result, as_json)
+
+
+@app.command("policy")
+def policy(
+    rules: Annotated[int, typer.Option(help="Rules, the last of which permits.")] = 50,
+    destinations: Annotated[int, typer.Option(help="Addresses that each rule names.")] = 200,
+    repeat: Annotated[int, typer.Option(help="Decisions in each round.")] = 200,
+    as_json: Json = False,
+) -> None:
+    """Measure a decision: reading an EIP-1559 transfer, and putting it to a policy."""
+    from policies.addresses import MAX_PLACES
+    from policies.model import MAX_RULES
+
+    if not 1 <= rules <= MAX_RULES or not 1 <= destinations <= MAX_PLACES or not 1 <= repeat <= MAX_REPEAT:
+        raise CallerError(f"--rules is 1 to {MAX_RULES}, --destinations to {MAX_PLACES}, --repeat to {MAX_REPEAT}")
+    from appliance.bench.policy import run
+
+    with working("measuring"):
+        result = run(rules, destinations, repeat)
     _show(result, as_json)
 
 
