@@ -6,7 +6,6 @@ A process is found by what it holds: an enclave by its socket, a signer and a co
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import socket
 import struct
@@ -142,25 +141,6 @@ def systemd_exposure(unit: str) -> float | None:
     )
     found = re.search(r"exposure level for .*: ([0-9.]+)", done.stdout)
     return float(found[1]) if found else None
-
-
-def unit_environment(unit: str) -> dict[str, str]:
-    """What a unit gives its process besides: the variables it sets, and where its credentials are. What the process
-    itself says is not asked: this may run as root."""
-    tool = shutil.which("systemctl")
-    if not unit or tool is None:
-        return {}
-    done = subprocess.run(  # noqa: S603
-        [tool, "show", "--property=Environment", "--value", unit],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_S,
-    )
-    pairs = (word.partition("=") for word in shlex.split(done.stdout))
-    credentials = Path("/run/credentials") / unit
-    found = {"CREDENTIALS_DIRECTORY": str(credentials)} if credentials.is_dir() else {}
-    return {name: value for name, _, value in pairs} | found
 
 
 def check_hardening(

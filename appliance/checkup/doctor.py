@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from appliance import enrolment
+from appliance import enrolment, unit_settings
 from appliance.checkup import confinement, disks, host, machine, others
 from appliance.checkup.checks import Check, Looked
 from appliance.checkup.findings import Finding, note, problem
@@ -131,7 +131,7 @@ def _hsm(seen: _Seen) -> Looked:
     if seen.status is not None and "refused the PIN" in seen.status.reason:
         # Tokens lock after some wrong PINs: this is not to be one more.
         return Looked("", [problem(seen.name, seen.status.reason, "Put the right PIN there; the enclave takes it up.")])
-    environment = {**os.environ, **confinement.unit_environment("" if process is None else process.unit)}
+    environment = {**os.environ, **unit_settings.environment("" if process is None else process.unit)}
     if load_yaml(path, _EnclaveFile).hsm.pin.startswith("credential:") and CREDENTIALS not in environment:
         what = "the PIN is a systemd credential, which nobody can read while the enclave's unit does not run"
         return Looked("", [note(seen.name, f"not tried: {what}", "Start the unit, or be root, and run this again.")])

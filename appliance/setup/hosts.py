@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from appliance import layout
+from appliance import layout, unit_settings
 from appliance.setup.pins import EncryptedPin, FilePin
 from appliance.templates import BESIDE, Places
 from policies.errors import CallerError
@@ -52,9 +52,11 @@ def signer_place(directory: Path | None, instance: str | None) -> tuple[Place, C
     if host is None:
         assert directory is not None
         return Place(directory), lambda: FilePin(directory)
-    enclave = _user(layout.ENCLAVE_USER, layout.GROUP)
+    enclave = _user(layout.ENCLAVE_USER, layout.GROUP, unit_settings.groups(host.units[0]))
     place = Place(host.configuration, host.places, host.units, enclave, enclave.gid)
-    return place, lambda: EncryptedPin(layout.PIN_CREDENTIAL, host.pin_file, (enclave.uid, enclave.gid))
+    return place, lambda: EncryptedPin(
+        layout.PIN_CREDENTIAL, host.pin_file, (enclave.uid, enclave.gid), unit_settings.environment(host.units[0])
+    )
 
 
 def coordinator_place(directory: Path | None, instance: str | None) -> Place:
@@ -66,11 +68,11 @@ def coordinator_place(directory: Path | None, instance: str | None) -> Place:
     return Place(host.configuration, host.places, (host.unit,), user, user.gid)
 
 
-def _user(name: str, group: str) -> User:
+def _user(name: str, group: str, more: tuple[int, ...] = ()) -> User:
     try:
         found, gid = pwd.getpwnam(name), grp.getgrnam(group).gr_gid
     except KeyError:
         raise CallerError(
             f"this machine has no user {name}: install the package, or name a directory of your own with --directory"
         ) from None
-    return User(found.pw_uid, gid, tuple({gid, *os.getgrouplist(name, found.pw_gid)}))
+    return User(found.pw_uid, gid, tuple({gid, *more, *os.getgrouplist(name, found.pw_gid)}))

@@ -96,9 +96,16 @@ class NamedPin(FilePin):
 class EncryptedPin(FilePin):
     """Kept as a credential `name` that systemd encrypted into `path` for this machine, and passes to the unit."""
 
-    def __init__(self, name: str, path: Path, owner: tuple[int, int] | None = None) -> None:
-        """`owner`: user and group of the enclave, who reads it while its keys are made."""
-        self._name, self._path, self._owner = name, path, owner
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        owner: tuple[int, int] | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """`owner`: user and group of the enclave, who reads it while its keys are made. `variables`: what its unit
+        sets, which its PKCS#11 module may need."""
+        self._name, self._path, self._owner, self._variables = name, path, owner, dict(variables or {})
         self.reference = f"credential:{name}"
 
     def keep(self, pin: Pin) -> None:
@@ -121,7 +128,7 @@ class EncryptedPin(FilePin):
             if self._owner is not None:
                 os.chown(file, *self._owner)
                 os.chown(place, *self._owner)
-            yield {**os.environ, "CREDENTIALS_DIRECTORY": str(place)}
+            yield {**os.environ, **self._variables, "CREDENTIALS_DIRECTORY": str(place)}
         finally:
             shutil.rmtree(place)
 

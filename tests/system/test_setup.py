@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import pty
 import select
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from appliance import layout
+from appliance import layout, unit_settings
+from appliance.pki import make_ca
 from appliance.setup import answers, staging
 from appliance.setup.hosts import Place, coordinator_place, signer_place
 from appliance.setup.modules import installed, tokens
 from appliance.setup.pins import EncryptedPin, FilePin, Pin, from_bytes
 from appliance.setup.signer import is_configured, set_up
 from policies.errors import CallerError, Unavailable
+from tests.fakes.command_line import an_identity, write_identity
 from tests.fakes.softhsm import SoftToken, library
 
 DEADLINE_S = 20.0
@@ -46,14 +52,11 @@ def setup_json(*arguments: str | Path, **options: Any) -> dict[str, Any]:
     return dict(json.loads(keymoot("setup", "--json", *arguments, **options).stdout))
 
 
-@pytest.fixture
-def coordinator_ca(tmp_path: Path) -> Path:
-    done = setup_json(
-        *("--role", "coordinator", "--directory", tmp_path / "c", "--network", "net", "--name", "c"),
-        *("--host", "localhost", "--address", "127.0.0.1"),
-    )
-    assert done["missing"] == ["signers-ca.pem", "roster.yaml"]
-    return tmp_path / "c" / "ca.pem"
+@pytest.fixture(scope="module")
+def coordinator_ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    path.write_bytes(make_ca("a coordinator").certificate_pem)
+    return path
 
 
 def a_token(root: Path, name: str) -> tuple[SoftToken, Path]:
@@ -84,42 +87,47 @@ def roster_of(root: Path, *names: str) -> Path:
     return out
 
 
-def test_three_operators_by_answers_until_they_can_start(tmp_path: Path, coordinator_ca: Path) -> None:
-    confs = {}
-    for name in ("north", "south", "west"):
-        token, confs[name] = a_token(tmp_path, name)
-        file = answers_file(tmp_path, name, coordinator_ca, "signed" if name == "north" else "none")
-        place = tmp_path / name
-        done = setup_json(
-            "--answers", file, "--directory", place, "--pin-stdin", conf=confs[name], stdin=token.user_pin
-        )
-        assert done["did"] == ["configuration written", "keys made in the HSM"]
-        assert done["fingerprint"] == json.loads((place / "identity.json").read_text())["fingerprint"]
-        assert done["sealing"] == "gcm"
-        assert stat.S_IMODE((place / "pin").stat().st_mode) == 0o600
-        assert {path.name for path in place.iterdir()} == {
-            *("enclave.yaml", "signer.yaml", "identity.json", "ca.pem", "ca.key", "signer.pem", "signer.key"),
-            *("c-ca.pem", "pin", "run", "state"),
-            *(("gate-ca.pem",) if name == "north" else ()),
-        }
+def test_by_answers_until_all_can_start(tmp_path: Path) -> None:
+    made = setup_json(
+        *("--role", "coordinator", "--directory", tmp_path / "c", "--network", "net", "--name", "c"),
+        *("--host", "localhost", "--address", "127.0.0.1"),
+    )
+    assert made["missing"] == ["signers-ca.pem", "roster.yaml"]
+    ca, place = tmp_path / "c" / "ca.pem", tmp_path / "north"
+    token, conf = a_token(tmp_path, "north")
+    file = answers_file(tmp_path, "north", ca, "signed")
+    done = setup_json("--answers", file, "--directory", place, "--pin-stdin", conf=conf, stdin=token.user_pin)
+    assert done["did"] == ["configuration written", "keys made in the HSM"]
+    assert done["fingerprint"] == json.loads((place / "identity.json").read_text())["fingerprint"]
+    assert done["sealing"] == "gcm"
+    assert stat.S_IMODE((place / "pin").stat().st_mode) == 0o600
+    assert {path.name for path in place.iterdir()} == {
+        *("enclave.yaml", "signer.yaml", "identity.json", "ca.pem", "ca.key", "signer.pem", "signer.key"),
+        *("c-ca.pem", "pin", "run", "state", "gate-ca.pem"),
+    }
+    for name in ("south", "west"):
+        (tmp_path / name).mkdir()
+        write_identity(tmp_path / name / "identity.json", an_identity(name))
+        shutil.copy(ca, tmp_path / name / "ca.pem")
     roster = roster_of(tmp_path, "north", "south", "west")
-    north = ("--directory", tmp_path / "north")
-    done = setup_json("--role", "signer", *north, "--roster", roster, "--policy", POLICY, conf=confs["north"])
+    north = ("--role", "signer", "--directory", place)
+    done = setup_json(*north, "--roster", roster, "--policy", POLICY, conf=conf)
     assert (done["did"], done["missing"]) == (["roster.yaml taken in", "policy.yaml taken in"], ["gate-secrets.sealed"])
     assert len(done["roster_digest"]) == len(done["policy_digest"]) == 64
     out = tmp_path / "for-the-gate.json"
-    done = setup_json("--role", "signer", *north, "--gate-secrets-out", out, conf=confs["north"])
+    done = setup_json(*north, "--gate-secrets-out", out, conf=conf)
     assert (done["did"], done["missing"]) == (["the gate's secrets sealed"], [])
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    again = setup_json("--answers", tmp_path / "north-answers.yaml", *north, conf=confs["north"])
+    again = setup_json("--answers", file, "--directory", place, conf=conf)
     assert (again["did"], again["missing"]) == ([], [])
-    assert again["fingerprint"] == json.loads((tmp_path / "north" / "identity.json").read_text())["fingerprint"]
+    assert again["fingerprint"] == json.loads((place / "identity.json").read_text())["fingerprint"]
     # A coordinator takes in what the operators have sent.
-    cas = [option for name in confs for option in ("--signers-ca", tmp_path / name / "ca.pem")]
-    done = setup_json("--role", "coordinator", "--directory", tmp_path / "c", "--roster", roster, *cas)
+    cas = [option for name in ("north", "south") for option in ("--signers-ca", tmp_path / name / "ca.pem")]
+    coordinator = ("--role", "coordinator", "--directory", tmp_path / "c", "--roster", roster, *cas)
+    done = setup_json(*coordinator)
     assert (done["did"], done["missing"]) == (["roster.yaml taken in", "the signers' CAs taken in"], [])
-    assert (tmp_path / "c" / "signers-ca.pem").read_text().count("BEGIN CERTIFICATE") == 3
-    assert setup_json("--role", "coordinator", "--directory", tmp_path / "c", "--roster", roster, *cas)["did"] == []
+    assert (tmp_path / "c" / "signers-ca.pem").read_text().count("BEGIN CERTIFICATE") == 2
+    assert setup_json(*coordinator)["did"] == []
 
 
 def test_text_for_people_says_the_fingerprint_and_the_next_step(tmp_path: Path, coordinator_ca: Path) -> None:
@@ -251,8 +259,6 @@ def test_another_signer_is_not_put_over_one_that_is_there(tmp_path: Path, coordi
 
 
 def test_a_roster_with_another_key_for_this_signer_is_not_taken_in(tmp_path: Path, coordinator_ca: Path) -> None:
-    from tests.fakes.command_line import an_identity, write_identity
-
     token, conf = a_token(tmp_path, "s")
     file = ("--answers", answers_file(tmp_path, "s", coordinator_ca), "--directory", tmp_path / "s")
     setup_json(*file, "--pin-stdin", conf=conf, stdin=token.user_pin)
@@ -335,10 +341,17 @@ def test_places_of_an_installed_host_need_its_users(monkeypatch: pytest.MonkeyPa
     assert (place.units, keeping().reference) == ((), "file:pin")
 
 
-def test_an_installed_signer(tmp_path: Path, coordinator_ca: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_signer(
+    request: pytest.FixtureRequest, coordinator_ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As the package lays it out, with the users that every Debian has."""
     if os.getuid() != 0:
         pytest.skip("needs root")
+    # pytest's own directories are root's alone.
+    made = Path(tempfile.mkdtemp(prefix="km-installed-", dir="/tmp"))
+    request.addfinalizer(lambda: shutil.rmtree(made))
+    made.chmod(0o755)
+    tmp_path = made
     token, conf = a_token(tmp_path, "s")
     for name, value in (("CONFIGURATION", tmp_path / "etc"), ("CREDENTIAL_STORE", tmp_path / "credstore")):
         monkeypatch.setattr(layout, name, value)
@@ -346,15 +359,11 @@ def test_an_installed_signer(tmp_path: Path, coordinator_ca: Path, monkeypatch: 
         monkeypatch.setattr(layout, name, "daemon")
     monkeypatch.setenv("SOFTHSM2_CONF", str(conf))
     subprocess.run(["chown", "-R", "daemon", str(token.directory)], check=True)
-    # pytest's own directories are root's alone.
-    for parent in tmp_path.parents[:3]:
-        parent.chmod(parent.stat().st_mode | 0o011)
-    tmp_path.chmod(0o755)
     if subprocess.run(
         ["setpriv", "--reuid=daemon", "--clear-groups", "test", "-x", sys.executable], check=False
     ).returncode:
         pytest.skip("the interpreter of these tests is root's alone")
-    said = answers.read_answers(answers_file(tmp_path, "s", coordinator_ca))
+    said = answers.read_answers(answers_file(tmp_path, "s", coordinator_ca, "signed"))
     place, keeping = signer_place(None, None)
     try:
         done = set_up(place, said, keeping(), lambda: Pin(token.user_pin))
@@ -373,6 +382,18 @@ def test_an_installed_signer(tmp_path: Path, coordinator_ca: Path, monkeypatch: 
     assert token.user_pin.encode() not in stored
     # The HSM's keys are the enclave's user's, who has to open them.
     assert {path.owner() for path in (token.directory / "tokens").rglob("*.object")} == {"daemon"}
+    # Later, nobody is asked for the PIN again; what is sealed is root's, and for the enclave's group to read.
+    for name in ("t", "u"):
+        (tmp_path / name).mkdir()
+        write_identity(tmp_path / name / "identity.json", an_identity(name))
+    (tmp_path / "s").symlink_to(place.directory)
+    later = msgspec.structs.replace(
+        said, roster=roster_of(tmp_path, "s", "t", "u"), policy=POLICY, gate_secrets_out=tmp_path / "for-the-gate.json"
+    )
+    done = set_up(place, later, keeping(), lambda: Pin("nobody is asked"))
+    assert (done.did[-1], done.missing) == ("the gate's secrets sealed", [])
+    sealed = (place.directory / "gate-secrets.sealed").stat()
+    assert (sealed.st_uid, sealed.st_gid, stat.S_IMODE(sealed.st_mode)) == (0, place.group, 0o640)
 
 
 def test_a_pin_encrypted_for_this_machine(tmp_path: Path) -> None:
@@ -391,6 +412,24 @@ def test_a_pin_encrypted_for_this_machine(tmp_path: Path) -> None:
         kept.keep(Pin("another"))
     kept.forget()
     assert not kept.exists()
+
+
+def test_what_a_unit_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "systemctl"
+    tool.write_text("""#!/bin/sh
+case "$2 $4" in
+--property=Environment*u.service) echo 'SOFTHSM2_CONF=/etc/a "B=x y"' ;;
+--property=SupplementaryGroups*u.service) echo 'daemon no-such-group' ;;
+esac
+""")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(unit_settings, "CREDENTIALS", tmp_path)
+    assert unit_settings.environment("u.service") == {"SOFTHSM2_CONF": "/etc/a", "B": "x y"}
+    assert unit_settings.groups("u.service") == (grp.getgrnam("daemon").gr_gid,)
+    (tmp_path / "u.service").mkdir()
+    assert unit_settings.environment("u.service")["CREDENTIALS_DIRECTORY"] == str(tmp_path / "u.service")
+    assert unit_settings.environment("") == {}
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"two\nlines", b"x" * 257, b"\xff\xfe"])

@@ -1,0 +1,47 @@
+"""What systemd gives the process of a unit, for commands that do its work outside: variables, groups, credentials.
+
+Nothing of it is taken from the process itself: the command may run as root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+TIMEOUT_S = 6.0
+CREDENTIALS = Path("/run/credentials")
+
+
+def environment(unit: str) -> dict[str, str]:
+    """The variables that a unit and its drop-ins set, and where its credentials are while it runs."""
+    pairs = (word.partition("=") for word in shlex.split(_shown("Environment", unit)))
+    place = CREDENTIALS / unit
+    found = {"CREDENTIALS_DIRECTORY": str(place)} if unit and place.is_dir() else {}
+    return {name: value for name, _, value in pairs} | found
+
+
+def groups(unit: str) -> tuple[int, ...]:
+    """The supplementary groups that a unit and its drop-ins set, those that exist."""
+    found = []
+    for name in _shown("SupplementaryGroups", unit).split():
+        with contextlib.suppress(KeyError):
+            found.append(grp.getgrnam(name).gr_gid)
+    return tuple(found)
+
+
+def _shown(setting: str, unit: str) -> str:
+    tool = shutil.which("systemctl")
+    if not unit or tool is None:
+        return ""
+    done = subprocess.run(  # noqa: S603
+        [tool, "show", f"--property={setting}", "--value", unit],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
+    )
+    return done.stdout.strip()
