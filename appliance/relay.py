@@ -17,7 +17,9 @@ from enclave.wire import (
     MAX_PEER_FRAME_BYTES,
     Attached,
     Count,
+    Freezes,
     OrderBody,
+    PolicyTold,
     ReportBody,
     SignedAcknowledgement,
     Wire,
@@ -63,12 +65,15 @@ class Condition(Wire, frozen=True, tag=4):
 
     `enclave`: the state the enclave says (`wire.Status`), `silent` where it did not answer in time. `reason`: why it
     is not `ready`. `gate`: whether the operator's handler answered the last call; `unknown` before the first one.
+    `policy`: the one in force, None where the enclave is silent; `freezes`: what it is frozen for.
     It is shown to operators; nothing is decided by it.
     """
 
     enclave: Annotated[str, msgspec.Meta(pattern=r"^(ready|waiting|hsm-away|silent)$(?!\n)")]
     reason: Annotated[str, msgspec.Meta(max_length=512)]
     gate: Annotated[str, msgspec.Meta(pattern=r"^(unknown|answers|unreachable)$(?!\n)")]
+    policy: PolicyTold | None = None
+    freezes: Freezes = ()
 
 
 class NumberedKey(Wire, frozen=True):

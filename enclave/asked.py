@@ -19,6 +19,7 @@ from enclave.payloads import decode_payload
 from enclave.protocol import sign
 from enclave.requests import VerifiedRequest, parse_hash_batch, parse_signing_body
 from enclave.wire import Acknowledgement
+from policies.clients import Client
 from policies.counters import MAX_COUNTS, NOTHING, Charge, Counters
 from policies.decide import AskGate, Refuse, decide
 from policies.decoded import Decoded
@@ -35,7 +36,8 @@ Pause = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Asked:
-    """One request, understood. `shown`: its body as the gate sees it. `decoded` is None for what is blind."""
+    """One request, understood. `shown`: its body as the gate sees it. `decoded` is None for what is blind.
+    `approvers`: whose approvals verified; `lifetime_s`: for how long it was signed."""
 
     client_id: str
     batch: bool
@@ -45,6 +47,8 @@ class Asked:
     shown: dict[str, Any]
     decoded: Decoded | None
     items: tuple[Item, ...]
+    approvers: tuple[Client, ...] = ()
+    lifetime_s: int = 0
 
 
 async def understand(request: VerifiedRequest, key: Acknowledgement, batch: bool, pause: Pause) -> Asked:
@@ -64,6 +68,8 @@ async def understand(request: VerifiedRequest, key: Acknowledgement, batch: bool
         shown=msgspec.to_builtins(body),
         decoded=payload.decoded,
         items=(Item(body.derivation_path, child, epsilon, payload.h),),
+        approvers=request.approvers,
+        lifetime_s=request.lifetime_s,
     )
 
 
@@ -90,6 +96,8 @@ async def _understand_batch(request: VerifiedRequest, key: Acknowledgement, paus
         shown={"kind": Kind.HASH_BATCH.value, "externalId": body.external_id, "count": len(items)},
         decoded=None,
         items=tuple(items),
+        approvers=request.approvers,
+        lifetime_s=request.lifetime_s,
     )
 
 
@@ -105,6 +113,8 @@ class Permitted:
 
 def check_policy(policy: Policy, asked: Asked, label: str, counters: Counters, now_s: int) -> Permitted:
     """Raises `Refused` unless the policy permits every path that is signed with."""
+    # SPEC 4.13: an approval counts as long as its client's key is in the policy that decides.
+    approvers = frozenset(one.id for one in asked.approvers if policy.client(one.id) == one)
     charge, anomalies, to_gate = NOTHING, set[Anomaly](), set[Anomaly]()
     for path, signatures in Counter(item.path for item in asked.items).items():
         decision = decide(
@@ -118,6 +128,8 @@ def check_policy(policy: Policy, asked: Asked, label: str, counters: Counters, n
                 derivation_path=path,
                 decoded=asked.decoded,
                 signatures=signatures,
+                approvers=approvers,
+                lifetime_s=asked.lifetime_s,
             ),
             counters,
             now_s,

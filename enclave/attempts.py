@@ -8,7 +8,8 @@ is no room.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from enclave.answers import Answers
@@ -16,6 +17,7 @@ from enclave.errors import Refused
 from enclave.gate import GateSaidNo
 from enclave.shares import KeyFacts
 from enclave.wire import Answer, Authorization, BatchAuthorization, BatchShareReport, PresignatureName
+from policies.clients import Client
 from policies.counters import NOTHING, Charge
 
 MAX_ATTEMPTS = 3
@@ -23,6 +25,8 @@ MAX_REQUESTS = 20_000
 # Hashes of all remembered requests together: a batch counts for as many as it names.
 MAX_ITEMS = 200_000
 FORGOTTEN_AT_ONCE = 256
+# Requests of one client that were signed for longer than usual, to wait for approvals.
+MAX_WAITING = 256
 # Refusals of one request that go into the audit chain before the first question and after each: it is never pruned,
 # and an order costs a hostile coordinator nothing.
 MAX_REFUSALS_AUDITED = 3
@@ -44,7 +48,7 @@ class Approval:
 
     `items`: one, or those of a batch (SPEC 4.7). `permitted()`: what is to be charged for it (SPEC 7.3); raises
     `Refused` where that yes holds no longer: the label was frozen, the client's key revoked, or the policy in force
-    now says no.
+    now says no. `approvers`: the clients whose approvals of it verified (SPEC 4.13).
     """
 
     client_id: str
@@ -54,6 +58,7 @@ class Approval:
     committee: tuple[int, ...]
     until_s: int
     permitted: Callable[[], Charge]
+    approvers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class RequestState:
     made; `asked`: how often; `approval` is their yes; `outstanding`: signed, not used; `closed`: never
     again (the gate said no, or the key was made); `weight`: the most hashes that any attempt was for.
     `name`, `body`: SPEC 4.10, empty until they are known; `answering`: a share is computed, or a key made.
+    `approvers`: by whom it was approved when it lacked approvals; `waits_for`: its client, if it was signed for long.
     `refusals`: audited since the last question; `unaudited`: refusals that no audit entry tells of yet.
     `verified_s`: when its JWS verified; `fresh_until_s`: until then it must be remembered; `done`: it was carried out.
     `pending_until_s`: the gate has said that it needs time, and has it until then; `said_no`: why it refused;
@@ -114,6 +120,8 @@ class RequestState:
     answering: bool = False
     refusals: int = 0
     unaudited: int = 0
+    approvers: frozenset[str] | None = None
+    waits_for: str = ""
     charged: bool = False
     release: Callable[[], None] | None = None
 
@@ -133,6 +141,12 @@ class RequestState:
             or self.answering
             or (outstanding is not None and outstanding.authorization.expires_at_s >= now_s)
         )
+
+    def has_more(self, approvers: Sequence[Client]) -> bool:
+        """Whether the request came with more approvals than when it last lacked some: at most 17 times."""
+        known, now = self.approvers, frozenset(one.id for one in approvers)
+        self.approvers = now | (known or frozenset())
+        return known is None or not now <= known
 
     def withdraw(self) -> None:
         """What was authorised and not used can't be used any more."""
@@ -180,6 +194,7 @@ class RequestBook:
         self._requests: dict[bytes, RequestState] = {}
         self._by_attempt: dict[tuple[str, bytes], RequestState] = {}
         self._items = 0
+        self._waiting: Counter[str] = Counter()
         self._next_sweep_s = 0.0
         self.answers = Answers()
 
@@ -191,15 +206,21 @@ class RequestBook:
         state = self._requests.get(digest)
         return state if state is not None and state.keep_until_s >= self._clock() else None
 
-    def open(self, digest: bytes, keep_until_s: float, fresh_until_s: float) -> RequestState:
-        """The request's state, new or known. Raises `Refused` where the book is full or the request is closed."""
+    def open(self, digest: bytes, keep_until_s: float, fresh_until_s: float, waits_for: str = "") -> RequestState:
+        """The request's state, new or known. `waits_for`: its client, where it was signed for long, and so may be
+        remembered for days. Raises `Refused` where the book is full, too many of the client wait, or it is closed."""
         self._sweep()
         state = self.get(digest)
         if state is None:
             if not self._make_room(1, 0):
                 raise Refused("busy", f"{MAX_REQUESTS} requests are remembered; try again in some minutes")
+            if waits_for:
+                if self._waiting[waits_for] >= MAX_WAITING:
+                    raise Refused("busy", f"{MAX_WAITING} requests of {waits_for} wait for approvals")
+                self._waiting[waits_for] += 1
             now_s = int(self._clock())
             state = self._requests[digest] = RequestState(digest, keep_until_s, fresh_until_s, now_s)
+            state.waits_for = waits_for
         state.check_open()
         return state
 
@@ -264,5 +285,7 @@ class RequestBook:
     def _forget(self, state: RequestState) -> None:
         del self._requests[state.digest]
         self._items -= state.weight
+        if state.waits_for:
+            self._waiting[state.waits_for] -= 1
         self._forget_attempt(state)
         self.answers.forget(state.name, state.digest)

@@ -54,6 +54,7 @@ from enclave.wire import (
 )
 from policies.gate_messages import BatchSignerInfo, RequestInfo, SignerInfo
 from policies.requests import body_digest, request_name, signature_batches_path, signatures_path
+from policies.signed_requests import MAX_LIFETIME_S
 
 AUTHORIZATION_S = 30
 CLOCK_SKEW_S = 30
@@ -99,7 +100,8 @@ class Authoriser:
             state, request = self.book.get(order.request.digest(self._rules.roster.network)), None
             if state is None:
                 request = self._verify(order.request)
-                state = self.book.open(request.digest, *self._remembered_until_s(request))
+                waits_for = request.client_id if request.lifetime_s > MAX_LIFETIME_S else ""
+                state = self.book.open(request.digest, *self._remembered_until_s(request), waits_for)
             self._begin_attempt(coordinator, state, order)
             begun = True
             if state.asking:
@@ -172,6 +174,7 @@ class Authoriser:
             network=self._rules.roster.network,
             now_s=int(self._clock()) if now_s is None else now_s,
             boot_s=self._rules.boot_s,
+            present_s=int(self._clock()),
         )
 
     async def _decide(
@@ -199,7 +202,13 @@ class Authoriser:
         if isinstance(order, BatchSignOrder) and len(order.presignatures) != len(asked.items):
             raise Refused("presignature", "a batch needs one presignature for each hash")
         label, request_id = acknowledgement.label, order.request.request_id
-        permission = await self._counting.permit(request.client, asked, label, state.digest, request_id)
+        try:
+            permission = await self._counting.permit(request.client, asked, label, state.digest, request_id)
+        except Refused as refusal:
+            # SPEC 4.13: it may come back with more approvals.
+            if refusal.rule == "policy/approvals" and state.has_more(request.approvers):
+                state.asked -= 1
+            raise
         until_s = max(request.expires_at_s, int(self._clock()) + AUTHORIZATION_S)
         if self._rules.gate_mode != "none":
             name = self._rules.roster.signer(self._session.index).name
@@ -207,7 +216,10 @@ class Authoriser:
             told = request_info(asked, self._rules.roster.network)
             until_s = await self._ask_gate(state, order, info, told, permission)
             permission.again()
-        return Approval(request.client_id, key, batch, asked.items, order.committee, until_s, permission.again)
+        approvers = tuple(one.id for one in request.approvers)
+        return Approval(
+            request.client_id, key, batch, asked.items, order.committee, until_s, permission.again, approvers
+        )
 
     def _claim(
         self, state: RequestState, order: AnyOrder, client_id: str, external_id: str, stored: Answer | None
@@ -276,6 +288,7 @@ class Authoriser:
             request=state.digest.hex(),
             committee=list(attempt.committee),
             gate=self._rules.gate_mode,
+            **({"approvers": ", ".join(approval.approvers)} if approval.approvers else {}),
             **audit_facts(terms),
         )
         self._count("requests_authorized")
@@ -321,7 +334,7 @@ class Authoriser:
         """Answer the newest attempt, or the order itself where no attempt has `begun` with it. Only a request that
         verified goes into the audit chain, and not each time: others cost nothing to send, and would fill the disk."""
         self._count(f"requests_refused|{rule_label(rule)}")
-        if state is not None and rule.startswith(("policy/", "gate")):
+        if state is not None and rule.startswith(("policy/", "gate")) and rule != "policy/approvals":
             self._counting.watch.on_refusal()
         digest = state.digest if state is not None else order.request.digest(self._rules.roster.network)
         self._log.refused(

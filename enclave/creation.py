@@ -31,6 +31,7 @@ from policies.decide import Refuse, decide
 from policies.facts import Request
 from policies.model import Action
 from policies.requests import KEYS_PATH, body_digest, request_name
+from policies.signed_requests import MAX_LIFETIME_S
 
 REMEMBERED_S = 600.0
 
@@ -138,6 +139,8 @@ class KeyCreation:
         verified = verify_request(
             request, policy=rules.policy, network=rules.roster.network, now_s=now_s, boot_s=rules.boot_s
         )
+        if verified.lifetime_s > MAX_LIFETIME_S:
+            raise Refused("request/lifetime", f"a request for a key is signed for {MAX_LIFETIME_S} s at most")
         if request.path != KEYS_PATH:
             raise Refused("request/path", f"keys are created at {KEYS_PATH}")
         body = parse_key_creation(verified)

@@ -13,7 +13,7 @@ import msgspec
 
 from enclave.errors import CallerError, Refused
 from enclave.requests import verifies
-from enclave.wire import MAX_FREEZES, Count, Freeze
+from enclave.wire import MAX_FREEZES, Freeze, UnixMilliseconds
 from policies.globs import check_label_glob, label_matches
 from policies.operators import Operators
 from policies.signed_requests import parse_strictly
@@ -37,7 +37,7 @@ class FreezeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     network: str
     signer: str
-    serial: Count
+    serial: UnixMilliseconds
     freezes: tuple[Freeze, ...]
 
 

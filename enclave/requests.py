@@ -25,7 +25,8 @@ from policies.signed_requests import parse_strictly, split_jws
 class VerifiedRequest:
     """A request that a client of the policy signed for this network, method and path, and that is fresh.
 
-    `digest`: 32 bytes that name it. `body` is still the client's bytes: parse them.
+    `digest`: 32 bytes that name it. `body` is still the client's bytes: parse them. `approvers`: other clients whose
+    approvals of it verify (SPEC 4.13). `lifetime_s`: for how long it was signed.
     """
 
     client: Client
@@ -33,6 +34,8 @@ class VerifiedRequest:
     expires_at_s: int
     body: bytes
     digest: bytes
+    approvers: tuple[Client, ...] = ()
+    lifetime_s: int = 0
 
     @property
     def client_id(self) -> str:
@@ -40,21 +43,46 @@ class VerifiedRequest:
         return self.client.id
 
 
-def verify_request(request: ClientRequest, *, policy: Policy, network: str, now_s: int, boot_s: int) -> VerifiedRequest:
+def verify_request(
+    request: ClientRequest, *, policy: Policy, network: str, now_s: int, boot_s: int, present_s: int | None = None
+) -> VerifiedRequest:
     """Verify everything but the body's meaning. `boot_s`: requests signed before this boot are refused, since what
-    was done with them is not remembered. Raises `Refused` with a rule `request/…`, and nothing else."""
+    was done with them is not remembered. `present_s`: at which approvals must be valid, where `now_s` is when the
+    request came. Raises `Refused` with a rule `request/…`, and nothing else."""
     jws = split_jws(request.jws)
     client = policy.client(jws.header.kid)
     if client is None:
         raise Refused("request/client", "the policy knows no client with this kid")
-    jws.check(client, network=network, method=request.method, path=request.path, now_s=now_s)
+    jws.check(
+        client, network=network, method=request.method, path=request.path, now_s=now_s, longest_s=policy.longest_s
+    )
     if jws.header.iat < boot_s:
         raise Refused(
             "request/boot", "signed before this enclave's start, or before its clock was set back: sign it again"
         )
     if not verifies(client, jws.signing_input(request.body), jws.signature):
         raise Refused("request/signature", "the JWS does not verify over this body")
-    return VerifiedRequest(client, jws.header.jti, jws.header.exp, request.body, request.digest(network))
+    approvers = _approvers(request, policy, network, now_s if present_s is None else present_s)
+    lifetime_s = jws.header.exp - jws.header.iat
+    digest = request.digest(network)
+    return VerifiedRequest(client, jws.header.jti, jws.header.exp, request.body, digest, approvers, lifetime_s)
+
+
+def _approvers(request: ClientRequest, policy: Policy, network: str, now_s: int) -> tuple[Client, ...]:
+    """Whose approvals verify, each client once. One that does not is as if it were not there."""
+    # SPEC 4.13
+    found: dict[str, Client] = {}
+    for approval in request.approvals:
+        try:
+            jws = split_jws(approval)
+            client = policy.client(jws.header.kid)
+            if client is not None and client.id not in found:
+                jws.check_approval(client, network=network, path=request.path, now_s=now_s)
+                if verifies(client, jws.signing_input(request.body), jws.signature):
+                    found[client.id] = client
+        except Refused:
+            continue
+    return tuple(found.values())
 
 
 def parse_signing_body(request: VerifiedRequest) -> SigningBody:

@@ -44,6 +44,7 @@ MAX_STATUS_VALUES: Final = 1024
 # What an enclave may be frozen for at once (SPEC 4.11), and who may sign one order.
 MAX_FREEZES: Final = 64
 MAX_STOP_SIGNATURES: Final = 16
+MAX_APPROVALS: Final = 16
 # In one message. All of them as large as they may be still fit into it.
 MAX_AUDIT_ENTRIES: Final = 256
 # Sealed records of the counters (SPEC 7.5), all in one message.
@@ -60,6 +61,9 @@ Point33 = Annotated[bytes, msgspec.Meta(min_length=33, max_length=33)]
 Signature64 = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+# Until the year 6300: all of them can be shown as dates.
+UnixSeconds = Annotated[int, msgspec.Meta(ge=0, le=2**37)]
+UnixMilliseconds = Annotated[int, msgspec.Meta(ge=0, le=2**47)]
 Buckets = Annotated[tuple[Count, ...], msgspec.Meta(min_length=23, max_length=23)]
 RoundNumber = Annotated[int, msgspec.Meta(ge=0, le=9)]
 ShortText = Annotated[str, msgspec.Meta(max_length=512)]
@@ -71,6 +75,7 @@ KeyId = Annotated[str, msgspec.Meta(pattern=r"^key_[0-9a-f]{32}$(?!\n)")]
 # What a client or a coordinator calls a request in logs. Nothing vouches for it: the request's digest names it.
 REQUEST_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._:=-]{7,63}"
 RequestId = Annotated[str, msgspec.Meta(pattern=rf"^({REQUEST_ID})?$(?!\n)")]
+Jws = Annotated[str, msgspec.Meta(max_length=4096)]
 Label = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,95}$(?!\n)")]
 SealedBytes = Annotated[bytes, msgspec.Meta(max_length=64 * 1024)]
 
@@ -104,14 +109,16 @@ class AuditEntry(Wire, frozen=True):
 class ClientRequest(Wire, frozen=True):
     """A client's request exactly as it came: method, path, body bytes, and the detached JWS over the body.
 
-    `request_id` is for logs alone, and no part of the digest.
+    `request_id` is for logs alone, and no part of the digest. Neither are `approvals`: detached JWS of other clients
+    over the same body and path (SPEC 4.13), which may come after it.
     """
 
     method: Annotated[str, msgspec.Meta(max_length=8)]
     path: Annotated[str, msgspec.Meta(max_length=256)]
     body: Annotated[bytes, msgspec.Meta(max_length=MAX_BODY_BYTES)]
-    jws: Annotated[str, msgspec.Meta(max_length=4096)]
+    jws: Jws
     request_id: RequestId = ""
+    approvals: Annotated[tuple[Jws, ...], msgspec.Meta(max_length=MAX_APPROVALS)] = ()
 
     def digest(self, network: str) -> bytes:
         """32 bytes naming this request: what authorizations and reports refer to.
@@ -789,7 +796,7 @@ class Freeze(Wire, frozen=True):
 
     pattern: Annotated[str, msgspec.Meta(min_length=1, max_length=96)]
     operator: Annotated[str, msgspec.Meta(max_length=64)]
-    serial: Count
+    serial: UnixMilliseconds
     reason: ShortText
 
 
@@ -811,7 +818,7 @@ class PolicyTold(Wire, frozen=True):
     in force, empty where it is."""
 
     digest: Bytes32 = bytes(32)
-    loaded_at_s: Count = 0
+    loaded_at_s: UnixSeconds = 0
     trouble: ShortText = ""
 
 

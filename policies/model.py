@@ -23,6 +23,7 @@ from policies.hours import ManyHours
 from policies.limits import Limits, OnAnomaly, check_measurable, check_names
 from policies.mistakes import Mistake, refuse_repeats
 from policies.operators import Operators
+from policies.signed_requests import MAX_LIFETIME_S
 from policies.transcript import Tag, digest
 
 MAX_CLIENTS = 256
@@ -175,6 +176,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
         return {
             name: frozenset(bytes.fromhex(address[2:]) for address in listed) for name, listed in self.addresses.items()
         }
+
+    @property
+    def longest_s(self) -> int:
+        """For how long a request may be signed: longer than usual where some rule lets it wait for approvals."""
+        return max([MAX_LIFETIME_S, *(rule.approvals.within_s for rule in self.rules if rule.approvals is not None)])
 
     def client(self, client_id: str) -> Client | None:
         """The client with this id, or None."""

@@ -21,6 +21,9 @@ from policies.json_strict import JsonInvalid, parse_json
 from policies.requests import request_name
 
 MAX_LIFETIME_S = 300
+# Of an approval, and of a request that waits for approvals, where a policy asks for them.
+MAX_APPROVED_S = 72 * 3600
+APPROVE = "APPROVE"
 CLOCK_SKEW_S = 30
 SIGNATURE_BYTES = 64
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
@@ -57,13 +60,26 @@ class UnverifiedJws:
         """What the signature must be over."""
         return self.protected.encode() + b"." + body
 
-    def check(self, client: Client, *, network: str, method: str, path: str, now_s: int) -> None:
-        """Whether it is `client`'s, for this network, method and path, and fresh. Raises `Refused`."""
+    def check(
+        self, client: Client, *, network: str, method: str, path: str, now_s: int, longest_s: int = MAX_LIFETIME_S
+    ) -> None:
+        """Whether it is `client`'s, for this network, method and path, and fresh. `longest_s`: for how long it may be
+        signed. Raises `Refused`."""
+        if method != "POST":
+            raise Refused("request/path", "signed for another method or path")
+        self._check(client, network, method, path, now_s, longest_s)
+
+    def check_approval(self, client: Client, *, network: str, path: str, now_s: int) -> None:
+        """Whether it is `client`'s approval of a request to `path`. An approval is signed for the method `APPROVE`, so
+        that it is never a request, and no request an approval. Raises `Refused`."""
+        self._check(client, network, APPROVE, path, now_s, MAX_APPROVED_S)
+
+    def _check(self, client: Client, network: str, method: str, path: str, now_s: int, longest_s: int) -> None:
         if self.header.alg not in ALGORITHM_NAMES[client.alg]:
             reason = f"the policy says {client.alg.value} for this client, the header {self.header.alg}"
             raise Refused("request/header", reason)
         _check_header(self.header, network, method, path)
-        _check_times(self.header, now_s)
+        _check_times(self.header, now_s, longest_s)
 
 
 def split_jws(jws: str) -> UnverifiedJws:
@@ -117,13 +133,13 @@ def _check_header(header: ProtectedHeader, network: str, method: str, path: str)
         raise Refused("request/header", 'b64 must be false and crit ["b64"]')
     if header.network != network:
         raise Refused("request/network", "signed for another network")
-    if (header.method, header.path) != (method, path) or header.method != "POST":
+    if (header.method, header.path) != (method, path):
         raise Refused("request/path", "signed for another method or path")
 
 
-def _check_times(header: ProtectedHeader, now_s: int) -> None:
-    if not 0 < header.exp - header.iat <= MAX_LIFETIME_S:
-        raise Refused("request/lifetime", f"exp must be after iat by at most {MAX_LIFETIME_S} s")
+def _check_times(header: ProtectedHeader, now_s: int, longest_s: int) -> None:
+    if not 0 < header.exp - header.iat <= longest_s:
+        raise Refused("request/lifetime", f"exp must be after iat by at most {longest_s} s")
     if header.iat > now_s + CLOCK_SKEW_S:
         raise Refused("request/time", "signed in the future: check both clocks")
     if header.exp <= now_s:

@@ -29,7 +29,7 @@ CLOCK_SKEW_S = 300
 
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=96)]
 Patterns = Annotated[tuple[Pattern, ...], msgspec.Meta(min_length=1, max_length=MAX_PATTERNS)]
-Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=2**52)]
+Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=2**47)]
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 
 

@@ -122,7 +122,7 @@ class Readiness(ApiStruct, frozen=True):
 
 
 class Announced(ApiStruct, frozen=True):
-    """What an enclave said of itself when its signer connected; `prss_epoch` is followed since, 0 before setup.
+    """What an enclave said of itself when its signer connected; `prss_epoch` (0 before setup) and policy are followed.
 
     `policy_digest`: 0x and the 32-byte digest of the operator's policy. `gate_mode`: `signed`, `status` or `none`.
     """
@@ -144,6 +144,27 @@ class Condition(ApiStruct, frozen=True):
     gate: str
 
 
+class PolicyInForce(ApiStruct, frozen=True):
+    """A signer's policy. `digest`: 0x and 32 bytes; `loaded_at`: when its enclave read it; `trouble`: why one that was
+    read later is not in force, empty where none was. `differs`: another signer that is online has another policy, which
+    it may: each decides by its own."""
+
+    digest: str
+    loaded_at: str
+    trouble: str
+    differs: bool
+
+
+class Frozen(ApiStruct, frozen=True):
+    """What a signer is frozen for: labels that match `pattern`, `**` being everything. `operator`: whose order it was,
+    empty for the enclave's own doing; `since`: when it was made."""
+
+    pattern: str
+    operator: str
+    since: str
+    reason: str
+
+
 class Convicted(ApiStruct, frozen=True):
     """Of what a signer was convicted (`step` of the protocols' specification), when, by the enclaves of which signers,
     and the digest that names their files of evidence; empty where none could be kept."""
@@ -160,7 +181,8 @@ class Signer(ApiStruct, frozen=True):
     """A signer of the roster. `links`: names of the signers its enclave says it has a channel to. `announced` and
     `condition` are absent while it is away. `since`: when it came, or went; absent where it was not there since the
     coordinator's start. `away_reason`: why it is away, as far as the coordinator knows. `convicted`: it broke a
-    protocol, and is left out of committees where enough others are there. All this is the coordinator's
+    protocol, and is left out of committees where enough others are there. `policy`: the one in force, absent until
+    it is told; `frozen`: what it refuses by its operators' order. All this is the coordinator's
     word: no enclave has signed it for the reader."""
 
     index: int
@@ -175,6 +197,8 @@ class Signer(ApiStruct, frozen=True):
     away_reason: str = ""
     certificate_expires: str | None = None
     convicted: Convicted | None = None
+    policy: PolicyInForce | None = None
+    frozen: tuple[Frozen, ...] = ()
 
 
 class SignerList(ApiStruct, frozen=True):

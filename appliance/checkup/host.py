@@ -148,7 +148,7 @@ def agreement(name: str, enclave: DescribedEnclave, status: SignerStatus) -> Ite
             yield warning(
                 name,
                 f"its enclave runs with another {what} ({runs[:16]}) than {what}.yaml has now ({file[:16]})",
-                "Restart the enclave if the change was meant; if not, find out who changed the file.",
+                "If the change was meant, reload the enclave (policy) or restart it (roster); else find who did it.",
             )
 
 
@@ -186,6 +186,17 @@ def enclave_alone(name: str, directory: Path, config: SignerConfig) -> Iterator[
 
 
 def _enclave(name: str, directory: Path, status: SignerStatus) -> Iterator[Finding]:
+    for freeze in status.frozen:
+        what = "everything" if freeze.pattern == "**" else f"the labels {freeze.pattern}"
+        by = f" by {freeze.operator}" if freeze.operator else ""
+        why = f" ({freeze.reason})" if freeze.reason else ""
+        yield problem(name, f"is frozen for {what}{by}{why}", "Its operators end it with `keymoot unfreeze`.")
+    if status.policy_trouble:
+        yield problem(
+            name,
+            f"did not take its new policy: {status.policy_trouble}",
+            "Correct the file and reload the enclave (systemctl reload, or kill -HUP).",
+        )
     match status.enclave:
         case "away":
             yield problem(name, f"no enclave is connected: {status.reason}", _start_enclave(directory))

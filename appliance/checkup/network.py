@@ -37,7 +37,10 @@ def judge(facts: NetworkFacts, roster: Roster, now: datetime.datetime) -> list[F
         found += _convicted(signer, roster)
         found += _present(signer, now) if signer.online else _absent(signer, roster, len(online), now)
     found += _links(online)
+    for signer in online:
+        found += _stopped(signer)
     found += _versions(coordinator, online)
+    found += _policies(online)
     for pool in facts.pools.items:
         found += _pool(pool)
     explained = any(finding.severity == "problem" for finding in found)
@@ -188,6 +191,34 @@ def _versions(coordinator: Coordinator, online: Sequence[Signer]) -> Iterator[Fi
                 f"runs version {' and '.join(sorted(versions))}, the coordinator {coordinator.version}",
                 "Install the same version on all hosts, one after the other.",
             )
+
+
+def _stopped(signer: Signer) -> Iterator[Finding]:
+    for one in signer.frozen:
+        what = "everything" if one.pattern == "**" else f"the labels {one.pattern}"
+        by = f" by {one.operator}" if one.operator else ""
+        why = f" ({one.reason})" if one.reason else ""
+        yield problem(
+            signer.name,
+            f"is frozen for {what}{by} since {one.since}{why}",
+            "Ask its operators why; they end it with `keymoot unfreeze`.",
+        )
+    if signer.policy is not None and signer.policy.trouble:
+        yield problem(
+            signer.name,
+            f"did not take its new policy, the one of {signer.policy.loaded_at} is in force: {signer.policy.trouble}",
+            "Correct the file on its host and reload the enclave (systemctl reload, or kill -HUP).",
+        )
+
+
+def _policies(online: Sequence[Signer]) -> Iterator[Finding]:
+    by_digest: dict[str, list[str]] = {}
+    for signer in online:
+        if signer.policy is not None:
+            by_digest.setdefault(signer.policy.digest, []).append(signer.name)
+    if len(by_digest) > 1:
+        told = "; ".join(f"{', '.join(names)}: {digest[2:18]}" for digest, names in by_digest.items())
+        yield note("network", f"the signers' policies differ ({told})", "That may be meant: each decides by its own.")
 
 
 def _agreement(online: Sequence[Signer]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Whether something answers: a TLS handshake with a server, a document from a Unix socket. Nothing is asked of it."""
+"""Whether something answers: a TLS handshake with a server, a document from a Unix socket."""
 
 from __future__ import annotations
 
@@ -46,11 +46,14 @@ def server_time(url: str, context: ssl.SSLContext, timeout_s: float = TIMEOUT_S)
         connection.close()
 
 
-def read_socket(path: Path, timeout_s: float = TIMEOUT_S) -> bytes:
-    """All that the server on the Unix socket `path` says, at most 256 KiB. Raises `OSError` where nobody is there."""
+def read_socket(path: Path, timeout_s: float = TIMEOUT_S, say: bytes = b"") -> bytes:
+    """All that the server on the Unix socket `path` answers to `say`, at most 256 KiB. Raises `OSError` where nobody is
+    there."""
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as connection:
         connection.settimeout(timeout_s)
         connection.connect(str(path))
+        connection.sendall(say)
+        connection.shutdown(socket.SHUT_WR)
         data = b""
         while len(data) < MAX_DOCUMENT_BYTES and (piece := connection.recv(64 * 1024)):
             data += piece

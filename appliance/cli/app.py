@@ -24,6 +24,7 @@ from appliance.cli import (
     setup,
     sign,
     status,
+    stop,
 )
 from appliance.cli.output import Json
 
@@ -33,8 +34,8 @@ EPILOG = (
     "\n\n"
     "What takes longer shows its progress on standard error, where that is a terminal. "
     "With --json, one line of JSON on standard output (pool: one for each look) and nothing else there: scheme, "
-    "setup, status, doctor, pool, init, roster, enclave accept-rollback, coordinator readmit, coordinator token, "
-    "gate secret, gate check, policy, hsm, evidence verify, pki, keys, sign, demo, bench."
+    "setup, status, doctor, freeze, unfreeze, operator-key, pool, init, roster, enclave accept-rollback, coordinator "
+    "readmit, coordinator token, gate secret, gate check, policy, hsm, evidence verify, pki, keys, sign, demo, bench."
 )
 
 app = typer.Typer(
@@ -61,6 +62,9 @@ app.command("scheme")(scheme.show)
 app.command("setup")(setup.setup)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
+app.command("freeze")(stop.freeze)
+app.command("unfreeze")(stop.unfreeze)
+app.command("operator-key")(stop.operator_key)
 app.command("pool")(pool.pool)
 app.add_typer(init.app, name="init")
 app.add_typer(roster.app, name="roster")

@@ -21,6 +21,7 @@ from policies.roster import Roster, describe_scheme
 
 # Hex digits that tell digests apart; --json has all.
 DIGEST_SHOWN = 16
+POLICY_SHOWN = 8
 GOOD, BAD, DOUBTFUL, DIM = "green", "bold red", "yellow", "dim"
 STYLES = {Severity.PROBLEM: BAD, Severity.WARNING: DOUBTFUL, Severity.NOTE: DIM}
 TITLES = {Severity.PROBLEM: "Problems", Severity.WARNING: "Warnings", Severity.NOTE: "To know"}
@@ -71,7 +72,7 @@ def _table(*headings: str) -> Table:
 
 
 def _signers(signers: tuple[Signer, ...], now: datetime.datetime) -> Table:
-    table = _table("signer", "operator", "state", "for", "gate", "certificate", "version")
+    table = _table("signer", "operator", "state", "for", "gate", "policy", "certificate", "version")
     for signer in signers:
         table.add_row(
             Text(printable(signer.name)),
@@ -79,6 +80,7 @@ def _signers(signers: tuple[Signer, ...], now: datetime.datetime) -> Table:
             _state(signer),
             ago(signer.since, now) or "-",
             _gate(signer),
+            _policy(signer),
             _certificate(days_until(signer.certificate_expires, now)),
             Text("-" if signer.announced is None else printable(signer.announced.enclave_version)),
         )
@@ -90,6 +92,9 @@ def _state(signer: Signer) -> Text:
         return Text("AWAY", style=BAD)
     if signer.convicted is not None:
         return Text("CONVICTED", style=BAD)
+    if signer.frozen:
+        every = any(one.pattern == "**" for one in signer.frozen)
+        return Text("FROZEN" if every else "frozen in part", style=BAD)
     if signer.condition is None:
         return Text("online", style=GOOD)
     return _told(ENCLAVE_STATES, signer.condition.enclave)
@@ -103,6 +108,16 @@ def _gate(signer: Signer) -> Text:
     if signer.condition is None:
         return Text(printable(signer.announced.gate_mode))
     return _told(GATES, signer.condition.gate)
+
+
+def _policy(signer: Signer) -> Text:
+    """The start of its digest; whether others have another one."""
+    if signer.policy is None:
+        return Text("-")
+    told = signer.policy.digest[2 : 2 + POLICY_SHOWN]
+    if signer.policy.trouble:
+        return Text(f"{told} OUTDATED", style=BAD)
+    return Text(f"{told} differs" if signer.policy.differs else told, style=DOUBTFUL if signer.policy.differs else "")
 
 
 def _told(table: dict[str, tuple[str, str]], value: str) -> Text:
@@ -190,6 +205,10 @@ def _host_fields(host: SignerHost) -> Iterator[tuple[str, Text]]:
         away = status.enclave == "hsm-away"
         yield "HSM", Text("away" if away else enclave.token, style=BAD if away else "")
         yield "gate", Text("none" if enclave.gate_mode == "none" else _gate_word(status.gate_reason))
+    if status.policy_trouble:
+        yield "policy", Text(f"the new one is not in force: {printable(status.policy_trouble)}", style=BAD)
+    for freeze in status.frozen:
+        yield "FROZEN", Text(printable(f"{freeze.pattern} by {freeze.operator} {freeze.reason}"), style=BAD)
     for one in status.coordinators:
         text = Text.assemble((f"{printable(one.name)} ", ""), ("up", GOOD) if one.up else ("down", BAD), f" {one.url}")
         yield "coordinator", text

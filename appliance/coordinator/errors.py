@@ -6,7 +6,7 @@ from enclave import wire
 from policies.errors import KeymootError, Refused
 
 # Refusals of these rules say nothing about what was asked: the request has failed, it was not rejected.
-STATE_RULES = frozenset({"unavailable", "busy", "committee", "key/pending", "key", "record"})
+STATE_RULES = frozenset({"unavailable", "busy", "committee", "key/pending", "key", "record", "frozen"})
 # Neither do these, but trying the same request once more is pointless: its client must sign it anew.
 SPENT_RULES = frozenset({"request/boot", "request/attempts", "request/expired"})
 

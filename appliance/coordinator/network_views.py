@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import msgspec
 
 from appliance import relay
-from appliance.api.models import Announced, Condition, Convicted, Health, Pool, PoolList, Readiness, Signer, SignerList
+from appliance.api.models import (
+    Announced,
+    Condition,
+    Convicted,
+    Frozen,
+    Health,
+    PolicyInForce,
+    Pool,
+    PoolList,
+    Readiness,
+    Signer,
+    SignerList,
+)
 from appliance.coordinator.config import MAX_MARK
 from appliance.coordinator.consumption import recommended
 from appliance.coordinator.convictions import Conviction
 from appliance.coordinator.network import Network
 from appliance.coordinator.sessions import Session, Signers
 from appliance.expiry import iso
+from enclave import wire
 from policies.errors import Unavailable
 from policies.roster import Roster, RosterSigner
 
@@ -49,7 +64,10 @@ def show_readiness(network: Network) -> Readiness:
 def show_signers(roster: Roster, network: Network) -> SignerList:
     """Every signer of the roster; of those that are online what they have announced."""
     signers, convictions = network.signers, network.convictions
-    shown = (_signer(entry, signers.session(entry.index), signers) for entry in roster.signers)
+    sessions = {entry.index: signers.session(entry.index) for entry in roster.signers}
+    conditions = [session.condition for session in sessions.values() if session is not None]
+    digests = {told.policy.digest for told in conditions if told is not None and told.policy is not None}
+    shown = (_signer(entry, sessions[entry.index], signers, digests) for entry in roster.signers)
     return SignerList(
         tuple(msgspec.structs.replace(one, convicted=_convicted(convictions.of(one.name))) for one in shown)
     )
@@ -101,7 +119,8 @@ def _pool(network: Network, committee: tuple[int, ...], kept: bool, burst: int |
     )
 
 
-def _signer(entry: RosterSigner, session: Session | None, signers: Signers) -> Signer:
+def _signer(entry: RosterSigner, session: Session | None, signers: Signers, digests: Set[bytes]) -> Signer:
+    """`digests`: of the policies of all that are online."""
     absence = signers.absence(entry.index)
     return Signer(
         index=entry.index,
@@ -112,6 +131,8 @@ def _signer(entry: RosterSigner, session: Session | None, signers: Signers) -> S
         links=() if session is None else tuple(signers.name(index) for index in sorted(session.links)),
         announced=None if session is None else _announced(session),
         condition=None if session is None else _condition(session.condition),
+        policy=None if session is None else _policy(session.condition, digests),
+        frozen=() if session is None or session.condition is None else _frozen(session.condition.freezes),
         since=_iso(absence.since_s if session is None else session.since_s),
         away_reason=absence.reason if session is None else "",
         certificate_expires=None if session is None else _iso(session.certificate_expires_s),
@@ -120,6 +141,17 @@ def _signer(entry: RosterSigner, session: Session | None, signers: Signers) -> S
 
 def _condition(told: relay.Condition | None) -> Condition | None:
     return None if told is None else Condition(told.enclave, told.reason, told.gate)
+
+
+def _policy(told: relay.Condition | None, digests: Set[bytes]) -> PolicyInForce | None:
+    if told is None or told.policy is None or not told.policy.loaded_at_s:
+        return None
+    policy = told.policy
+    return PolicyInForce("0x" + policy.digest.hex(), iso(policy.loaded_at_s), policy.trouble, len(digests) > 1)
+
+
+def _frozen(freezes: tuple[wire.Freeze, ...]) -> tuple[Frozen, ...]:
+    return tuple(Frozen(one.pattern, one.operator, iso(one.serial / 1000), one.reason) for one in freezes)
 
 
 def _iso(unix_s: float | None) -> str | None:
@@ -131,7 +163,13 @@ def _announced(session: Session) -> Announced:
     return Announced(
         prss_epoch=session.prss_epoch,
         gate_mode=enclave.gate_mode,
-        policy_digest="0x" + enclave.policy_digest.hex(),
+        policy_digest="0x" + _policy_digest(session).hex(),
         signer_version=session.signer_version,
         enclave_version=enclave.enclave_version,
     )
+
+
+def _policy_digest(session: Session) -> bytes:
+    """Of the policy in force, as far as it was told since the signer connected."""
+    told = session.condition.policy if session.condition is not None else None
+    return told.digest if told is not None and told.loaded_at_s else session.enclave.policy_digest

@@ -91,6 +91,8 @@ class Courier:
         self._metrics = metrics
         self._evidence = evidence
         self._status_asked: asyncio.Future[wire.Status] | None = None
+        self._stops: dict[int, asyncio.Future[wire.Stopped]] = {}
+        self._stop_ticket = 0
         self._links: dict[str, CoordinatorLink] = {}
         self._pages = KeyPages((), lambda *question: self._store.certificates_after(*question), self._cannot_read)
         self._departures = Departures()
@@ -242,6 +244,8 @@ class Courier:
                     self._on_status(message)
                 case wire.WantAudit(after):
                     self._enclave.send(OWN_QUOTA, wire.AuditPage(self._audit_after(after)))
+                case wire.Stopped():
+                    self._on_stopped(message)
                 case wire.Attached():
                     raise wire.Malformed("the enclave attached twice on one connection")
 
@@ -298,6 +302,23 @@ class Courier:
         }
         metrics.coordinators_up = {name: link.up for name, link in self._links.items()}
         metrics.coordinator_reasons = {name: link.reason for name, link in self._links.items()}
+
+    async def stop(self, signatures: tuple[str, ...]) -> wire.Stopped | None:
+        """Give the enclave an order to freeze or unfreeze. What it answers, None where it does not in time."""
+        self._stop_ticket = ticket = self._stop_ticket + 1
+        asked = self._stops[ticket] = asyncio.get_running_loop().create_future()
+        try:
+            self._enclave.send(OWN_QUOTA, wire.StopOrders(ticket, signatures))
+            await asyncio.wait([asked], timeout=STATUS_TIMEOUT_S)
+            return asked.result() if asked.done() else None
+        finally:
+            del self._stops[ticket]
+
+    def _on_stopped(self, stopped: wire.Stopped) -> None:
+        log.warning("stop-order", refused=stopped.refused, frozen=[freeze.pattern for freeze in stopped.freezes])
+        asked = self._stops.get(stopped.ticket)
+        if asked is not None and not asked.done():
+            asked.set_result(stopped)
 
     async def _tell_condition(self) -> NoReturn:
         """Tell every coordinator, again and again, how this signer finds its enclave and its gate."""

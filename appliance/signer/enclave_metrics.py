@@ -88,11 +88,24 @@ def collect(status: wire.Status | None) -> Iterable[Metric]:
         for labels, value in _values(key, family, status.gauges if status else {}):
             gauges.add_metric(labels, value)
         yield gauges
+    yield from _policy(status)
     for key, family in DURATIONS.items():
         histogram = HistogramMetricFamily(_PREFIX + family.name, family.text, labels=family.labels)
         for labels, told in _values(key, family, status.durations if status else {}):
             histogram.add_metric(labels, _buckets(told), told[-1] / 1_000_000)
         yield histogram
+
+
+def _policy(status: wire.Status | None) -> Iterable[Metric]:
+    policy = None if status is None else status.policy
+    info = GaugeMetricFamily(_PREFIX + "policy_info", "1 for the digest of the policy in force.", labels=["digest"])
+    loaded = GaugeMetricFamily(_PREFIX + "policy_loaded_timestamp_seconds", "When the policy in force was read.")
+    trouble = GaugeMetricFamily(_PREFIX + "policy_outdated", "1 where a policy read later could not be used.")
+    if policy is not None:
+        info.add_metric([policy.digest.hex()], 1.0)
+        loaded.add_metric([], float(policy.loaded_at_s))
+        trouble.add_metric([], float(bool(policy.trouble)))
+    yield from (info, loaded, trouble)
 
 
 def _values(key: str, family: Family, told: Mapping[str, T]) -> Iterable[tuple[list[str], T]]:

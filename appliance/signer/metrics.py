@@ -22,6 +22,9 @@ class Observed(Protocol):
     async def observe(self, metrics: SignerMetrics) -> None:
         """Write present values: queues, links, and the enclave's status, None where it does not answer in time."""
 
+    async def stop(self, signatures: tuple[str, ...]) -> wire.Stopped | None:
+        """Give the enclave an order to freeze or unfreeze; None where it does not answer in time."""
+
 
 class SignerMetrics:
     """Counts of one process; those of the enclave are the enclave's, of its present boot."""

@@ -1,7 +1,8 @@
 """What a signer says of itself on this host: one JSON document on a Unix socket, for `keymoot status`.
 
-Who may open the socket sees it (mode 0600); it holds no secret. The same facts, without the operator's addresses, go
-to the coordinators as `relay.Condition`.
+Who may open the socket sees it (mode 0600); it holds no secret. A caller says nothing and closes its half, or says an
+order to freeze or unfreeze the signer, which goes to the enclave as it is. The same facts, without the
+operator's addresses, go to the coordinators as `relay.Condition`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import pathlib
 import socket
+from typing import Annotated, Any
 
 import msgspec
 
@@ -21,6 +23,7 @@ from policies.errors import Unavailable
 
 SOCKET_MODE = 0o600
 MAX_ASKING = 8
+MAX_SAID_BYTES = 300 * 1024
 ANSWER_TIMEOUT_S = 5.0
 
 
@@ -33,11 +36,22 @@ class CoordinatorStatus(msgspec.Struct, frozen=True):
     reason: str
 
 
+class FrozenLabels(msgspec.Struct, frozen=True):
+    """A freeze in force: of labels that match `pattern` (`**`: everything), by whose order, made when (Unix ms)."""
+
+    pattern: str
+    operator: str
+    serial: int
+    reason: str
+
+
 class SignerStatus(msgspec.Struct, frozen=True):
     """A signer as it finds itself. `enclave`: `ready`, `waiting`, `hsm-away`, `silent`, or `away` where none is
     connected; `reason` says why it is not ready. `gate_reason`: why the last gate call had no answer, empty where it
     had one, None before the first call. `queues`: what waits, by queue. `enclave_version`, `roster_digest` and
-    `policy_digest` (hex): of the enclave that is attached, empty where none is."""
+    `policy_digest` (hex): of the enclave that is attached, empty where none is. `policy_loaded_at_s`: when that policy
+    was read, Unix seconds; `policy_trouble`: why a later one is not in force. `name`: the signer's, as its enclave
+    says; `frozen`: what it is frozen for."""
 
     network: str
     version: str
@@ -51,6 +65,27 @@ class SignerStatus(msgspec.Struct, frozen=True):
     enclave_version: str = ""
     roster_digest: str = ""
     policy_digest: str = ""
+    policy_loaded_at_s: int = 0
+    policy_trouble: str = ""
+    name: str = ""
+    frozen: tuple[FrozenLabels, ...] = ()
+
+
+class StopAnswer(msgspec.Struct, frozen=True):
+    """What came of an order to freeze or unfreeze. `refused`: why it was not carried out, empty where it was; `frozen`:
+    what is frozen now."""
+
+    refused: str
+    frozen: tuple[FrozenLabels, ...]
+
+
+class StopRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What may be said to the status socket: an order as operators signed it."""
+
+    stop: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=16 * 1024)], ...],
+        msgspec.Meta(min_length=1, max_length=wire.MAX_STOP_SIGNATURES),
+    ]
 
 
 def condition_of(status: wire.Status | None, gate_reason: str | None) -> relay.Condition:
@@ -58,7 +93,7 @@ def condition_of(status: wire.Status | None, gate_reason: str | None) -> relay.C
     gate = "unknown" if gate_reason is None else "unreachable" if gate_reason else "answers"
     if status is None:
         return relay.Condition("silent", "the enclave does not answer its signer in time", gate)
-    return relay.Condition(status.state, status.reason, gate)
+    return relay.Condition(status.state, status.reason, gate, status.policy, status.freezes)
 
 
 def sentence(status: SignerStatus) -> str:
@@ -102,13 +137,28 @@ class StatusServer:
             self._server.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        del reader
         with contextlib.suppress(OSError, TimeoutError):
             if not self._asking.locked():
                 async with self._asking, asyncio.timeout(ANSWER_TIMEOUT_S):
-                    writer.write(msgspec.json.encode(await self.status()))
+                    said = await _said(reader)
+                    answer = await self._stopped(said) if said else await self.status()
+                    writer.write(msgspec.json.encode(answer))
                     await writer.drain()
         writer.close()
+
+    async def _stopped(self, said: bytes) -> StopAnswer:
+        """Carry an order to the enclave, which alone judges it."""
+        serving = self._metrics.serving
+        try:
+            request = msgspec.json.decode(said, type=StopRequest)
+        except msgspec.DecodeError as error:
+            return StopAnswer(f"not an order: {str(error)[:200]}", ())
+        if serving is None:
+            return StopAnswer(f"no enclave is attached: {self._metrics.enclave_reason}"[:500], ())
+        stopped = await serving.stop(request.stop)
+        if stopped is None:
+            return StopAnswer("the enclave does not answer: what became of the order is not known", ())
+        return StopAnswer(stopped.refused, _frozen(stopped.freezes))
 
     async def status(self) -> SignerStatus:
         """Asked anew of the enclave."""
@@ -139,16 +189,33 @@ class StatusServer:
             ),
             values=dict(metrics.enclave.gauges) if metrics.enclave is not None else {},
             queues=dict(metrics.queues),
-            **_of_enclave(None if metrics.serving is None else metrics.attached),
+            **_of_enclave(None if metrics.serving is None else metrics.attached, metrics.enclave),
         )
 
 
-def _of_enclave(attached: wire.Attached | None) -> dict[str, str]:
+def _of_enclave(attached: wire.Attached | None, status: wire.Status | None) -> dict[str, Any]:
     """What the attached enclave runs with."""
     if attached is None:
         return {}
     digests = {"roster_digest": attached.roster_digest.hex(), "policy_digest": attached.policy_digest.hex()}
-    return {"enclave_version": attached.enclave_version, **digests}
+    told: dict[str, Any] = {"enclave_version": attached.enclave_version, "name": attached.name, **digests}
+    if status is not None and status.policy.loaded_at_s:
+        policy = status.policy
+        told |= {"policy_digest": policy.digest.hex(), "policy_loaded_at_s": policy.loaded_at_s}
+        told |= {"policy_trouble": policy.trouble, "frozen": _frozen(status.freezes)}
+    return told
+
+
+def _frozen(freezes: tuple[wire.Freeze, ...]) -> tuple[FrozenLabels, ...]:
+    return tuple(FrozenLabels(one.pattern, one.operator, one.serial, one.reason) for one in freezes)
+
+
+async def _said(reader: asyncio.StreamReader) -> bytes:
+    """What the caller says before it waits for an answer: mostly nothing."""
+    said = b""
+    while len(said) <= MAX_SAID_BYTES and (piece := await reader.read(MAX_SAID_BYTES)):
+        said += piece
+    return said
 
 
 def _bound(path: pathlib.Path) -> socket.socket:

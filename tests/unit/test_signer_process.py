@@ -43,6 +43,8 @@ ENTRY = wire.AuditEntry(1, b"decision", b"h" * 32, b"")
 REFUSED = wire.RequestRefused(CEREMONY, "gate", "no")
 PREPARE = wire.PrepareOrder(CEREMONY, "keygen")
 
+NO_POLICY = wire.PolicyTold()
+
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
@@ -454,6 +456,7 @@ def test_configuration_errors_name_their_place(tmp_path: pathlib.Path) -> None:
 async def ask_status(path: pathlib.Path) -> SignerStatus:
     reader, writer = await asyncio.open_unix_connection(path)
     try:
+        writer.write_eof()
         return msgspec.json.decode(await within(reader.read()), type=SignerStatus)
     finally:
         writer.close()
@@ -466,11 +469,13 @@ async def test_the_signer_tells_every_coordinator_how_it_finds_its_enclave(
     async with network(tmp_path, tls) as (enclave, coordinator, _):
         enclave.status = wire.Status("hsm-away", "the token is gone", {}, {}, {})
         connection = await linked(enclave, coordinator)
-        await until(lambda: relay.Condition("hsm-away", "the token is gone", "unknown") in coordinator.conditions)
+        await until(
+            lambda: relay.Condition("hsm-away", "the token is gone", "unknown", NO_POLICY) in coordinator.conditions
+        )
         connection.send(wire.CallGate("u1", "u1", "1", "v1,x", b"{}", 1000))
         enclave.status = wire.Status("ready", "", {}, {}, {})
         await connection.next()
-        await until(lambda: coordinator.conditions[-1] == relay.Condition("ready", "", "unreachable"))
+        await until(lambda: coordinator.conditions[-1] == relay.Condition("ready", "", "unreachable", NO_POLICY))
 
 
 async def test_the_status_socket_says_what_is_there_and_why_not(

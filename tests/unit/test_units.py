@@ -84,6 +84,7 @@ def test_units_are_of_the_places_that_the_configuration_names(units, instance):
     assert (signer_unit["User"], signer_unit["Group"]) == ([layout.SIGNER_USER], [layout.GROUP])
     assert coordinator_unit["User"] == coordinator_unit["Group"] == [layout.COORDINATOR_USER]
     assert str(Path(signer.places.enclave_socket).parent) == f"/run/{enclave_unit['RuntimeDirectory'][0]}"
+    assert signer.places.enclave_state == f"/var/lib/{enclave_unit['StateDirectory'][0]}"
     assert str(Path(signer.places.status_socket).parent) == f"/run/{signer_unit['RuntimeDirectory'][0]}"
     assert str(Path(signer.places.state or "").parent) == f"/var/lib/{signer_unit['StateDirectory'][0]}"
     assert str(Path(coordinator.places.state or "").parent) == f"/var/lib/{coordinator_unit['StateDirectory'][0]}"
@@ -102,11 +103,12 @@ def test_what_every_unit_says_of_its_life(units, process):
     assert unit["CapabilityBoundingSet"] == unit["AmbientCapabilities"] == [""]
 
 
-def test_the_enclave_has_no_network_and_writes_nothing_but_its_runtime_directory(units):
+def test_the_enclave_has_no_network_and_writes_nothing_but_its_runtime_directory_and_freezes(units):
     unit = settings(units, "keymoot-enclave.service")
     assert (unit["PrivateNetwork"], unit["RestrictAddressFamilies"]) == (["yes"], ["AF_UNIX"])
     assert unit["ProtectSystem"] == ["strict"]
-    assert not {"ReadWritePaths", "StateDirectory", "CacheDirectory", "LogsDirectory", "BindPaths"} & set(unit)
+    assert unit["StateDirectory"] == ["keymoot-enclave"]
+    assert not {"ReadWritePaths", "CacheDirectory", "LogsDirectory", "BindPaths"} & set(unit)
     assert (unit["LimitMEMLOCK"], unit["MemorySwapMax"]) == (["infinity"], ["0"])
 
 

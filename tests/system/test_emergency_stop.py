@@ -1,0 +1,170 @@
+"""Freeze, unfreeze and reload on a real network: by the command line, with the coordinator away, across restarts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.api.client import ApiError, Client, Failed, Rejected
+from appliance.api.models import Signer
+from appliance.localnet import LocalNet
+from policies.requests import Hash
+
+SIGNER = 2
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[LocalNet]:
+    with LocalNet(pool=(40, 100, 50)) as running:
+        running.wait_for_pool(40)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def operators(net: LocalNet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two operators' keys; the policy of signer 2 names them from now on, by a reload."""
+    keys, lines = {}, []
+    for name in ("olga", "otto"):
+        keys[name] = tmp_path_factory.mktemp("keys") / f"{name}.key"
+        made = json.loads(keymoot("operator-key", name, "--out", keys[name], "--json")[1])
+        lines.append(f"    - {{id: {name}, alg: {made['alg']}, public_key: {made['public_key']}}}")
+    policy = net.plan.signer(SIGNER) / "policy.yaml"
+    policy.write_text(policy.read_text() + "operators:\n  unfreeze: 2\n  keys:\n" + "\n".join(lines) + "\n")
+    hang_up(net, f"enclave-{SIGNER}")
+    net.wait_for(lambda: any(one.policy is not None and one.policy.differs for one in shown(net)), "the new policy")
+    return keys
+
+
+def keymoot(*arguments: str | Path) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "appliance.cli", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def hang_up(net: LocalNet, name: str) -> None:
+    os.kill(net.processes[name].pid, signal.SIGHUP)
+
+
+def shown(net: LocalNet) -> tuple[Signer, ...]:
+    with net.client() as client:
+        return client.list_signers()
+
+
+def frozen(net: LocalNet) -> list[str]:
+    return [one.pattern for one in shown(net)[SIGNER - 1].frozen]
+
+
+@pytest.fixture(scope="module")
+def key_id(net: LocalNet) -> str:
+    with net.client() as client:
+        return client.create_key("hot/1", "first").id
+
+
+def sign(client: Client, key_id: str) -> None:
+    name = os.urandom(8).hex()
+    client.sign(key_id, Hash("0x" + hashlib.sha256(name.encode()).hexdigest(), name))
+
+
+def test_a_policy_is_taken_in_without_a_restart_and_its_difference_shown(
+    net: LocalNet, operators: dict[str, Path]
+) -> None:
+    net.wait_for(lambda: all(one.policy is not None for one in shown(net)), "all policies to be told")
+    policies = [one.policy for one in shown(net)]
+    assert [one.differs for one in policies if one is not None] == [True] * 3
+    assert len({one.digest for one in policies if one is not None}) == 2
+    code, text, _ = keymoot("status", "--profile", net.profile)
+    assert code == 0
+    assert "the signers' policies differ (signer-1, signer-3: " in " ".join(text.split())
+
+
+def test_a_freeze_needs_no_coordinator_and_outlasts_restarts(
+    net: LocalNet, operators: dict[str, Path], key_id: str
+) -> None:
+    directory, order = net.plan.signer(SIGNER), operators["olga"].with_name("order")
+    net.kill("coordinator")
+    code, text, _ = keymoot("freeze", directory, "--operator", "olga", "--key", operators["olga"], "--reason", "drill")
+    assert (code, text.splitlines()[0]) == (0, "signer-2 has carried the order to freeze out. Frozen now: **.")
+    for name in ("coordinator", f"enclave-{SIGNER}", f"signer-{SIGNER}"):
+        net.restart(name)
+    net.wait_for(lambda: net.health() is not None and frozen(net) == ["**"], "the freeze to be told")
+    net.wait_for_pool(40)
+    with net.client() as client, pytest.raises(Failed) as failed:
+        sign(client, key_id)
+    assert "signer-2 was frozen for everything by olga: drill" in str(failed.value)
+    assert "frozen" in str(failed.value)
+    with net.client() as client, pytest.raises((ApiError, Failed, Rejected), match="frozen"):
+        client.create_key("hot/2", "second")
+    code, text, _ = keymoot("status", "--profile", net.profile)
+    assert code == 1
+    assert "signer-2 is frozen for everything by olga" in " ".join(text.split())
+
+    code, _, said = keymoot("unfreeze", directory, "--operator", "olga", "--key", operators["olga"])
+    assert (code, "to unfreeze takes 2 operators' signatures, the order has 1" in said) == (4, True)
+    target = ("--network", "loopback", "--signer", "signer-2")
+    for name in ("olga", "otto"):
+        code, _, _ = keymoot("unfreeze", "--operator", name, "--key", operators[name], "--order", order, *target)
+        assert code == 0
+    assert keymoot("unfreeze", directory, "--order", order)[0] == 0
+    assert "stop/replayed" in keymoot("unfreeze", directory, "--order", order)[2]
+    net.wait_for(lambda: frozen(net) == [], "the end of the freeze to be told")
+    with net.client() as client:
+        sign(client, key_id)
+
+
+def test_a_broken_policy_keeps_the_old_one_and_is_told(net: LocalNet, operators: dict[str, Path], key_id: str) -> None:
+    path = net.plan.signer(SIGNER) / "policy.yaml"
+    good = path.read_text()
+    path.write_text(good + "ruels: []\n")
+    hang_up(net, f"enclave-{SIGNER}")
+
+    def outdated() -> bool:
+        policy = shown(net)[SIGNER - 1].policy
+        return policy is not None and "unknown field `ruels`" in policy.trouble
+
+    net.wait_for(outdated, "the trouble to be told")
+    with net.client() as client:
+        sign(client, key_id)
+    code, text, _ = keymoot("status", net.plan.signer(SIGNER))
+    assert (code, "did not take its new policy" in " ".join(text.split())) == (1, True)
+    path.write_text(good)
+    hang_up(net, f"enclave-{SIGNER}")
+    net.wait_for(lambda: not outdated(), "the trouble to be over")
+
+
+def test_a_client_that_is_revoked_anywhere_gets_nothing(net: LocalNet, operators: dict[str, Path], key_id: str) -> None:
+    """Recovery of access is a line in files, never a key: with it back, the same key id signs again."""
+    path = net.plan.signer(SIGNER) / "policy.yaml"
+    good = path.read_text()
+    path.write_text("version: 1\nclients: []\nrules: []\n")
+    hang_up(net, f"enclave-{SIGNER}")
+
+    def refused() -> bool:
+        try:
+            with net.client() as client:
+                sign(client, key_id)
+        except (ApiError, Failed, Rejected) as error:
+            return "request/client" in str(error) or "kid" in str(error)
+        return False
+
+    net.wait_for(refused, "the signer to refuse")
+    path.write_text(good)
+    hang_up(net, f"enclave-{SIGNER}")
+    net.wait_for(lambda: not refused(), "the client to be back")
+    clients = net.root / "coordinator" / "clients.yaml"
+    good = clients.read_text()
+    clients.write_text("version: 1\nclients: []\nrules: []\n")
+    hang_up(net, "coordinator")
+    net.wait_for(refused, "the coordinator to refuse")
+    clients.write_text(good)
+    hang_up(net, "coordinator")
+    net.wait_for(lambda: not refused(), "the client to be back")
