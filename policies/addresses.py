@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated
 
 import msgspec
 
 from policies.keccak import keccak256
-from policies.mistakes import Mistake
+from policies.mistakes import Mistake, wrong_items
 
 ANY = "any"
 NEW_CONTRACT = "new-contract"
@@ -42,36 +42,32 @@ def _checksummed(digits: str) -> str:
     return "".join(digits[i].upper() if int(checksum[i], 16) >= 8 else digits[i] for i in range(len(digits)))
 
 
-def check_places(places: Iterable[str], words: tuple[str, ...], *path: str) -> None:
-    """Raises `Mistake` unless each of `places` is an address, may be a list's name, or is one of `words`."""
-    for number, place in enumerate(places):
-        if place.startswith("0x"):
-            try:
-                parse_address(place)
-            except ValueError as error:
-                raise Mistake(str(error), *path, number) from None
-        elif place not in words and (place in (ANY, NEW_CONTRACT) or not _LIST_NAME.fullmatch(place)):
-            said = "".join(f", or `{word}`" for word in words)
-            raise Mistake(f"`{place}` is no address, no name of a list under `addresses`{said}", *path, number)
+def wrong_places(places: Iterable[str], words: tuple[str, ...], *path: str) -> Iterator[Mistake]:
+    """A mistake for each of `places` that is no address, can't be a list's name, and is none of `words`."""
+    return wrong_items(lambda place: _check_place(place, words), places, *path)
 
 
-def check_lists(lists: Mapping[str, tuple[str, ...]]) -> None:
-    """Raises `Mistake` unless names and addresses of the policy's lists are right."""
+def _check_place(place: str, words: tuple[str, ...]) -> None:
+    if place.startswith("0x"):
+        parse_address(place)
+    elif place not in words and (place in (ANY, NEW_CONTRACT) or not _LIST_NAME.fullmatch(place)):
+        said = "".join(f", or `{word}`" for word in words)
+        raise ValueError(f"`{place}` is no address, no name of a list under `addresses`{said}")
+
+
+def wrong_lists(lists: Mapping[str, tuple[str, ...]]) -> Iterator[Mistake]:
+    """A mistake for each name and address that is not right in the policy's lists."""
     for name, addresses in lists.items():
         if not _LIST_NAME.fullmatch(name) or name in (ANY, NEW_CONTRACT):
-            raise Mistake(f"`{name}` can't be the name of a list of addresses", "addresses", name)
-        for number, address in enumerate(addresses):
-            try:
-                parse_address(address)
-            except ValueError as error:
-                raise Mistake(str(error), "addresses", name, number) from None
+            yield Mistake(f"`{name}` can't be the name of a list of addresses", "addresses", name)
+        yield from wrong_items(parse_address, addresses, "addresses", name)
 
 
-def check_listed(places: Iterable[str], lists: Mapping[str, tuple[str, ...]], *path: str | int) -> None:
-    """Raises `Mistake` where one of `places` is the name of no list."""
+def unlisted(places: Iterable[str], lists: Mapping[str, tuple[str, ...]], *path: str | int) -> Iterator[Mistake]:
+    """A mistake for each of `places` that is the name of no list."""
     for number, place in enumerate(places):
         if place not in (ANY, NEW_CONTRACT) and not place.startswith("0x") and place not in lists:
-            raise Mistake(f"no list under `addresses` has the name `{place}`", *path, number)
+            yield Mistake(f"no list under `addresses` has the name `{place}`", *path, number)
 
 
 class PlaceSet:

@@ -5,18 +5,18 @@ Lists are written out, `any` where all are meant; the limits on amounts may be l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated
 
 import msgspec
 
-from policies.addresses import ANY, NEW_CONTRACT, Places, PlaceSet, check_places
+from policies.addresses import ANY, NEW_CONTRACT, Places, PlaceSet, wrong_places
 from policies.amounts import MAX_DECIMALS, SATOSHI, WEI, Amount, parse_amount
 from policies.erc20 import SELECTORS, Erc20Method
 from policies.methods import ANY_DATA, MAX_SIGNATURE, NO_DATA, check_method, selector_of
-from policies.mistakes import Mistake
+from policies.mistakes import Mistake, refuse, wrong, wrong_items
 from policies.requests import MessageHash
 
 MAX_METHODS = 256
@@ -43,9 +43,13 @@ class Erc20Constraints(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     decimals: Annotated[int, msgspec.Meta(ge=0, le=MAX_DECIMALS)] | None = None
 
     def __post_init__(self) -> None:
-        check_places(self.recipients, (ANY,), "recipients")
-        check_places(self.senders or (), (ANY,), "senders")
-        _check(lambda: self.most, "max_amount")
+        refuse(
+            [
+                *wrong_places(self.recipients, (ANY,), "recipients"),
+                *wrong_places(self.senders or (), (ANY,), "senders"),
+                *wrong(lambda: self.most, "max_amount"),
+            ]
+        )
 
     @cached_property
     def most(self) -> int | None:
@@ -80,29 +84,32 @@ class EthereumConstraints(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     erc20: Erc20Constraints | None = None
 
     def __post_init__(self) -> None:
-        check_places(self.to, (ANY, NEW_CONTRACT), "to")
-        for number, method in enumerate(self.methods):
-            _check(lambda method=method: check_method(method), "methods", number)  # type: ignore[misc]
+        mistakes = [
+            *wrong_places(self.to, (ANY, NEW_CONTRACT), "to"),
+            *wrong_items(check_method, self.methods, "methods"),
+            *wrong(lambda: self.most_value, "max_value"),
+            *wrong(lambda: self.most_fee, "max_fee"),
+        ]
         if not self.methods and self.to != (NEW_CONTRACT,):
-            raise Mistake("no `methods` permit no call: write `none` for plain transfers, `any` for all", "methods")
-        _check(lambda: self.most_value, "max_value")
-        _check(lambda: self.most_fee, "max_fee")
+            told = "no `methods` permit no call: write `none` for plain transfers, `any` for all"
+            mistakes.append(Mistake(told, "methods"))
+        refuse(mistakes)
         if self.erc20 is not None:
-            self._check_erc20(self.erc20)
+            refuse(self._mistakes_of(self.erc20))
 
-    def _check_erc20(self, erc20: Erc20Constraints) -> None:
+    def _mistakes_of(self, erc20: Erc20Constraints) -> Iterator[Mistake]:
         for number, method in enumerate(self.methods):
             if method in (NO_DATA, ANY_DATA) or selector_of(method) not in SELECTORS:
                 known = ", ".join(f"`{method}`" for method in Erc20Method)
-                raise Mistake(f"with `erc20` the methods are some of {known}: `{method}` is not", "methods", number)
+                yield Mistake(f"with `erc20` the methods are some of {known}: `{method}` is not", "methods", number)
         for number, place in enumerate(self.to):
             if place in (ANY, NEW_CONTRACT):
-                raise Mistake(f"with `erc20`, `to` lists the tokens' contracts: `{place}` is none", "to", number)
+                yield Mistake(f"with `erc20`, `to` lists the tokens' contracts: `{place}` is none", "to", number)
         moves_others = Erc20Method.TRANSFER_FROM in {SELECTORS[selector] for selector in self.selectors}
         if moves_others and erc20.senders is None:
-            raise Mistake("`transferFrom` needs `senders`: whose tokens may be moved", "erc20")
+            yield Mistake("`transferFrom` needs `senders`: whose tokens may be moved", "erc20")
         if not moves_others and erc20.senders is not None:
-            raise Mistake("`senders` are for `transferFrom`, which is not among the `methods`", "erc20", "senders")
+            yield Mistake("`senders` are for `transferFrom`, which is not among the `methods`", "erc20", "senders")
 
     @cached_property
     def most_value(self) -> int | None:
@@ -135,7 +142,7 @@ class TypedDataConstraints(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     ]
 
     def __post_init__(self) -> None:
-        check_places(self.verifying_contracts, (ANY,), "verifying_contracts")
+        refuse(wrong_places(self.verifying_contracts, (ANY,), "verifying_contracts"))
 
     @cached_property
     def contract_set(self) -> PlaceSet:
@@ -174,7 +181,7 @@ class BitcoinConstraints(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     max_amount: Amount | None = None
 
     def __post_init__(self) -> None:
-        _check(lambda: self.most, "max_amount")
+        refuse(wrong(lambda: self.most, "max_amount"))
 
     @cached_property
     def most(self) -> int | None:
@@ -186,11 +193,3 @@ class MessageConstraints(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """Of messages: the hashes that they may be signed under."""
 
     hashes: Annotated[tuple[MessageHash, ...], msgspec.Meta(min_length=1, max_length=len(MessageHash))]
-
-
-def _check(read: Callable[[], object], *path: str | int) -> None:
-    """Raises `Mistake` at `path` where `read` raises `ValueError`."""
-    try:
-        read()
-    except ValueError as error:
-        raise Mistake(str(error), *path) from None

@@ -30,8 +30,8 @@ class Fault(NamedTuple):
     key: bool = False
 
 
-def fault_of(error: msgspec.ValidationError, within: Location = ()) -> Fault:
-    """What msgspec's `error` about the value at `within` says."""
+def faults_of(error: msgspec.ValidationError, within: Location = ()) -> Iterator[Fault]:
+    """What msgspec's `error` about the value at `within` says: the first mistake, and others of the same struct."""
     found = _WHERE.fullmatch(str(error))
     what, path = (found["what"], found["path"] or "") if found else (str(error), "")
     location, shown = within, _shown(within) + path
@@ -39,12 +39,14 @@ def fault_of(error: msgspec.ValidationError, within: Location = ()) -> Fault:
         if step["name"] is None and step["index"] is None:
             break  # an entry of a free mapping: msgspec does not say which
         location += (step["name"] if step["index"] is None else int(step["index"]),)
-    if isinstance(error.__cause__, Mistake):
-        location += error.__cause__.path
-        shown += _shown(error.__cause__.path)
+    cause = error.__cause__
+    if isinstance(cause, Mistake):
+        yield from (Fault(location + one.path, str(one), shown + _shown(one.path)) for one in (cause, *cause.others))
+        return
     if unknown := _UNKNOWN.fullmatch(what):
-        return Fault((*location, unknown["field"]), f"unknown field `{unknown['field']}`", shown, key=True)
-    return Fault(location, what, shown)
+        yield Fault((*location, unknown["field"]), f"unknown field `{unknown['field']}`", shown, key=True)
+    else:
+        yield Fault(location, what, shown)
 
 
 def _shown(steps: Location) -> str:
@@ -57,7 +59,7 @@ def find_faults(value: object, kind: Any, hook: Hook, within: Location = ()) -> 
         msgspec.convert(value, kind, strict=True, dec_hook=hook)
     except msgspec.ValidationError as error:
         inner = list(_inner_faults(value, _bare(kind), hook, within))
-        yield from inner or [fault_of(error, within)]
+        yield from inner or faults_of(error, within)
 
 
 def _bare(kind: Any) -> Any:

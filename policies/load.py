@@ -18,7 +18,7 @@ import msgspec
 import yaml
 
 from policies.errors import CallerError
-from policies.faults import Fault, Location, fault_of, find_faults
+from policies.faults import Fault, Location, faults_of, find_faults
 from policies.model import Policy
 
 MAX_FILE_BYTES = 1024 * 1024
@@ -85,7 +85,7 @@ def parse_yaml(text: str, kind: type[T], name: str) -> T:
     except _Refused as error:
         wrong = error.wrong
     except msgspec.ValidationError as error:
-        wrong = reader.locate(fault_of(error))
+        wrong = reader.locate(next(faults_of(error)))
     raise CallerError(f"{name}:{wrong.line}:{wrong.column}: {wrong.what}")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from enum import StrEnum
 from functools import cached_property
 from typing import Annotated
 
 import msgspec
 
-from policies.addresses import AddressLists, Places, check_listed, check_lists
+from policies.addresses import AddressLists, Places, unlisted, wrong_lists
 from policies.approvals import Approvals
 from policies.clients import Client, Name
 from policies.constraints import (
@@ -21,7 +21,7 @@ from policies.constraints import (
 from policies.globs import check_label_glob, check_path_glob
 from policies.hours import ManyHours
 from policies.limits import Limits, OnAnomaly, check_measurable, check_names
-from policies.mistakes import Mistake, refuse_repeats
+from policies.mistakes import Mistake, refuse, repeats, wrong_items
 from policies.operators import Operators
 from policies.signed_requests import MAX_LIFETIME_S
 from policies.transcript import Tag, digest
@@ -86,46 +86,60 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     hours: ManyHours = ()
 
     def __post_init__(self) -> None:
-        _check_each(check_label_glob, self.labels, "labels")
-        _check_each(check_path_glob, self.derivation_paths, "derivation_paths")
-        if Action.SIGN in self.actions and not self.kinds:
-            raise Mistake(f"rule {self.name} permits `sign` but no `kinds`: it would permit nothing", "actions")
-        if Action.SIGN not in self.actions and (self.kinds or self.blind):
-            raise ValueError(f"rule {self.name} has `kinds` or `blind` but does not permit `sign`")
-        if Action.SIGN not in self.actions and (self.limits or self.on_anomaly):
-            raise ValueError(f"rule {self.name} has `limits` or `on_anomaly` but does not permit `sign`")
         check_measurable(self.name, self.limits, self.kinds)
-        if self.approvals is not None and self.actions != (Action.SIGN,):
-            raise ValueError(f"rule {self.name} has `approvals`, which are for signing: `actions` must be `[sign]`")
-        for client_id in self.clients:
-            if self.approvals is not None and not self.approvals.attainable(client_id):
-                told = "nobody approves its own request, unless `requester_counts`"
-                raise ValueError(f"rule {self.name}: {client_id} could never have enough approvals: {told}")
+        refuse(
+            [
+                *wrong_items(check_label_glob, self.labels, "labels"),
+                *wrong_items(check_path_glob, self.derivation_paths, "derivation_paths"),
+                *self._contradictions(),
+                *self._approval_mistakes(),
+                *self._constraint_mistakes(),
+            ]
+        )
+
+    def _contradictions(self) -> Iterator[Mistake]:
+        signs = Action.SIGN in self.actions
+        if signs and not self.kinds:
+            yield Mistake(f"rule {self.name} permits `sign` but no `kinds`: it would permit nothing", "actions")
+        if not signs and (self.kinds or self.blind):
+            yield Mistake(f"rule {self.name} has `kinds` or `blind` but does not permit `sign`", "actions")
+        if not signs and (self.limits or self.on_anomaly):
+            yield Mistake(f"rule {self.name} has `limits` or `on_anomaly` but does not permit `sign`", "actions")
+        if not signs and self.hours:
+            yield Mistake(f"rule {self.name} has `hours` but does not permit `sign`", "actions")
         if not self.blind and (blind := ALWAYS_BLIND.intersection(self.kinds)):
             kind = min(blind).value
             told = f"rule {self.name} lists the kind {kind}, which is always blind: add `blind: true` or drop {kind}"
-            raise Mistake(told, "kinds")
-        self._check_constraints()
+            yield Mistake(told, "kinds")
 
-    def _check_constraints(self) -> None:
+    def _approval_mistakes(self) -> Iterator[Mistake]:
+        if self.approvals is None:
+            return
+        if self.actions != (Action.SIGN,):
+            told = f"rule {self.name} has `approvals`, which are for signing: `actions` must be `[sign]`"
+            yield Mistake(told, "actions")
+        for client_id in self.clients:
+            if not self.approvals.attainable(client_id):
+                told = "nobody approves its own request, unless `requester_counts`"
+                yield Mistake(f"rule {self.name}: {client_id} could never have enough approvals: {told}", "approvals")
+
+    def _constraint_mistakes(self) -> Iterator[Mistake]:
         """A rule that constrains payloads constrains all that it permits: a kind without is a rule of its own."""
-        if self.hours and Action.SIGN not in self.actions:
-            raise Mistake(f"rule {self.name} has `hours` but does not permit `sign`", "hours")
         if self.constrains and self.blind:
-            raise Mistake(f"rule {self.name} limits what is signed, so it can't be blind: make two rules", "blind")
+            yield Mistake(f"rule {self.name} limits what is signed, so it can't be blind: make two rules", "blind")
         for kind in self.constraints:
             if kind not in self.kinds:
                 field = _FIELDS[kind]
-                raise Mistake(f"rule {self.name} has `{field}` but does not list the kind {kind.value}", field)
+                yield Mistake(f"rule {self.name} has `{field}` but does not list the kind {kind.value}", field)
         for number, kind in enumerate(self.kinds):
             if self.constrains and kind not in self.constraints:
                 told = f"rule {self.name} limits other kinds but not {kind.value}: make two rules"
-                raise Mistake(told, "kinds", number)
+                yield Mistake(told, "kinds", number)
 
     @cached_property
-    def constraints(self) -> frozenset[Kind]:
+    def constraints(self) -> tuple[Kind, ...]:
         """The kinds whose payloads this rule constrains."""
-        return frozenset(kind for kind, field in _FIELDS.items() if getattr(self, field) is not None)
+        return tuple(kind for kind, field in _FIELDS.items() if getattr(self, field) is not None)
 
     @cached_property
     def constrains(self) -> bool:
@@ -147,20 +161,21 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
     def __post_init__(self) -> None:
         # An order of an operator is never a client's request, nor an approval.
         signing = (*self.clients, *(self.operators.keys if self.operators is not None else ()))
-        refuse_repeats("two clients have the id", (client.id for client in self.clients), "clients")
-        refuse_repeats(
-            "two clients or operators have the same key", (client.key_bytes.hex() for client in signing), "clients"
-        )
-        refuse_repeats("two rules have the name", (rule.name for rule in self.rules), "rules")
+        keys = (client.key_bytes.hex() for client in signing)
+        mistakes = [
+            *repeats("two clients have the id", (client.id for client in self.clients), "clients"),
+            *repeats("two clients or operators have the same key", keys, "clients"),
+            *repeats("two rules have the name", (rule.name for rule in self.rules), "rules"),
+            *wrong_lists(self.addresses),
+        ]
         known = {client.id for client in self.clients}
         for number, rule in enumerate(self.rules):
             approvers = rule.approvals.of if rule.approvals is not None else ()
-            _check_known(rule, rule.clients, known, "rules", number, "clients")
-            _check_known(rule, approvers, known, "rules", number, "approvals", "of")
-        check_lists(self.addresses)
-        for number, rule in enumerate(self.rules):
+            mistakes += _unknown(rule, rule.clients, known, "rules", number, "clients")
+            mistakes += _unknown(rule, approvers, known, "rules", number, "approvals", "of")
             for field, places in places_of(rule):
-                check_listed(places, self.addresses, "rules", number, *field)
+                mistakes += unlisted(places, self.addresses, "rules", number, *field)
+        refuse(mistakes)
         check_names(limit for limits in (self.limits, *(rule.limits for rule in self.rules)) for limit in limits)
 
     @property
@@ -187,22 +202,15 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
         return next((client for client in self.clients if client.id == client_id), None)
 
     def digest(self) -> bytes:
-        """32 bytes that pin every field of the policy (not the file's comments or layout)."""
-        return digest(Tag.POLICY, msgspec.msgpack.encode(msgspec.to_builtins(self, order="sorted")))
+        """32 bytes that pin what the policy says: not the file's comments or layout, nor whether what is left out is
+        written out, so that a field that comes with a later version changes no digest of before."""
+        return digest(Tag.POLICY, msgspec.msgpack.encode(_said(self)))
 
 
-def _check_each(check: Callable[[str], None], patterns: Iterable[str], field: str) -> None:
-    for number, pattern in enumerate(patterns):
-        try:
-            check(pattern)
-        except ValueError as error:
-            raise Mistake(str(error), field, number) from None
-
-
-def _check_known(rule: Rule, clients: Iterable[str], known: Collection[str], *path: str | int) -> None:
+def _unknown(rule: Rule, clients: Iterable[str], known: Collection[str], *path: str | int) -> Iterator[Mistake]:
     for place, client_id in enumerate(clients):
         if client_id not in known:
-            raise Mistake(f"rule {rule.name} names the client `{client_id}`, which is not listed", *path, place)
+            yield Mistake(f"rule {rule.name} names the client `{client_id}`, which is not listed", *path, place)
 
 
 def places_of(rule: Rule) -> Iterator[tuple[tuple[str, ...], Places]]:
@@ -214,3 +222,19 @@ def places_of(rule: Rule) -> Iterator[tuple[tuple[str, ...], Places]]:
             yield ("ethereum", "erc20", "senders"), erc20.senders or ()
     if rule.typed_data is not None:
         yield ("typed_data", "verifying_contracts"), rule.typed_data.verifying_contracts
+
+
+def _said(value: object) -> object:
+    """`value` as plain data in one order, without fields that say what leaving them out would say."""
+    if isinstance(value, msgspec.Struct):
+        fields = sorted(msgspec.structs.fields(value), key=lambda field: field.encode_name)
+        found = ((field, getattr(value, field.name)) for field in fields)
+        return {field.encode_name: _said(said) for field, said in found if said != _left_out(field)}
+    if isinstance(value, dict):
+        return {name: _said(value[name]) for name in sorted(value)}
+    return [_said(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _left_out(field: msgspec.structs.FieldInfo) -> object:
+    """What `field` is where it is left out."""
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from enclave import wire
+from policies.constraints import EthereumConstraints
 from policies.model import Kind
 from policies.requests import Eip712TypedData, EthereumTransaction, Message, MessageHash, SigningBody, signatures_path
 from tests.adversarial.conftest import COMMITTEE, Desk
@@ -35,6 +36,37 @@ def permit_only(desk: Desk, *kinds: Kind) -> None:
         (rule,) = policy.rules
         msgspec.structs.force_setattr(rule, "kinds", kinds)
         msgspec.structs.force_setattr(rule, "blind", False)
+
+
+def limit_ethereum(desk: Desk, limits: EthereumConstraints) -> None:
+    """Every signer's policy permits transactions within `limits`."""
+    permit_only(desk, Kind.ETHEREUM_TRANSACTION)
+    for member in desk.net.members.values():
+        (rule,) = member.core._config.policy.rules
+        msgspec.structs.force_setattr(rule, "ethereum", limits)
+        rule.__dict__.clear()
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({6: 2 * 10**18}, "policy/value"),
+        ({0: 10}, "policy/chain"),
+        ({5: b"\x11" * 20}, "policy/destination"),
+        ({5: b""}, "policy/destination"),
+        ({7: bytes.fromhex("a9059cbb") + bytes(64)}, "policy/method"),
+        ({3: 10**12}, "policy/fee"),
+    ],
+)
+def test_a_transaction_that_no_rule_permits_reaches_no_gate(desk: Desk, changes: dict[int, Any], rule: str) -> None:
+    to = "0xd8da6bf26964af9d7eed9e03e53415d37aa96045"
+    limits = EthereumConstraints((1,), (to,), ("none",), max_value="1.5 ether", max_fee="0.001 ether")
+    limit_ethereum(desk, limits)
+    refused = EthereumTransaction("0x" + encoded_transaction(changes).hex(), "e-1")
+    assert refusals(ask(desk, refused)) == {rule}
+    assert desk.net.members[1].gate_calls == []
+    assert remaining(desk) == [8, 8, 8]
+    only(ask(desk, EthereumTransaction("0x" + encoded_transaction().hex(), "e-2")), wire.Authorized)
 
 
 def test_a_message_is_shown_to_the_gate_and_signed_as_the_enclave_hashed_it(desk: Desk) -> None:

@@ -292,6 +292,12 @@ def test_every_mistake_is_found_with_its_place() -> None:
     text = HEAD.replace("[hot/*]", "hot").replace("D9N6", "D9N") + PAYMENTS.replace("1.5 ether", "x") + "    nmae: y\n"
     assert [(wrong.line, wrong.column) for wrong in find_wrong(text, Policy)] == [(2, 11), (10, 13), (13, 78), (14, 5)]
     assert find_wrong(HEAD + PAYMENTS, Policy) == []
+    twice = (HEAD + PAYMENTS).replace("[hot/*]", '["?", hot, "b c"]').replace("[a]", "[b, a, c]")
+    assert [(wrong.line, wrong.column) for wrong in find_wrong(twice, Policy)] == [(10, 14), (10, 24)]
+    unlisted = (HEAD + PAYMENTS).replace("[suppliers]", "[nobody, any, noone]").replace("[a]", "[b, a, c]")
+    assert [(wrong.line, wrong.column) for wrong in find_wrong(unlisted, Policy)] == [
+        *((8, 15), (8, 21), (13, 38), (13, 51)),
+    ]
     assert [wrong[:2] for wrong in find_wrong("version: 1\nversion: 1\n", Policy)] == [(2, 1)]
 
 

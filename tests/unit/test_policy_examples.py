@@ -65,7 +65,7 @@ def test_a_case_that_is_decided_otherwise_is_seen() -> None:
 
 
 def test_the_schema_is_the_committed_one() -> None:
-    assert SCHEMA.read_text() == policy_schema()
+    assert SCHEMA.read_text() == policy_schema(), "run `keymoot policy schema > policies/policy.schema.json`"
 
 
 @pytest.mark.parametrize("path", WORKED, ids=lambda path: path.name)
