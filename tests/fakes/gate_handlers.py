@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import binascii
 import hmac
 import json
 import time
@@ -11,6 +12,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey, VerifyKey
 
 MAX_BODY_BYTES = 512 * 1024
 KINDS = ("Signing", "SigningBatch", "KeyCreation")
@@ -86,14 +89,19 @@ class FaultyHandler:
             raise Unsigned
         keys = [self.asks, self.answers] if "both secrets" in self.faults else [self.asks]
         content = f"{name}.{at}.".encode() + body
-        good = [b"v1," + base64.b64encode(hmac.digest(key, content, "sha256")) for key in keys]
         given = header.encode().split(b" ")
         if "first signature alone" in self.faults:
             given = given[:1]
         if "any signature" in self.faults and all(len(one) == 47 for one in given):
             return
-        if not set(good) & set(given):
+        if not any(self.fits(key, content, one) for key in keys for one in given):
             raise Unsigned
+
+    def fits(self, key: bytes, content: bytes, signature: bytes) -> bool:
+        return signature == self.sign(key, content)
+
+    def sign(self, key: bytes, content: bytes) -> bytes:
+        return b"v1," + base64.b64encode(hmac.digest(key, content, "sha256"))
 
     def understand(self, message: dict[str, Any]) -> None:
         if message["version"] != "1" and "any version" not in self.faults:
@@ -146,11 +154,31 @@ class FaultyHandler:
         if "signs other bytes" in faults:
             signed = json.dumps(answer, indent=1).encode()
         key = self.asks if "request secret" in faults else self.answers
-        mac = base64.b64encode(hmac.digest(key, f"a.{at_s}.".encode() + signed, "sha256")).decode()
-        headers = {"webhook-id": "a", "webhook-timestamp": str(at_s), "webhook-signature": f"v1,{mac}"}
+        signature = self.sign(key, f"a.{at_s}.".encode() + signed).decode()
+        headers = {"webhook-id": "a", "webhook-timestamp": str(at_s), "webhook-signature": signature}
         if "reflects" in faults:
             data = body
             headers = {name: http.headers.get(name, "") for name in headers}
         if "unsigned" in faults:
             del headers["webhook-signature"]
         return web.Response(body=data, headers=headers)
+
+
+class Ed25519Handler(FaultyHandler):
+    """The same with `v1a`: `asks` is the enclave's point, `answers` a seed of its own."""
+
+    def __init__(self, asks: bytes, answers: bytes, refused: str, *faults: str) -> None:
+        none = "whsec_" + base64.b64encode(bytes(32)).decode()
+        super().__init__({"request_hmac": none, "answer_hmac": none}, refused, *faults)
+        self.asks, self.answers = asks, answers
+
+    def fits(self, key: bytes, content: bytes, signature: bytes) -> bool:
+        version, _, encoded = signature.partition(b",")
+        try:
+            VerifyKey(key).verify(content, base64.b64decode(encoded, validate=True))
+        except (BadSignatureError, ValueError, binascii.Error):
+            return False
+        return version == b"v1a"
+
+    def sign(self, key: bytes, content: bytes) -> bytes:
+        return b"v1a," + base64.b64encode(SigningKey(key).sign(content).signature)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import io
 import json
 import os
 import pathlib
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -47,7 +46,9 @@ from enclave.wire import GateReply
 from policies.errors import CallerError, Refused
 from policies.gate_messages import show_decoded
 from policies.requests import EthereumTransaction
-from tests.fakes.gate_handlers import FaultyHandler
+from tests.fakes.command_line import Keymoot
+from tests.fakes.command_line import Outcome as CommandOutcome
+from tests.fakes.gate_handlers import Ed25519Handler, FaultyHandler
 from tests.fakes.payloads import encoded_transaction
 from tests.fakes.servers import serving
 from tests.fakes.tls import TlsFiles
@@ -247,6 +248,34 @@ async def test_a_person_who_decides(tls: TlsFiles) -> None:
     assert found["answer-status"].what.endswith("202, pending")
 
 
+# --- Ed25519 ---
+
+ASKS, ANSWERS = SigningKey(bytes(range(32))), SigningKey(bytes(32))
+ED25519_KEYS = parse_keys(
+    json.dumps(
+        {
+            "request_ed25519": "whsk_" + base64.b64encode(ASKS.encode()).decode(),
+            "answer_ed25519": "whpk_" + base64.b64encode(ANSWERS.verify_key.encode()).decode(),
+        }
+    ).encode()
+)
+
+
+async def test_a_handler_with_ed25519_passes_everything(tls: TlsFiles) -> None:
+    app = Ed25519Handler(ASKS.verify_key.encode(), ANSWERS.encode(), REFUSED).app()
+    found = await check(app, tls, mutual=True, real=True, keys=ED25519_KEYS)
+    assert outcomes(found, Outcome.PASSED) == ALL
+
+
+async def test_an_ed25519_signature_of_somebody_else_fails(tls: TlsFiles) -> None:
+    app = Ed25519Handler(ASKS.verify_key.encode(), bytes([1]) * 32, REFUSED).app()
+    found = await check(app, tls, keys=ED25519_KEYS)
+    assert outcomes(found, Outcome.FAILED) == {"answer-signature"}
+    # And nobody is brought down to HMAC.
+    found = await check(FaultyHandler(SECRETS, REFUSED, "nobody needs to sign").app(), tls, keys=ED25519_KEYS)
+    assert "answer-signature" in outcomes(found, Outcome.FAILED)
+
+
 # --- As strict as the enclave ---
 
 
@@ -372,45 +401,48 @@ async def test_mode_status_without_client_certificates_fails(tls: TlsFiles) -> N
 # --- The command ---
 
 
-def run(*words: str, stdin: str = "") -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "appliance.cli", "gate", *words],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def keymoot(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandOutcome]:
+    """`keymoot gate …`, with secrets on its standard input."""
+    run = Keymoot(monkeypatch, capsys)
+
+    def gate(*words: str) -> CommandOutcome:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(json.dumps(SECRETS).encode())))
+        return run("gate", *words)
+
+    return gate
 
 
-async def test_the_command_reports_and_exits_with_1_where_something_failed(tls: TlsFiles) -> None:
+async def test_the_command_reports_and_exits_with_1_where_something_failed(
+    tls: TlsFiles, keymoot: Callable[..., CommandOutcome]
+) -> None:
     for fault, code in (("", 0), ("any kind", 1)):
         async with serving(FaultyHandler(SECRETS, REFUSED, fault).app(), tls) as port:
             words = ("check", f"https://127.0.0.1:{port}/", "--ca", str(tls.ca), "--secrets", "-", "--json")
-            status, out, err = await asyncio.to_thread(run, *words, stdin=json.dumps(SECRETS))
-        assert (status, err) == (code, "")
-        report = json.loads(out)
+            done = await asyncio.to_thread(keymoot, *words)
+        assert (done.code, done.err) == (code, "")
+        report = json.loads(done.out)
         assert report["failed"] == code
         assert len(report["findings"]) == sum(report[outcome.value] for outcome in Outcome)
-        assert "QUJD" not in out
+        assert "QUJD" not in done.out
 
 
-async def test_the_command_in_words(tls: TlsFiles, tmp_path: pathlib.Path) -> None:
+async def test_the_command_in_words(
+    tls: TlsFiles, tmp_path: pathlib.Path, keymoot: Callable[..., CommandOutcome]
+) -> None:
     secrets = tmp_path / "secrets.json"
     secrets.touch(0o600)
     secrets.write_text(json.dumps(SECRETS))
     async with serving(FaultyHandler(SECRETS, REFUSED, "any kind").app(), tls) as port:
         words = ("check", f"https://127.0.0.1:{port}/", "--ca", str(tls.ca), "--secrets", str(secrets))
-        status, out, err = await asyncio.to_thread(run, *words)
-    assert (status, err) == (1, "")
-    assert re.search(
-        r"^failed   unknown-kind        a question of a kind that does not exist got a yes$", out, re.MULTILINE
-    )
-    assert "Say yes to the values of signerInfo.kind that you know" in out
-    assert re.search(r"^\d+ passed, 1 failed, 1 skipped\.$", out, re.MULTILINE)
+        done = await asyncio.to_thread(keymoot, *words)
+    assert (done.code, done.err) == (1, "")
+    assert "\nfailed   unknown-kind        a question of a kind that does not exist got a yes\n" in done.out
+    assert "Say yes to the values of signerInfo.kind that you know" in done.out
+    assert re.search(r"^\d+ passed, 1 failed, 1 skipped\.$", done.out, re.MULTILINE)
 
 
-def test_mistakes_of_the_caller(tls: TlsFiles, tmp_path: pathlib.Path) -> None:
+def test_mistakes_of_the_caller(tls: TlsFiles, tmp_path: pathlib.Path, keymoot: Callable[..., CommandOutcome]) -> None:
     good, ca = "https://localhost:1/", ("--ca", str(tls.ca))
     open_secrets = tmp_path / "open.json"
     open_secrets.write_text(json.dumps(SECRETS))
@@ -420,7 +452,8 @@ def test_mistakes_of_the_caller(tls: TlsFiles, tmp_path: pathlib.Path) -> None:
         ((good, *ca, "--secrets", str(open_secrets)), "run chmod 600"),
         ((good, *ca, "--secrets", "-", "--mode", "status"), "mode status has no secrets"),
         ((good, *ca, "--secrets", "-", "--key", "k"), "give both --certificate and --key"),
+        ((good, *ca, "--secrets", "-", "--refused", "away.json"), "cannot read away.json"),
     ):
-        status, out, err = run("check", *words, stdin=json.dumps(SECRETS))
-        assert (status, out) == (2, "")
-        assert told in err
+        done = keymoot("check", *words)
+        assert (done.code, done.out) == (2, "")
+        assert told in done.err

@@ -14,17 +14,18 @@ from appliance.cli.app import EPILOG, app
 
 PAGE = (Path(__file__).parents[2] / "packaging" / "README.md").read_text()
 HYBRID = (Path(__file__).parents[2] / "packaging" / "HYBRID.md").read_text()
-COMMANDS = re.findall(r"^ {4,7}keymoot (.+)$", PAGE + HYBRID, flags=re.MULTILINE)
+GATES = (Path(__file__).parents[2] / "examples" / "README.md").read_text()
+COMMANDS = re.findall(r"^ {4,7}keymoot (.+)$", PAGE + HYBRID + GATES, flags=re.MULTILINE)
 CODES = {0, cli.EXIT_FAILED, cli.EXIT_CALLER, cli.EXIT_UNAVAILABLE, cli.EXIT_REFUSED, cli.EXIT_INTERRUPTED}
 
 
 def test_the_page_has_commands() -> None:
-    assert len(COMMANDS) >= 15
+    assert len(COMMANDS) >= 20
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_of_the_page_parses(line: str) -> None:
-    command, words = typer.main.get_command(app), shlex.split(line)
+    command, words = typer.main.get_command(app), shlex.split(line.partition(" > ")[0])
     while subcommands := getattr(command, "commands", None):
         command = subcommands[words.pop(0)]
     assert command.make_context(line, words).params

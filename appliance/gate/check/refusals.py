@@ -32,7 +32,7 @@ class Bad:
 
 
 async def _forged(player: Player) -> Judged:
-    return await player.ask(keys=(Key(HMAC, player.random(32)),))
+    return await player.ask(keys=tuple(Key(key.version, player.random(32)) for key in player.asks))
 
 
 async def _altered(player: Player) -> Judged:
