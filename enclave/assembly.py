@@ -325,7 +325,6 @@ class EnclaveCore:
             "audit_seq": self._audit.seq,
             "gate_conversations": self._gate.under_way,
             "counters": len(self._counting.ledger),
-            "counters_ahead": self._counting.ledger.ahead_s(),
         }
         gauges["freezes"] = len(self._freezes.in_force)
         gauges |= self._standing.gauges()

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from enclave.audit import ChainEnd
+from enclave.counting_clock import Anchor
 from enclave.errors import Refused
 from enclave.ledger import MAX_COUNTERS, MAX_DESTINATIONS, SLOTS, Counter, Ledger
 from enclave.wire import MAX_COUNTER_RECORDS, Bytes32, Count, ShortText, Wire, encode
@@ -30,10 +31,13 @@ class KeptCounter(Wire, frozen=True):
 
 
 class CountersRecord(Wire, frozen=True):
-    """The plaintext of a sealed record: part `part` of `parts` of all counters as they were at an end of the chain."""
+    """The plaintext of a sealed record: part `part` of `parts` of all counters as they were at an end of the chain,
+    with the counted time and the wall clock then."""
 
     seq: Count
     head: Bytes32
+    counted_s: Count
+    wall_s: Count
     part: Annotated[int, msgspec.Meta(ge=0, lt=MAX_COUNTER_RECORDS)]
     parts: Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNTER_RECORDS)]
     counters: Annotated[tuple[KeptCounter, ...], msgspec.Meta(max_length=MAX_COUNTERS)]
@@ -48,6 +52,7 @@ def snapshot(ledger: Ledger, end: ChainEnd) -> list[CountersRecord]:
     return [
         CountersRecord(
             *end,
+            *ledger.clock.now(),
             part,
             len(groups),
             tuple(item for item in group if isinstance(item, KeptCounter)),
@@ -57,9 +62,9 @@ def snapshot(ledger: Ledger, end: ChainEnd) -> list[CountersRecord]:
     ]
 
 
-def restore(ledger: Ledger, records: Sequence[CountersRecord]) -> ChainEnd | None:
-    """Put into an empty `ledger` what the parts hold; the end of the chain that they are of. None, and nothing is
-    done, unless they are all parts of one whole."""
+def restore(ledger: Ledger, records: Sequence[CountersRecord]) -> tuple[ChainEnd, Anchor] | None:
+    """Put into an empty `ledger` what the parts hold; the end of the chain that they are of, and their time. None, and
+    nothing is done, unless they are all parts of one whole."""
     first = records[0] if records else None
     if first is None or len(records) < first.parts:
         return None
@@ -72,7 +77,7 @@ def restore(ledger: Ledger, records: Sequence[CountersRecord]) -> ChainEnd | Non
             slots = ((slot, int.from_bytes(amount, "big")) for slot, amount in kept.slots)
             ledger.counters[kept.key] = Counter(kept.window_s, kept.last_s, slots)
         ledger.destinations.update(dict.fromkeys(record.destinations))
-    return ChainEnd(first.seq, first.head)
+    return ChainEnd(first.seq, first.head), Anchor(first.counted_s, first.wall_s)
 
 
 def _counters(ledger: Ledger) -> Iterator[KeptCounter]:

@@ -61,7 +61,7 @@ class Ledger:
     """
 
     def __init__(self, clock: CountingClock, wall_clock: Callable[[], float]) -> None:
-        self._clock, self._wall_clock = clock, wall_clock
+        self.clock, self._wall_clock = clock, wall_clock
         self.counters: dict[str, Counter] = {}
         # The one used longest ago comes first.
         self.destinations: dict[str, None] = {}
@@ -74,12 +74,12 @@ class Ledger:
     def present(self, observed: frozenset[Anomaly], unknown: str = "") -> Counters:
         """What counts now, for a decision that is made at once. `unknown`: why nothing is known."""
         self._expire()
-        return Counters(_Used(self), self.destinations.keys(), observed, unknown or self._clock.trouble())
+        return Counters(_Used(self), self.destinations.keys(), observed, unknown)
 
     def used(self, key: str) -> int:
         """What counts under `key`, and what is held under it."""
         counter = self.counters.get(key)
-        counted = counter.used(self._clock.now_s()) if counter is not None else 0
+        counted = counter.used(self.clock.now_s()) if counter is not None else 0
         return counted + self._held.get(key, 0)
 
     def hold(self, request: bytes, charge: Charge, until_s: float) -> None:
@@ -112,7 +112,7 @@ class Ledger:
 
     def charge(self, request: bytes) -> dict[str, int | list[str]]:
         """SPEC 7.4: count what was seized, for good. The facts for the audit entry, without which no share leaves."""
-        charge, now_s = self._seized[request], self._clock.now_s()
+        charge, now_s = self._seized[request], self.clock.now_s()
         self.give_up(request)
         for count in charge.counts:
             self._count(count.key, count.window_s, now_s, count.amount)
@@ -138,14 +138,9 @@ class Ledger:
 
     def sweep(self) -> None:
         """Forget what counts no more."""
-        now_s = self._clock.now_s()
+        now_s = self.clock.now_s()
         for key in [key for key, counter in self.counters.items() if not counter.used(now_s)]:
             del self.counters[key]
-
-    def ahead_s(self) -> int:
-        """By how much the newest charge is later than the present: its windows stand still for so long."""
-        newest_s = max((counter.last_s for counter in self.counters.values()), default=0)
-        return max(0, newest_s - self._clock.now_s())
 
     def __len__(self) -> int:
         return len(self.counters)
@@ -168,8 +163,6 @@ class Ledger:
     def _check(self, charge: Charge) -> None:
         """Raises `Refused` unless `charge` can be taken now."""
         self._expire()
-        if trouble := self._clock.trouble():
-            raise Refused("policy/limits", trouble)
         for count in charge.counts:
             if count.most is not None and self.used(count.key) + count.amount > count.most:
                 name = count.key.partition(" ")[0]
@@ -187,7 +180,7 @@ class Ledger:
         """SPEC 7.7. Raises `Refused` where memory, or the sealed record, would grow beyond its bound."""
         if self._has_room(counts):
             return
-        now_s = self._clock.now_s()
+        now_s = self.clock.now_s()
         if now_s >= self._next_sweep_s:
             self._next_sweep_s = now_s + SWEEP_EVERY_S
             self.sweep()

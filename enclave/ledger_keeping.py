@@ -13,6 +13,7 @@ import msgspec
 
 from enclave.audit import AuditLog, ChainEnd, entry_hash
 from enclave.counters_record import CountersRecord, restore, snapshot
+from enclave.counting_clock import Anchor
 from enclave.effects import Effects
 from enclave.errors import CallerError, KeymootError, Refused, Unavailable
 from enclave.ledger import Ledger
@@ -23,13 +24,15 @@ from enclave.wire import AuditEntry, AuditPage, Record, WantAudit
 
 KEEP_EVERY_S = 60.0
 KEEP_EVERY_CHARGES = 2000
+CLOCK_SET_S = 5
 START = ChainEnd(0, bytes(32))
 
 
 class _Charged(msgspec.Struct, frozen=True):
     """What counts of an audit entry; other facts are passed over."""
 
-    counted_at: int = 0
+    time: int
+    counted_at: int
     charged: tuple[str, ...] = ()
     destinations: tuple[str, ...] = ()
 
@@ -56,6 +59,8 @@ class LedgerKeeping:
         self._waiting: list[Promise[None]] = []
         self._page: Promise[AuditPage] | None = None
         self._kept = self._kept_seq = 0
+        # The latest pair of times that the chain or a record tells of.
+        self._anchor: Anchor | None = None
 
     def on_attached(self, records: Sequence[Record]) -> None:
         """The signer is there, with what it has of counters."""
@@ -107,6 +112,7 @@ class LedgerKeeping:
             self._log.warning("counters not read", reason=self._reason)
         else:
             self._known, self._records = True, ()
+            self._tell_clock()
             self._timers.after(KEEP_EVERY_S, self._on_time)
         waiting, self._waiting = self._waiting, []
         for promise in waiting:
@@ -120,13 +126,12 @@ class LedgerKeeping:
             # Not a point of this chain: an older or another one's record.
             self._log.warning("counters are read from the whole audit chain", seq=end.version)
             self._ledger.clear()
+            self._anchor = None
             if not await self._fold(START, end):
                 raise Refused("policy/limits", "the store's audit chain does not end where it said: restore the store")
-        ahead_s = self._ledger.ahead_s()
+        self._ledger.clock.go_on_from(self._anchor)
         self._kept = self._ledger.charged
         self._log.info("counters read", counters=len(self._ledger), entries=end.version - since.version)
-        if ahead_s > 0:
-            self._log.warning("the clock is behind what was counted: windows stand still", seconds=ahead_s)
 
     async def _restore(self) -> ChainEnd:
         """What the records hold, `START` where they hold nothing whole."""
@@ -138,7 +143,12 @@ class LedgerKeeping:
             except (CallerError, Refused) as error:
                 self._log.warning("a record of counters cannot be opened", reason=str(error)[:300])
                 break
-        return restore(self._ledger, parts) or START
+        restored = restore(self._ledger, parts)
+        if restored is None:
+            self._anchor = None
+            return START
+        since, self._anchor = restored
+        return since
 
     async def _fold(self, since: ChainEnd, end: ChainEnd) -> bool:
         """Add what the entries after `since` say. Whether they lead to `end`. Raises `Unavailable`."""
@@ -175,18 +185,32 @@ class LedgerKeeping:
             amount, _, key = text.partition(" ")
             window = key.split(" ")[1]
             counts.append((key, int(window.removesuffix("s")), int(amount)))
+        self._anchor = Anchor(facts.counted_at, facts.time)
         self._ledger.fold(facts.counted_at, counts, facts.destinations)
 
     # --- to the store ---
 
     def on_charge(self) -> None:
-        """Something was charged."""
+        """Something was charged, and the chain says when."""
+        self._anchor = self._ledger.clock.now()
         if self._ledger.charged - self._kept >= KEEP_EVERY_CHARGES:
             self._keep()
 
     def _on_time(self) -> None:
         self._timers.after(KEEP_EVERY_S, self._on_time)
+        self._tell_clock()
         self._keep()
+
+    def _tell_clock(self) -> None:
+        """SPEC 7.2: the wall clock was set; the chain says so, for the next start."""
+        now = self._ledger.clock.now()
+        if self._anchor is None or not self._attached:
+            return
+        set_by_s = (now.wall_s - self._anchor.wall_s) - (now.counted_s - self._anchor.counted_s)
+        if abs(set_by_s) > CLOCK_SET_S:
+            self._anchor = now
+            self._log.warning("the clock was set: limits count on by the time that has passed", seconds=set_by_s)
+            self._effects.audit(self._audit.record("clock", counted_at=now.counted_s, set_by_s=set_by_s))
 
     def _keep(self) -> None:
         # A newer record takes an older one's place, never the other way round.

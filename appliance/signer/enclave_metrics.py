@@ -58,7 +58,6 @@ GAUGES = {
     "freezes": Family("freezes", "Patterns of labels that this signer is frozen for."),
     "prss_epoch": Family("prss_epoch", "Epoch of the PRSS seeds, 0 before the setup."),
     "counters": Family("counters", "Counters of limits that count something."),
-    "counters_ahead": Family("counters_ahead_seconds", "By how much the clock is behind what was counted last."),
     "audit_seq": Family("audit_entries", "Number of the last entry of the audit chain."),
     "peer_refused": Family("peer_refused", "1 for each peer that is refused now.", ("signer", "reason")),
     "queue": Family("queue_length", "Messages or jobs that wait.", ("queue",)),

@@ -142,6 +142,8 @@ class Net:
         clock: Clock | None = None,
     ) -> None:
         self.clock = clock or Clock()
+        # By how much all wall clocks are set forward of it.
+        self.wall_set_by_s = 0.0
         self.policy, self.gate, self.gate_keys, self.gate_mode = policy, gate, gate_keys, gate_mode
         self.relay: Relay = lambda sender, receiver, data: [(sender, receiver, data)]
         self.queue: deque[tuple[int, Any]] = deque()
@@ -172,6 +174,10 @@ class Net:
             change = (rosters or {}).get(j, lambda roster: roster)
             self.members[j] = self._boot(j, hsm, {}, change(self.roster))
 
+    def wall(self) -> float:
+        """What everybody's wall clock says; `clock` is the time that has passed."""
+        return self.clock() + self.wall_set_by_s
+
     # --- processes ---
 
     def _boot(self, j: int, hsm: SoftwareHsm, store: dict[tuple[str, str], wire.Record], roster: Roster) -> Member:
@@ -200,7 +206,7 @@ class Net:
 
         logged: list[str] = []
         outside = Outside(
-            wall_clock=self.clock,
+            wall_clock=self.wall,
             clock=self.clock,
             random=os.urandom,
             on_hsm=on_hsm,

@@ -86,7 +86,7 @@ def signer() -> SignerMetrics:
 def test_the_page_names_exactly_what_is_exported() -> None:
     found = exported(signer()) | exported(coordinator()[0])
     assert found == documented()
-    assert len(found) == 66
+    assert len(found) == 65
 
 
 def test_durations_are_counted_in_cumulative_buckets() -> None:

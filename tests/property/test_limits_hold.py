@@ -1,0 +1,317 @@
+"""Whatever happens to a signer, in whatever order, no window of a limit ever holds more than the limit says (SPEC 7).
+
+Real enclaves of one network; a coordinator that asks one signer alone for shares, crashes at any point, restarts,
+records of counters that are hidden or old, clocks that are set forward and back. The watcher counts shares that have
+left, by the time that has really passed, and knows nothing of what the enclave counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from enclave import wire
+from enclave.counting_clock import CountingClock
+from enclave.ledger import Ledger
+from policies.limits import Each, Limit
+from policies.requests import EthereumTransaction, HashBatch, signature_batches_path, signatures_path
+from tests.fakes.clients import TestClient, TestGate, open_policy
+from tests.fakes.enclaves import Clock, Disk, Net, authorizations_of
+from tests.fakes.payloads import encoded_transaction
+
+ME, COMMITTEE = 1, (1, 2, 3)
+BATCH = 64
+FEE = 21_000 * 3 * 10**10
+LIMITS = (
+    Limit(name="minute", within="60s", signatures=3),
+    Limit(name="hour", within="1h", signatures=5, each=(Each.LABEL,)),
+    Limit(name="coins", within="10m", total=100 * FEE, asset="eip155:1/native", labels=("coins/*",)),
+)
+WINDOWS_S = {"minute": 60, "hour": 3600, "coins": 600}
+SECONDS = st.sampled_from([1, 2, 29, 31, 58, 61, 112, 600, 3500, 3700])
+STEPS_S = st.sampled_from([-86_400, -3700, -61, -2, 2, 50, 3700, 86_400])
+
+
+class Watched(Net):
+    """Reports of signer 1 go to `on_report`, unless its output is lost."""
+
+    on_report: Callable[[wire.Report], None]
+    lost = False
+
+    def _said(self, member: Any, message: Any) -> None:
+        if member.index == ME and self.lost:
+            return
+        super()._said(member, message)
+        if member.index == ME and isinstance(message, wire.Report):
+            self.on_report(message)
+
+
+class World:
+    """One network and what has left its signer 1: time, name of limit, amount."""
+
+    def __init__(self) -> None:
+        clock = Clock()
+        self.client, self.gate = TestClient(clock), TestGate(clock)
+        whole = open_policy(self.client)
+        free = msgspec.structs.replace(
+            whole, rules=(msgspec.structs.replace(whole.rules[0], labels=("hot/*", "coins/*")),)
+        )
+        self.left: list[tuple[float, str, int]] = []
+        self.asked: dict[bytes, dict[str, int]] = {}
+        self.gone: set[bytes] = set()
+        self.disks: list[Disk] = []
+        net = self.net = Watched.__new__(Watched)
+        net.on_report = self.on_report
+        net.__init__(free, self.gate, None, gate_mode="none", clock=clock)  # type: ignore[misc]
+        self.client.clock = net.wall
+        net.start()
+        net.setup()
+        # Signer 1 alone has limits.
+        net.policies[ME] = msgspec.structs.replace(free, limits=LIMITS)
+        net.reboot(ME)
+        net.presence(COMMITTEE)
+        net.advance(1)
+        self.keys = []
+        for label in ("hot/1", "coins/1"):
+            activated = net.keygen(self.client.create_key(label))
+            self.keys.append(activated[1].certificates[0][0].acknowledgement.key_id)
+        self.waiting: list[tuple[str, tuple[Any, ...]]] = []
+        self.refill()
+
+    # --- what a coordinator does ---
+
+    def refill(self) -> None:
+        self.net.drain()
+        done = self.net.presign(COMMITTEE, BATCH)
+        self.names = [wire.PresignatureName(done[ME].sid, l) for l in range(1, BATCH + 1)] if len(done) == 3 else []
+
+    def ask(self, kind: str, amount: int) -> None:
+        """A request that everybody is asked to authorise; what is authorised waits."""
+        if len(self.names) < 4:
+            self.refill()
+        if len(self.names) < 4:
+            return
+        count = 1
+        if kind == "coins":
+            body = EthereumTransaction("0x" + encoded_transaction({6: amount * FEE}).hex(), os.urandom(8).hex())
+            key_id, charged = self.keys[1], {"coins": (amount + 1) * FEE}
+            request = self.client.request(signatures_path(key_id), body)
+        elif kind == "batch":
+            count = 2
+            hashes = tuple("0x" + hashlib.sha256(os.urandom(8)).hexdigest() for _ in range(count))
+            key_id, charged = self.keys[0], {}
+            body = HashBatch(hashes, os.urandom(8).hex())  # type: ignore[assignment]
+            request = self.client.request(signature_batches_path(key_id), body)
+        else:
+            key_id, charged = self.keys[0], {}
+            request = self.client.sign_hash(key_id, hashlib.sha256(os.urandom(8)).digest())
+        label = "coins/1" if kind == "coins" else "hot/1"
+        self.asked[request.digest("testnet")] = {"minute": count, f"hour {label}": count, **charged}
+        names = tuple(self.names.pop() for _ in range(count))
+        for j in COMMITTEE:
+            order: Any = wire.SignOrder(os.urandom(16), key_id, request, COMMITTEE, names[0])
+            if kind == "batch":
+                order = wire.BatchSignOrder(os.urandom(16), key_id, request, COMMITTEE, names)
+            self.net.order(j, order)
+        self.net.run()
+        reports = self.net.drain()
+        signed = authorizations_of(reports) or tuple(
+            report.authorization
+            for j in sorted(reports)
+            for report in reports[j]
+            if isinstance(report, wire.BatchAuthorized)
+        )
+        if len(signed) == len(COMMITTEE):
+            self.waiting = [*self.waiting[-5:], (key_id, signed)]
+
+    def give(self, which: int, dying: bool = False) -> None:
+        """Signer 1 alone is asked for its share of what waits; it may die before the share has left."""
+        if not self.waiting:
+            return
+        key_id, signed = self.waiting.pop(which % len(self.waiting))
+        kind = wire.OnlineOrder if isinstance(signed[0], wire.SignedAuthorization) else wire.BatchOnlineOrder
+        self.net.order(ME, kind(os.urandom(16), key_id, signed))
+        self.net.lost = dying
+        self.net.run()
+        self.net.drain()
+        if dying:
+            self.restart(0.0)
+
+    # --- what happens to the signer ---
+
+    def restart(self, offset_s: float, records: str = "kept") -> None:
+        """Kill -9 and start; meanwhile somebody may set the clock back, hide the record of counters or show an old one.
+        (A clock that is set forward meanwhile passes for time that has passed: SPEC 7.2.)"""
+        self.net.lost = False
+        disk = self.net.copy_disk(ME)
+        if records != "kept":
+            shown = {place: record for place, record in disk.records.items() if place[0] != "counters"}
+            if records == "old" and self.disks:
+                older = self.disks[0].records
+                shown |= {place: record for place, record in older.items() if place[0] == "counters"}
+            disk = Disk(shown, disk.audit)
+        self.net.wall_set_by_s += offset_s
+        for j in COMMITTEE:
+            self.net.reboot(j, disk if j == ME else None)
+            self.net.presence(COMMITTEE)
+            self.net.run()
+        self.waiting.clear()
+        self.net.advance(1)  # requests of the second before a start are refused
+        self.refill()
+
+    def set_clock(self, seconds: float) -> None:
+        """While all run, a minute before anything else happens (SPEC 7.2)."""
+        self.net.wall_set_by_s += seconds
+        self.pass_time(61)
+
+    def keep_disk(self) -> None:
+        self.disks = [*self.disks[-2:], self.net.copy_disk(ME)]
+
+    def pass_time(self, seconds: float) -> None:
+        self.net.advance(seconds)
+        self.net.drain()
+
+    # --- what must hold ---
+
+    def on_report(self, report: wire.Report) -> None:
+        if isinstance(report.body, wire.ShareReport | wire.BatchShareReport):
+            assert report.kept is not None
+            digest = report.kept.request
+            if digest in self.gone:
+                return  # a further attempt, for the same hashes
+            self.gone.add(digest)
+            now_s = self.net.clock.now_s
+            self.left += [(now_s, key, amount) for key, amount in self.asked[digest].items()]
+            self.check(now_s)
+
+    def check(self, now_s: float) -> None:
+        most = {limit.name: limit.most for limit in LIMITS}
+        sums: Counter[str] = Counter()
+        for at_s, key, amount in self.left:
+            if at_s > now_s - WINDOWS_S[key.split(" ")[0]]:
+                sums[key] += amount
+        for key, amount in sums.items():
+            assert amount <= most[key.split(" ")[0]], f"{key}: {amount} within its window, at {now_s}"
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+
+    @rule(kind=st.sampled_from(["hash", "hash", "batch", "coins"]), amount=st.sampled_from([0, 1, 48, 49, 98, 99, 100]))
+    def ask(self, kind: str, amount: int) -> None:
+        self.world.ask(kind, amount)
+
+    @rule(kind=st.sampled_from(["hash", "coins"]), times=st.integers(1, 4))
+    def sign_some(self, kind: str, times: int) -> None:
+        self.sign(kind, times)
+
+    def sign(self, kind: str, times: int) -> None:
+        for _ in range(times):
+            self.world.ask(kind, 24)
+            self.world.give(-1)
+
+    @rule(which=st.integers(0, 5), dying=st.booleans())
+    def give(self, which: int, dying: bool) -> None:
+        self.world.give(which, dying)
+
+    @rule(offset_s=st.just(0) | STEPS_S.filter(lambda step: step < 0), records=st.sampled_from(["kept", "none", "old"]))
+    def restart(self, offset_s: int, records: str) -> None:
+        self.world.restart(offset_s, records)
+
+    @rule(seconds=STEPS_S)
+    def set_clock(self, seconds: int) -> None:
+        self.world.set_clock(seconds)
+
+    @rule(seconds=STEPS_S)
+    def sign_while_the_clock_is_set(self, seconds: int) -> None:
+        self.sign("hash", 3)
+        self.world.set_clock(seconds)
+        self.sign("hash", 3)
+
+    @rule()
+    def keep_disk(self) -> None:
+        self.world.keep_disk()
+
+    @rule(seconds=SECONDS)
+    def pass_time(self, seconds: int) -> None:
+        self.world.pass_time(seconds)
+
+
+def steps(runs: int, length: int, *, fixed: bool, machine: type[Machine] = Machine, shrink: bool = True) -> None:
+    chosen = settings(
+        max_examples=runs,
+        stateful_step_count=length,
+        derandomize=fixed,
+        database=None,
+        deadline=None,
+        print_blob=True,
+        phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(machine, settings=chosen)
+
+
+def test_no_order_of_events_passes_a_limit() -> None:
+    """And limits are reached: requests are refused for them, and pass again later."""
+    reached: Counter[str] = Counter()
+
+    class Counted(Machine):
+        def teardown(self) -> None:
+            reached["left"] += len(self.world.gone)
+            for line in self.world.net.members[ME].logged:
+                reached["refused"] += "policy/limits" in line
+
+    steps(9, 30, fixed=True, machine=Counted)
+    assert min(reached["left"], reached["refused"]) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_no_order_of_thousands_of_events_passes_a_limit() -> None:
+    steps(400, 60, fixed=False)
+
+
+# --- enclaves with a defect: the watcher sees each of them ---
+
+
+def hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits that are looked at by the policy, and not when an authorization or a share is made."""
+    monkeypatch.setattr(Ledger, "hold", lambda *_: None)
+    monkeypatch.setattr(Ledger, "_check", lambda *_: None)
+
+
+def forget_at_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charges that are not brought back from the chain."""
+    monkeypatch.setattr(Ledger, "fold", lambda *_: None)
+
+
+def follow_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows that slide with whatever the machine's clock is set to."""
+    monkeypatch.setattr(CountingClock, "now_s", lambda clock: int(clock._wall()))
+
+
+def tell_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shares whose audit entries say nothing of the charge."""
+    honest = Ledger.charge
+    monkeypatch.setattr(Ledger, "charge", lambda ledger, request: honest(ledger, request) and {})
+
+
+DEFECTS = [hold_nothing, forget_at_restart, follow_the_wall_clock, tell_after]
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
+def test_a_defect_is_seen(monkeypatch: pytest.MonkeyPatch, defect: Callable[[pytest.MonkeyPatch], None]) -> None:
+    defect(monkeypatch)
+    with pytest.raises(AssertionError, match="within its window"):
+        steps(60, 40, fixed=True, shrink=False)
