@@ -118,6 +118,7 @@ class EnclaveCore:
             config.file.gate.mode,
             config.file.gate.deadline_s,
             max(int(outside.wall_clock()), outside.requests_after_s),
+            config.file.gate.key_creation,
         )
         self._freezes = freezes = Freezes(
             config.roster.network,
@@ -143,7 +144,7 @@ class EnclaveCore:
             self._counting,
         )
         self._creation = creation = KeyCreation(
-            rules, book, self.orders, self.effects, outside.wall_clock, log, freezes
+            rules, book, self.orders, self.effects, outside.wall_clock, log, freezes, self._gate, config.index
         )
         self.dispatch = Dispatch(
             around,

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from enclave.answers import AlreadyAnswered
-from enclave.attempts import RequestBook, RequestState
+from enclave.asking import Gate
+from enclave.attempts import Attempt, RequestBook, RequestState
 from enclave.effects import Effects
 from enclave.errors import KeymootError, Refused
 from enclave.freezes import Freezes
+from enclave.gate import GateSaidNo
 from enclave.meters import rule_label
-from enclave.orders import CeremonyOrders
+from enclave.orders import FIRST_KEY_EPOCH, CeremonyOrders
 from enclave.reload import SigningRules
 from enclave.request_log import RequestLog
 from enclave.requests import parse_key_creation, verify_request
 from enclave.wire import (
     Answer,
     ClientRequest,
+    Consented,
+    ConsentOrder,
+    GatePending,
     Kept,
     KeygenOrder,
     KeysAcknowledged,
@@ -29,8 +36,10 @@ from policies.clients import Client
 from policies.counters import Counters
 from policies.decide import Refuse, decide
 from policies.facts import Request
+from policies.gate_messages import KeyCreationInfo, RequestInfo
 from policies.model import Action
 from policies.requests import KEYS_PATH, body_digest, request_name
+from policies.requests import KeyCreation as KeyCreationBody
 from policies.signed_requests import MAX_LIFETIME_S
 
 REMEMBERED_S = 600.0
@@ -42,6 +51,7 @@ class Checked(NamedTuple):
     label: str
     name: bytes
     client: Client
+    body: KeyCreationBody
 
 
 class KeyCreation:
@@ -56,8 +66,11 @@ class KeyCreation:
         wall_clock: Callable[[], float],
         log: RequestLog,
         freezes: Freezes,
+        gate: Gate,
+        index: int,
     ) -> None:
-        self._freezes = freezes
+        """`index`: this signer's."""
+        self._freezes, self._gate, self._index = freezes, gate, index
         self._rules, self._book, self._orders, self._effects = rules, book, orders, effects
         self._clock, self._log = wall_clock, log
         self.counters: dict[str, int] = {}
@@ -72,17 +85,12 @@ class KeyCreation:
             checked = [self._check(request) for request in order.requests]
             states = self._open(order)
             self._claim(order, states, checked, stored)
+            self._check_consent(states)
         except AlreadyAnswered as earlier:
             self._effects.report(coordinator, Recalled(order.ceremony, earlier.answer))
             return
         except Refused as refusal:
-            name = f"requests_refused|{rule_label(refusal.rule)}"
-            self.counters[name] = self.counters.get(name, 0) + 1
-            for request in order.requests:
-                digest = request.digest(self._rules.roster.network)
-                facts = {"rule": refusal.rule, "reason": refusal.reason[:300]}
-                self._log.refused(coordinator, "key refused", digest, request.request_id, **facts)
-            self._effects.report(coordinator, RequestRefused(order.ceremony, refusal.rule, refusal.reason[:500]))
+            self._refuse(coordinator, order.ceremony, order.requests, refusal)
             return
 
         kept: Kept | None = None
@@ -92,7 +100,7 @@ class KeyCreation:
 
         def answered(report: KeysAcknowledged | KeysActivated) -> None:
             for state in states:
-                state.closed = True
+                state.closed = state.done = True
             if kept is not None:
                 self._book.answers.keep(Answer(kept, report))
 
@@ -115,6 +123,101 @@ class KeyCreation:
         for state, request in zip(states, order.requests, strict=True):
             self._log.told("key begun", state.digest, request.request_id, ceremony=order.ceremony.hex())
 
+    # --- the gate ---
+
+    async def consent(self, coordinator: str, order: ConsentOrder, stored: Answer | None) -> None:
+        """Report `Consented`, `RequestRefused`, `GatePending`, or `Recalled`; nothing while the gate is asked for an
+        earlier attempt, which then answers the newest one."""
+        # SPEC 6.11
+        begun: RequestState | None = None
+        ceremony = order.ceremony
+        try:
+            checked, state = self._check(order.request), self._open_one(order.request)
+            self._begin_consent(coordinator, order, state, checked, stored)
+            begun = state
+            if state.asking:
+                self._tell_pending(state)
+                return
+            if self._needs_consent(state):
+                await self._ask_gate(state, checked)
+                self._check_again(checked)
+        except AlreadyAnswered as earlier:
+            self._effects.report(coordinator, Recalled(ceremony, earlier.answer))
+            return
+        except Refused as refusal:
+            if begun is not None and begun.attempt is not None:
+                coordinator, ceremony = begun.attempt.coordinator, begun.attempt.ceremony
+            self._refuse(coordinator, ceremony, (order.request,), refusal)
+            return
+        if state.attempt is not None:
+            self._effects.report(state.attempt.coordinator, Consented(state.attempt.ceremony))
+
+    def _begin_consent(
+        self, coordinator: str, order: ConsentOrder, state: RequestState, checked: Checked, stored: Answer | None
+    ) -> None:
+        request = order.request
+        if state.answering:
+            raise Refused("request/busy", "this request is being carried out")
+        self._book.claim(state, checked.name, body_digest(request.path, request.body), stored)
+        self._book.answers.check(checked.name, order.after)
+        everybody = self._rules.roster.indices
+        self._book.begin(state, Attempt(coordinator, order.ceremony, everybody, (), request.request_id, order.after))
+
+    def _needs_consent(self, state: RequestState) -> bool:
+        asks = self._rules.gate_key_creation and self._rules.gate_mode != "none"
+        return asks and state.consent_until_s <= self._clock()
+
+    def _check_consent(self, states: Sequence[RequestState]) -> None:
+        if any(self._needs_consent(state) for state in states):
+            raise Refused("gate/not-asked", "this signer's gate must be asked first, and its yes must not have expired")
+
+    async def _ask_gate(self, state: RequestState, checked: Checked) -> None:
+        roster, body = self._rules.roster, checked.body
+        info = KeyCreationInfo(
+            label=checked.label,
+            signer_id=roster.signer(self._index).name,
+            scheme=body.scheme,
+            curve=body.curve,
+            key_epoch=FIRST_KEY_EPOCH,
+            participants=roster.indices,
+            tolerate=roster.tolerate,
+            roster_digest=roster.digest().hex(),
+        )
+        told = RequestInfo(checked.client.id, body.external_id, roster.network, msgspec.to_builtins(body), None)
+
+        def pending(until_s: int) -> None:
+            # A person is not asked on for what would be refused after all.
+            self._check_again(checked)
+            state.pending_until_s = until_s
+            self._tell_pending(state)
+
+        state.count_question()
+        state.asking = True
+        request_id = state.attempt.request_id if state.attempt is not None else ""
+        deadline_s = int(self._clock()) + self._rules.gate_deadline_s
+        try:
+            state.consent_until_s = (await self._gate.ask(info, told, deadline_s, pending, request_id)).expires_at_s
+        except GateSaidNo as no:
+            state.closed, state.said_no = True, no.reason
+            raise
+        finally:
+            state.asking, state.pending_until_s = False, 0
+
+    def _tell_pending(self, state: RequestState) -> None:
+        if state.pending_until_s and state.attempt is not None:
+            self._effects.report(state.attempt.coordinator, GatePending(state.attempt.ceremony, state.pending_until_s))
+
+    # --- checks ---
+
+    def _refuse(self, coordinator: str, ceremony: bytes, requests: Sequence[ClientRequest], refusal: Refused) -> None:
+        name = f"requests_refused|{rule_label(refusal.rule)}"
+        self.counters[name] = self.counters.get(name, 0) + 1
+        for request in requests:
+            digest = request.digest(self._rules.roster.network)
+            facts = {"rule": refusal.rule, "reason": refusal.reason[:300]}
+            self._log.refused(coordinator, "key refused", digest, request.request_id, **facts)
+        self._effects.report(coordinator, RequestRefused(ceremony, refusal.rule, refusal.reason[:500]))
+
     def _claim(
         self, order: KeygenOrder, states: list[RequestState], checked: list[Checked], stored: Answer | None
     ) -> None:
@@ -128,14 +231,22 @@ class KeyCreation:
         digests = [request.digest(self._rules.roster.network) for request in order.requests]
         if len(set(digests)) != len(digests):
             raise Refused("request/replayed", "one request twice in an order")
-        states = [self._book.open(digest, *2 * (self._clock() + REMEMBERED_S,)) for digest in digests]
+        states = [self._open_one(request) for request in order.requests]
         if any(state.asking for state in states):
             raise Refused("request/busy", "this request is being carried out")
         return states
 
+    def _open_one(self, request: ClientRequest) -> RequestState:
+        fresh_until_s = self._clock() + REMEMBERED_S
+        digest = request.digest(self._rules.roster.network)
+        return self._book.open(digest, fresh_until_s + self._rules.gate_deadline_s, fresh_until_s)
+
     def _check(self, request: ClientRequest) -> Checked:
         """Raises `Refused` for what is not permitted."""
-        rules, now_s = self._rules, int(self._clock())
+        rules = self._rules
+        # SPEC 6.9: it verified when it came; a gate may have taken hours.
+        known = self._book.get(request.digest(rules.roster.network))
+        now_s = known.verified_s if known is not None else int(self._clock())
         verified = verify_request(
             request, policy=rules.policy, network=rules.roster.network, now_s=now_s, boot_s=rules.boot_s
         )
@@ -152,7 +263,7 @@ class KeyCreation:
         self._freezes.check(body.label)
         self._ask_policy(verified.client_id, body.label)
         name = request_name(rules.roster.network, verified.client_id, body.external_id)
-        return Checked(body.label, name, verified.client)
+        return Checked(body.label, name, verified.client, body)
 
     def _check_again(self, checked: Checked) -> None:
         """Before its share is stored: raises `Refused` where its label was frozen since, its client's key revoked, or

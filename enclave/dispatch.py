@@ -34,6 +34,7 @@ from enclave.wire import (
     AuditPage,
     BatchOnlineOrder,
     BatchSignOrder,
+    ConsentOrder,
     ForgetBatchOrder,
     GateReply,
     GateUnreachable,
@@ -129,6 +130,7 @@ class Dispatch:
             ForgetBatchOrder: self._forget_batch,
             PoolsOrder: self._pools,
             RecallOrder: self._recall,
+            ConsentOrder: self._consent,
         }
 
     def handle(self, message: ToEnclave) -> None:
@@ -260,6 +262,9 @@ class Dispatch:
 
     async def _keygen(self, order: Order, body: KeygenOrder) -> None:
         self._creation.start(order.coordinator, body, order.answer)
+
+    async def _consent(self, order: Order, body: ConsentOrder) -> None:
+        await self._creation.consent(order.coordinator, body, order.answer)
 
     async def _presign(self, order: Order, body: PresignOrder) -> None:
         self._batches.start(order.coordinator, body)

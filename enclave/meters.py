@@ -24,6 +24,7 @@ RULES = frozenset(
             "gate/http",
             "gate/malformed",
             "gate/no-mtls",
+            "gate/not-asked",
             "gate/not-configured",
         ),
         *("gate/redirect", "gate/request-too-large", "gate/secrets", "gate/signature", "gate/stale", "gate/status"),

@@ -24,6 +24,7 @@ class SigningRules:
     gate_mode: str
     gate_deadline_s: int
     boot_s: int
+    gate_key_creation: bool = False
 
 
 class Reload:

@@ -389,6 +389,15 @@ class RecallOrder(Wire, frozen=True, tag=13):
     request: ClientRequest
 
 
+class ConsentOrder(Wire, frozen=True, tag=14):
+    """SPEC 6.11: may the key be made that `request` asks for? Asked of every signer before its `KeygenOrder`. Answer:
+    `Consented`, `GatePending`, `RequestRefused`, or `Recalled` as of `KeygenOrder`."""
+
+    ceremony: Bytes16
+    request: ClientRequest
+    after: Bytes16 | None = None
+
+
 OrderBody = (
     PrepareOrder
     | SetupOrder
@@ -403,6 +412,7 @@ OrderBody = (
     | BatchSignOrder
     | BatchOnlineOrder
     | RecallOrder
+    | ConsentOrder
 )
 
 
@@ -594,6 +604,12 @@ class Recalled(Wire, frozen=True, tag=20):
     answer: Answer | None
 
 
+class Consented(Wire, frozen=True, tag=21):
+    """SPEC 6.11: policy and gate say yes to the key."""
+
+    ceremony: Bytes16
+
+
 ReportBody = (
     NonceReport
     | LinkReport
@@ -615,6 +631,7 @@ ReportBody = (
     | BatchShareReport
     | Convicted
     | Recalled
+    | Consented
 )
 
 

@@ -28,6 +28,7 @@ KINDS: Mapping[type[wire.Wire], str] = {
     wire.BatchSignOrder: "batch-authorize",
     wire.BatchOnlineOrder: "batch-online",
     wire.RecallOrder: "recall",
+    wire.ConsentOrder: "consent",
 }
 
 # The steps of these take every member the same work, and no gate is asked.

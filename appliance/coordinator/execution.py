@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 
 import msgspec
+import structlog
 
 from appliance.api.batches import BatchResult, BatchState
 from appliance.api.models import KeyState, Reason, SignatureState, SignatureValue
 from appliance.coordinator.batches import BatchRequest, BatchSigning, Item, ItemResult
 from appliance.coordinator.errors import CeremonyEnded, Rejected
 from appliance.coordinator.keybook import KeyBook
-from appliance.coordinator.keygen import keygen
+from appliance.coordinator.keygen import Pending, keygen
 from appliance.coordinator.messages import message_hash
 from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing, SigningRequest
@@ -31,6 +33,8 @@ from policies.roster import Roster
 KEYGENS_AT_ONCE = 4
 QUEUE_PAUSE_S = 0.1
 GATE_PENDING = "gate/pending"
+
+log = structlog.get_logger()
 
 
 class Execution:
@@ -60,17 +64,27 @@ class Execution:
         """
         network = self._network
         everybody = partial(network.everybody, patient=resumed)
+        waiting = self._waited_before(request_id) if resumed else None
+        pending = Pending(partial(self._pending, request_id, _shown_nowhere), time.time, waiting)
         try:
-            async with self._keygen_slots:
-                key = await keygen(
-                    network.ceremonies, self._roster, client, label, network.recall, everybody, recall_first=again
-                )
+            key = await keygen(
+                network.ceremonies,
+                self._roster,
+                client,
+                label,
+                network.recall,
+                everybody,
+                pending,
+                self._keygen_slots,
+                recall_first=again,
+            )
         except (Rejected, CeremonyEnded, Unavailable) as error:
             return await self._end(request_id, self._store.keys.end, error)
         try:
             await self._written(partial(self._keybook.add, request_id, key))
         except CeremonyEnded as error:
             return await self._end(request_id, self._store.keys.end, error)
+        await self._no_more_waiting(request_id)
         self._network.activate_later(set(self._roster.indices) - key.activated)
         return KeyState.ACTIVE
 
@@ -182,6 +196,11 @@ class Execution:
                 await self._store.recovery.until_it_works()
             except QueueFull:
                 await asyncio.sleep(QUEUE_PAUSE_S)
+
+
+async def _shown_nowhere(request_id: str, code: str, message: str, signers: str) -> None:
+    """Requests for keys have one state until they end: the log says why it lasts."""
+    log.info("gate-pending", id=request_id, code=code, reason=message, signers=signers)
 
 
 def _shown(result: ItemResult) -> BatchResult:

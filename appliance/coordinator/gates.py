@@ -26,6 +26,7 @@ APPROVED = (
     wire.UnknownPresignatures,
     wire.Authorized,
     wire.BatchAuthorized,
+    wire.Consented,
 )
 
 
@@ -88,6 +89,26 @@ class Gates:
                     raise
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, PAUSE_MOST_S)
+
+    async def consent(self, members: tuple[int, ...], after: After) -> None:
+        """Every member's yes to what needs no presignature. Raises `GatesTakeTime`, `Rejected`, `CeremonyEnded`."""
+        with self._ceremonies.open(members) as ceremony:
+            for index in members:
+                ceremony.order(index, self._order(ceremony.id, members, after.get(index)))
+            answered, deadline_s = set[int](), asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
+            while len(answered) < len(members):
+                index, report = await ceremony.next(deadline_s, set(members) - answered)
+                match report:
+                    case wire.GatePending(_, until_s):
+                        await self.pending(index, until_s, members)
+                    case wire.Recalled():
+                        raise Earlier(index)
+                    case wire.Consented():
+                        answered.add(index)
+                        self.approved(index)
+                    case _:
+                        raise failure(index, report)
+                self.leave(answered)
 
     async def _ask(self, after: After) -> None:
         loop, members = asyncio.get_running_loop(), tuple(sorted(self._until_s))

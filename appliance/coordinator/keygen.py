@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from appliance.api.certificates import CertificateRefused, verify_certificate
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.errors import CeremonyEnded, Rejected, failure
+from appliance.coordinator.gates import Gates
 from appliance.coordinator.prepare import collect_nonces
 from appliance.coordinator.recall import After, Earlier, Recall, Recalled, until_done
+from appliance.store.waiting import Waiting
 from enclave import wire
 from policies.roster import Roster
 
@@ -31,6 +33,15 @@ class NewKey:
     activated: frozenset[int]
 
 
+@dataclass(frozen=True)
+class Pending:
+    """`told` hears of each gate that needs time; `before`: what it heard before a restart; `wall_clock`: Unix s."""
+
+    told: Callable[[Waiting], Awaitable[None]]
+    wall_clock: Callable[[], float]
+    before: Waiting | None = None
+
+
 async def keygen(
     ceremonies: Ceremonies,
     roster: Roster,
@@ -38,17 +49,28 @@ async def keygen(
     label: str,
     recall: Recall,
     everybody: Callable[[], Awaitable[None]],
+    pending: Pending,
+    slots: asyncio.Semaphore,
     *,
     recall_first: bool = False,
 ) -> NewKey:
     """The key that `request` asks for: made by all signers, or the one that was made before (SPEC 4.10).
 
-    `everybody()` returns once all signers are linked. Raises `CeremonyEnded` or `Rejected`.
+    `everybody()` returns once all signers are linked. `pending`: what is told of gates that need time. `slots`: so many
+    keys are made at once; none is taken while gates decide. Raises `CeremonyEnded` or `Rejected`.
     """
+
+    def ask(ceremony: bytes, _: tuple[int, ...], after: bytes | None) -> wire.ConsentOrder:
+        return wire.ConsentOrder(ceremony, request, after)
+
+    gates = Gates(ceremonies, ask, pending.told, pending.wall_clock, pending.before)
 
     async def attempt(after: After) -> NewKey:
         await everybody()
-        return await _make(ceremonies, roster, request, label, after)
+        # SPEC 6.11
+        await gates.consent(roster.indices, after)
+        async with slots:
+            return await _make(ceremonies, roster, request, label, after)
 
     async def recalled() -> tuple[NewKey | None, After]:
         await everybody()
@@ -57,12 +79,9 @@ async def keygen(
     async def nothing(_: int) -> None:
         return
 
-    async def none_pending(_: After) -> None:
-        return
-
     try:
         # Enclaves carry out a request for a key once; its client may sign it anew.
-        return await until_done(attempt, recalled, nothing, none_pending, recall_first=recall_first, most=1)
+        return await until_done(attempt, recalled, nothing, gates.decided, recall_first=recall_first, most=1)
     except Rejected as error:
         if error.rule != REPLAYED:
             raise

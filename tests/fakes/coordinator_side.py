@@ -215,6 +215,8 @@ class FakeSigner:
             case wire.SetupOrder(ceremony, epoch):
                 self.epoch = epoch
                 return [wire.SetupDone(ceremony, epoch)]
+            case wire.ConsentOrder(ceremony):
+                return [wire.Consented(ceremony)]
             case wire.KeygenOrder(ceremony, (request,)):
                 own, certificate = self.acknowledgements(request)
                 return [

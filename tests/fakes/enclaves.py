@@ -138,6 +138,7 @@ class Net:
         n: int = 3,
         t: int = 1,
         gate_mode: str = "signed",
+        gate_options: dict[str, Any] | None = None,
         rosters: dict[int, Callable[[Roster], Roster]] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -145,6 +146,7 @@ class Net:
         # By how much all wall clocks are set forward of it.
         self.wall_set_by_s = 0.0
         self.policy, self.gate, self.gate_keys, self.gate_mode = policy, gate, gate_keys, gate_mode
+        self.gate_options = gate_options or {}
         self.relay: Relay = lambda sender, receiver, data: [(sender, receiver, data)]
         self.queue: deque[tuple[int, Any]] = deque()
         self.reports: dict[int, list[Any]] = {j: [] for j in range(1, n + 1)}
@@ -182,7 +184,13 @@ class Net:
 
     def _boot(self, j: int, hsm: SoftwareHsm, store: dict[tuple[str, str], wire.Record], roster: Roster) -> Member:
         file = EnclaveFile(
-            "testnet", f"signer-{j}", "", "", "", HsmConfig("x", "file:x", "x"), GateConfig(self.gate_mode)
+            "testnet",
+            f"signer-{j}",
+            "",
+            "",
+            "",
+            HsmConfig("x", "file:x", "x"),
+            GateConfig(self.gate_mode, **self.gate_options),
         )  # type: ignore[arg-type]
         config = EnclaveConfig(file, roster, self.policies.get(j, self.policy), j, file.hsm, *[Path()] * 4)
         worker_queue: deque[bytes] = deque()
