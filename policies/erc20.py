@@ -13,6 +13,7 @@ import msgspec
 
 WORD_BYTES = 32
 ADDRESS_BYTES = 20
+_PADDING_BYTES = WORD_BYTES - ADDRESS_BYTES
 
 
 class Erc20Method(StrEnum):
@@ -28,6 +29,7 @@ SELECTORS = {
     bytes.fromhex("23b872dd"): Erc20Method.TRANSFER_FROM,
     bytes.fromhex("095ea7b3"): Erc20Method.APPROVE,
 }
+_WORDS = {Erc20Method.TRANSFER: 2, Erc20Method.TRANSFER_FROM: 3, Erc20Method.APPROVE: 2}
 
 
 class Erc20Call(msgspec.Struct, frozen=True):
@@ -43,17 +45,13 @@ class Erc20Call(msgspec.Struct, frozen=True):
 def decode_call(data: bytes) -> Erc20Call | None:
     """The call in a transaction's `data`; None where it is no call of these, or not exactly one."""
     method = SELECTORS.get(data[:4])
-    if method is None:
+    if method is None or len(data) != 4 + WORD_BYTES * _WORDS[method]:
         return None
     words = [data[at : at + WORD_BYTES] for at in range(4, len(data), WORD_BYTES)]
-    addresses = [_address(word) for word in words[:-1]]
-    if len(words) != (3 if method is Erc20Method.TRANSFER_FROM else 2) or len(words[-1]) != WORD_BYTES:
+    if any(word[:_PADDING_BYTES] != bytes(_PADDING_BYTES) for word in words[:-1]):
         return None
-    if any(address is None for address in addresses):
-        return None
-    sender = addresses[0] if method is Erc20Method.TRANSFER_FROM else None
-    recipient = addresses[-1]
-    return None if recipient is None else Erc20Call(method, sender, recipient, int.from_bytes(words[-1], "big"))
+    *senders, recipient = (word[_PADDING_BYTES:] for word in words[:-1])
+    return Erc20Call(method, senders[0] if senders else None, recipient, int.from_bytes(words[-1], "big"))
 
 
 def encode_call(call: Erc20Call) -> bytes:
@@ -62,8 +60,3 @@ def encode_call(call: Erc20Call) -> bytes:
     addresses = [call.recipient] if call.sender is None else [call.sender, call.recipient]
     words = [*(one.rjust(WORD_BYTES, b"\0") for one in addresses), call.amount.to_bytes(WORD_BYTES, "big")]
     return selector + b"".join(words)
-
-
-def _address(word: bytes) -> bytes | None:
-    padding = WORD_BYTES - ADDRESS_BYTES
-    return word[padding:] if word[:padding] == bytes(padding) else None

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from policies.errors import CallerError
+from policies.errors import CallerError, Refused
 from policies.facts import Request
-from policies.model import Action, Kind
+from policies.model import Action, Kind, Policy
 from policies.payloads import decode_payload
 from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.signed_requests import parse_strictly
@@ -22,6 +22,15 @@ class Asker:
     client_id: str
     label: str = ""
     approvers: frozenset[str] = frozenset()
+
+
+def check_asker(policy: Policy, asker: Asker) -> None:
+    """Raises `Refused` where an enclave with `policy` knows no such client, and `CallerError` for such an approver."""
+    if policy.client(asker.client_id) is None:
+        raise Refused("request/client", f"the policy lists no client {asker.client_id}")
+    for approver in sorted(asker.approvers):
+        if policy.client(approver) is None:
+            raise CallerError(f"the policy lists no client {approver}, so nobody can have approved as that")
 
 
 class _Tagged(msgspec.Struct):

@@ -13,7 +13,7 @@ from policies.explain import decide_all
 from policies.facts import Situation
 from policies.gate_messages import parse_time
 from policies.model import Policy
-from policies.reading import Asker, read_body
+from policies.reading import Asker, check_asker, read_body
 from policies.tables import Case, Table
 
 
@@ -60,6 +60,7 @@ def _try(policy: Policy, case: Case, at: str, keccak256: Callable[[bytes], bytes
     asker = Asker(case.client, case.label, frozenset(case.approvers))
     now_s = read_time(at)
     try:
+        check_asker(policy, asker)
         requests = read_body(case.request_body(), asker, keccak256)
     except Refused as refusal:
         return Outcome(case.name, expected, refusal.rule, refusal.reason)

@@ -69,12 +69,13 @@ def explain(
     from policies.facts import Situation
     from policies.keccak import keccak256
     from policies.load import load_policy
-    from policies.reading import Asker, read_body
+    from policies.reading import Asker, check_asker, read_body
     from policies.trial import read_time
 
     policy = load_policy(file)
     asker = Asker(client, label, frozenset(approved_by or ()))
     now_s = read_time(at) if at else int(time.time())
+    check_asker(policy, asker)
     requests = read_body(_read_request(request), asker, keccak256)
     found = decide_all(tuple(Situation(policy, one, Counters(), now_s) for one in requests))
     last = found[-1]
@@ -160,8 +161,22 @@ def _as_json(request: Request, found: Explanation) -> dict[str, object]:
         "label": request.label,
         "derivation_path": request.derivation_path,
         "decoded": show_decoded(request.decoded),
+        "erc20": _erc20(request),
         "rules": found.rules,
     }
+
+
+def _erc20(request: Request) -> dict[str, str | None] | None:
+    """The call of an ERC-20 token in a transaction, if it is exactly one."""
+    from policies.decoded import EthereumDecoded
+    from policies.erc20 import decode_call
+
+    call = decode_call(request.decoded.data) if isinstance(request.decoded, EthereumDecoded) else None
+    if call is None:
+        return None
+    sender = None if call.sender is None else f"0x{call.sender.hex()}"
+    shown = {"method": call.method.value, "sender": sender}
+    return {**shown, "recipient": f"0x{call.recipient.hex()}", "amount": str(call.amount)}
 
 
 def _show_explained(request: Request, found: Explanation) -> None:
@@ -173,6 +188,8 @@ def _show_explained(request: Request, found: Explanation) -> None:
     for name, value in (show_decoded(request.decoded) or {}).items():
         if value not in (None, [], {}):
             typer.echo(f"  {name}: {printable(str(value))[:200]}")
+    if call := _erc20(request):
+        typer.echo("  which is " + ", ".join(f"{name} {value}" for name, value in call.items() if value is not None))
     verdict = _verdict(found)
     if "refused_by" in verdict:
         typer.echo(f"Refused by {verdict['refused_by']}: {printable(verdict['reason'])}")

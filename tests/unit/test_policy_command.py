@@ -97,6 +97,28 @@ def test_explain_what_no_enclave_would_read(tmp_path: Path) -> None:
     assert refused.rule == "payload/ethereum"
 
 
+def test_explain_for_strangers(withdrawal: str) -> None:
+    asked = ["policy", "explain", HOT, "-r", withdrawal, "--label", "hot/eth", "--client"]
+    refused = RUN.invoke(app, [*asked, "stranger"]).exception
+    assert isinstance(refused, Refused)
+    assert refused.rule == "request/client"
+    approved = RUN.invoke(app, [*asked, "withdrawals", "--approved-by", "stranger"]).exception
+    assert isinstance(approved, CallerError)
+
+
+def test_explain_shows_a_call_of_a_token(tmp_path: Path) -> None:
+    body = tmp_path / "body.json"
+    data = bytes.fromhex("a9059cbb") + bytes(12) + b"\x11" * 20 + (7).to_bytes(32, "big")
+    usdc = bytes.fromhex("a0b86991c6218b36c1d19d4a2e9eb0ce3606eb48")
+    transaction = "0x" + encoded_transaction({5: usdc, 6: 0, 7: data}).hex()
+    body.write_text(json.dumps({"kind": "EthereumTransaction", "transaction": transaction, "externalId": "x"}))
+    done = RUN.invoke(app, ["policy", "explain", HOT, "-r", str(body), "--client", "withdrawals", "--label", "hot/eth"])
+    assert done.exit_code == 0
+    recipient = "0x" + "11" * 20
+    assert f"  which is method transfer(address,uint256), recipient {recipient}, amount 7\n" in done.stdout
+    assert "Permitted by the rule withdraw-usdc: the gate is asked." in done.stdout
+
+
 def test_a_table_that_fails(tmp_path: Path) -> None:
     table = tmp_path / "t.yaml"
     text = (FOLDER / "testnet.table.yaml").read_text().replace("policy: ", f"policy: {FOLDER}/")
