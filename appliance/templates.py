@@ -298,6 +298,8 @@ key: server.key
 # The handler's copy of the two secrets (`keymoot gate secret --generate`), mode 0600.
 secrets: gate-secrets.json
 rules:
+  # Steps that it agrees to at all.
+  kinds: [Signing, SigningBatch, KeyCreation]
   # Addresses that nothing is sent to.
   refuse_destinations: [{refused}]
 """

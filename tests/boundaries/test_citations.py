@@ -79,5 +79,6 @@ def test_nothing_committed_names_a_real_address() -> None:
             continue
         if addresses := set(REAL_ADDRESS.findall(text)):
             found[str(path.relative_to(ROOT))] = addresses
-    # The licence names its own page, which also shows that the search finds something; the package its licences' format.
+    # The licence names its own page, which also shows that the search finds something; the package the format of its
+    # licences.
     assert list(found) == [LICENCE, "packaging/debian/copyright"]

@@ -76,7 +76,10 @@ class FaultyHandler:
             message = {"uid": http.headers["webhook-id"], "dryRun": True, "requestInfo": {}}
             message["signerInfo"] = {"kind": "Signing", "request_digest": "", "signer_id": ""}
         if "asks people" in self.faults:
-            return web.Response(status=202, headers={"Retry-After": "60"})
+            headers = {} if "no Retry-After" in self.faults else {"Retry-After": "60"}
+            if "forgets whom it asked" in self.faults and message["attempt"] > 1:
+                return web.Response(status=404)
+            return web.Response(status=202, headers=headers)
         return self.answer(http, body, message)
 
     def verify(self, http: web.Request, body: bytes) -> None:

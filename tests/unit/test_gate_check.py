@@ -22,7 +22,7 @@ from nacl.signing import SigningKey
 from appliance import pki
 from appliance.gate.check.findings import Finding, Outcome
 from appliance.gate.check.judge import Decision, judge
-from appliance.gate.check.keys import ED25519, Key, content_of, parse_keys, signed_by
+from appliance.gate.check.keys import ED25519, Key, SecretsFile, content_of, parse_keys, signed_by
 from appliance.gate.check.player import Settings
 from appliance.gate.check.questions import (
     CHILD_KEY,
@@ -38,6 +38,7 @@ from appliance.gate.config import GateConfig, GateRules
 from appliance.gate.handler import make_app
 from appliance.signer.config import GateSettings
 from appliance.signer.gate_caller import GateCaller
+from enclave import gate_keys
 from enclave.crypto import bip32
 from enclave.gate import build_call, verify_reply
 from enclave.gate_keys import parse_gate_secrets
@@ -246,6 +247,11 @@ async def test_a_person_who_decides(tls: TlsFiles) -> None:
     assert outcomes(found, Outcome.FAILED) == set()
     assert outcomes(found, Outcome.WARNING) == {"allows", "refuses"}
     assert found["answer-status"].what.endswith("202, pending")
+    assert found["pending"].what == "it answers 202 and wants to be asked again in 60 s"
+    found = await check_faulty(tls, "asks people", "no Retry-After")
+    assert outcomes(found, Outcome.WARNING) == {"allows", "refuses", "pending"}
+    found = await check_faulty(tls, "asks people", "forgets whom it asked")
+    assert outcomes(found, Outcome.FAILED) == {"pending", "retry"}
 
 
 # --- Ed25519 ---
@@ -304,6 +310,10 @@ async def test_it_judges_an_answer_as_the_enclave_does(tls: TlsFiles, fault: str
             assert judged.decision is theirs
         else:
             assert judged.decision is Decision.NOTHING
+
+
+def test_a_secrets_file_is_the_one_that_the_enclave_reads() -> None:
+    assert SecretsFile.__struct_fields__ == gate_keys.SecretsFile.__struct_fields__
 
 
 def test_questions_are_signed_as_the_enclave_signs_them() -> None:

@@ -97,6 +97,12 @@ async def test_blind_requests(tls: TlsFiles) -> None:
         await ask(tls, GateRules(refuse_blind=True), blind=True)
 
 
+async def test_kinds_that_are_not_allowed(tls: TlsFiles) -> None:
+    await ask(tls, GateRules(kinds=("Signing",)))
+    with pytest.raises(Refused, match="nobody has allowed steps of kind Signing"):
+        await ask(tls, GateRules(kinds=("KeyCreation",)))
+
+
 async def test_a_request_of_somebody_else_gets_401(tls: TlsFiles) -> None:
     swapped = {"request_hmac": SECRETS["answer_hmac"], "answer_hmac": SECRETS["request_hmac"]}
     with pytest.raises(Refused, match="HTTP 401"):

@@ -117,6 +117,27 @@ async def check_decisions(player: Player) -> AsyncIterator[Finding]:
         )
 
 
+async def check_pending(player: Player) -> AsyncIterator[Finding]:
+    """Where a person decides: when the question is to come again, and that it may."""
+    asked = player.question()
+    first = await player.ask(asked)
+    if first.decision is not Decision.PENDING:
+        return
+    again = await player.ask(player.question(uid=asked.uid, attempt=2))
+    if again.decision is Decision.NOTHING:
+        yield failed(
+            "pending",
+            f"it answered 202, and to the same question again: {again.told}",
+            "No decision of a person ever arrives.",
+            "Answer each attempt: 202 until the person has decided, then 200 with the answer.",
+        )
+    elif first.retry_after_s == 0:
+        means = "Signers ask again every second, until the deadline."
+        yield warning("pending", "its 202 has no Retry-After in seconds", means, "Add Retry-After, such as 30.")
+    else:
+        yield passed("pending", f"it answers 202 and wants to be asked again in {first.retry_after_s} s")
+
+
 async def check_batch(player: Player) -> AsyncIterator[Finding]:
     """A batch of hashes: any decision will do."""
     judged = await player.ask(player.question(info=BATCH_INFO, requestInfo=BATCH_REQUEST))

@@ -45,13 +45,14 @@ class Part(StrEnum):
 
 @dataclass(frozen=True)
 class Judged:
-    """`status` 0: there was no answer. `faults`: by part. `said`: what the handler's no gives as its reason."""
+    """`status` 0: there was no answer. `faults`: by part. `lives_s`: of a yes. `retry_after_s`: of a 202, 0 without."""
 
     decision: Decision
     status: int
     faults: dict[Part, str] = field(default_factory=dict)
     answer: Answer | None = None
     lives_s: int = 0
+    retry_after_s: int = 0
 
     @property
     def lost(self) -> bool:
@@ -81,7 +82,7 @@ def judge(reply: GateReply | GateUnreachable, asked: Question, keys: Keys | None
     if isinstance(reply, GateUnreachable):
         return Judged(Decision.NOTHING, 0, {Part.STATUS: reply.reason})
     if reply.status == 202:
-        return Judged(Decision.PENDING, 202)
+        return Judged(Decision.PENDING, 202, retry_after_s=reply.retry_after_s)
     if keys is None:
         if reply.status in (200, 403):
             return Judged(Decision.YES if reply.status == 200 else Decision.NO, reply.status)

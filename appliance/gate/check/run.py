@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 
-from appliance.gate.check.answers import check_answer, check_batch, check_decisions, check_real
+from appliance.gate.check.answers import check_answer, check_batch, check_decisions, check_pending, check_real
 from appliance.gate.check.findings import Finding, Outcome, failed, skipped
 from appliance.gate.check.manners import (
     check_huge,
@@ -32,6 +32,7 @@ CHECKS: tuple[Check, ...] = (
 # Those that mean nothing before a good question gets a good answer.
 WITH_ANSWERS: tuple[Check, ...] = (
     check_decisions,
+    check_pending,
     check_batch,
     check_real,
     check_tolerance,
