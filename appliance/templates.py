@@ -253,6 +253,8 @@ signers:
   certificate: server.pem
   key: {places.key or "server.key"}
   client_ca: signers-ca.pem
+  # With several organisations: the CA that each signer's certificate must be of, so that none speaks for another's.
+  # authorities: {{NAME: NAME-ca.pem, OTHER: OTHER-ca.pem}}
 
 # Where clients connect, with TLS. They sign their requests (client.yaml); the enclaves decide on them.
 api:

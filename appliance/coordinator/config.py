@@ -22,12 +22,14 @@ Mark = Annotated[int, msgspec.Meta(ge=1, le=MAX_MARK)]
 
 class SignersSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where signers connect to. `key`: a path, or `credential:NAME` of what the unit's LoadCredential= hands over.
-    `client_ca`: the bundle their certificates are of, one CA per operator."""
+    `client_ca`: the bundle their certificates are of, one CA per operator. `authorities`: by a signer's name, the file
+    with the CA that its certificate must be directly of; empty: any of the bundle."""
 
     listen: Listen
     certificate: pathlib.Path
     key: pathlib.Path
     client_ca: pathlib.Path
+    authorities: Annotated[dict[Name, pathlib.Path], msgspec.Meta(max_length=64)] = msgspec.field(default_factory=dict)
 
 
 class Reader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,6 +131,7 @@ def load_config(path: pathlib.Path) -> CoordinatorConfig:
             certificate=base / signers.certificate,
             key=resolved(base, signers.key),
             client_ca=base / signers.client_ca,
+            authorities={name: base / path for name, path in signers.authorities.items()},
         ),
         api=msgspec.structs.replace(
             api,

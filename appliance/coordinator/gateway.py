@@ -10,6 +10,7 @@ import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from appliance import relay
+from appliance.coordinator.authorities import Authorities
 from appliance.coordinator.connection import Connection
 from appliance.coordinator.sessions import Session, Signers
 from enclave import wire
@@ -25,8 +26,8 @@ log = structlog.get_logger()
 class Gateway:
     """Serves the control and bulk connections of all signers. What a signer sends wrong ends its connection alone."""
 
-    def __init__(self, roster: Roster, signers: Signers) -> None:
-        self._roster, self._signers = roster, signers
+    def __init__(self, roster: Roster, signers: Signers, authorities: Authorities) -> None:
+        self._roster, self._signers, self._authorities = roster, signers, authorities
         self._open = 0
 
     def routes(self) -> list[web.RouteDef]:
@@ -54,7 +55,7 @@ class Gateway:
             connection = Connection(socket, certificate_expires_s=certificate_expires_s(request))
             drain = asyncio.create_task(connection.drain())
             try:
-                await self._converse(socket, connection, common_name(request), bulk=bulk)
+                await self._converse(socket, connection, common_name(request), certificate_der(request), bulk=bulk)
             finally:
                 connection.end(WSCloseCode.GOING_AWAY, "the connection has ended")
                 await drain
@@ -63,13 +64,19 @@ class Gateway:
             self._open -= 1
 
     async def _converse(
-        self, socket: web.WebSocketResponse, connection: Connection, cn: str | None, *, bulk: bool
+        self,
+        socket: web.WebSocketResponse,
+        connection: Connection,
+        cn: str | None,
+        certificate_der: bytes | None,
+        *,
+        bulk: bool,
     ) -> None:
         """Admit, then pass on messages until the connection ends. What is wrong is told in the close reason."""
         session: Session | None = None
         reason = "the connection was lost"
         try:
-            announced = await self._admit(socket, cn)
+            announced = await self._admit(socket, cn, certificate_der)
             session = self._signers.join(announced, connection, bulk=bulk)
             await self._read(socket, connection, session, bulk=bulk)
             reason = connection.reason or "the signer has closed the connection"
@@ -85,7 +92,9 @@ class Gateway:
                 self._signers.leave(session, connection.reason or "the other connection has ended", reason)
         log.info("signer-connection-ended", certificate=cn, bulk=bulk, reason=reason[:300])
 
-    async def _admit(self, socket: web.WebSocketResponse, cn: str | None) -> relay.Announce:
+    async def _admit(
+        self, socket: web.WebSocketResponse, cn: str | None, certificate_der: bytes | None
+    ) -> relay.Announce:
         """The announcement of a signer of the roster. Raises `Malformed`, or `Refused` saying what does not fit."""
         try:
             async with asyncio.timeout(ANNOUNCE_TIMEOUT_S):
@@ -98,6 +107,7 @@ class Gateway:
         enclave = message.enclave
         if enclave.name != cn:
             raise Refused("certificate", f"the certificate is of {cn}, the enclave is {enclave.name}")
+        self._authorities.check(enclave.name, certificate_der)
         if enclave.network != self._roster.network:
             raise Refused("network", f"this is network {self._roster.network}, not {enclave.network}")
         if enclave.roster_digest != self._roster.digest():
@@ -139,6 +149,13 @@ def common_name(request: web.Request) -> str | None:
         if name == "commonName"
     ]
     return names[0] if len(names) == 1 else None
+
+
+def certificate_der(request: web.Request) -> bytes | None:
+    """The client's verified certificate as it was shown; None where it has none."""
+    transport = request.transport
+    tls = None if transport is None else transport.get_extra_info("ssl_object")
+    return None if tls is None else tls.getpeercert(binary_form=True)
 
 
 def certificate_expires_s(request: web.Request) -> float | None:

@@ -17,6 +17,7 @@ from aiohttp import web
 from appliance import eventloop
 from appliance.coordinator.admission import Admission
 from appliance.coordinator.api import Api
+from appliance.coordinator.authorities import Authorities
 from appliance.coordinator.batches import BatchSigning
 from appliance.coordinator.changes import Changes
 from appliance.coordinator.config import CoordinatorConfig, LimitSettings, load_config, load_roster, split_listen
@@ -89,6 +90,7 @@ class Coordinator:
             [self._signers_tls, self._api_tls],
             on_look=self._end_what_lost_its_certificate,
         )
+        self._authorities = Authorities(signers.authorities)
         self._admission = Admission(*_credentials(config), api.limits, time.time, time.monotonic)
         self._stack = AsyncExitStack()
         self._failed: asyncio.Future[None] | None = None
@@ -152,7 +154,7 @@ class Coordinator:
         self._loops = asyncio.create_task(_loops(network, self.certificates, self.told, store))
         stack.push_async_callback(_cancel, self._loops)
         gateway = web.Application()
-        gateway.add_routes(Gateway(roster, network.signers).routes())
+        gateway.add_routes(Gateway(roster, network.signers, self._authorities).routes())
         await self._listen("signers", gateway, config.signers.listen, self._signers_tls, SIGNERS_LIMITS)
         stack.callback(network.signers.end_all, "the coordinator is stopping")
         identity = Identity(config, roster, time.time())

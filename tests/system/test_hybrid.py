@@ -22,6 +22,7 @@ from tests.fakes.softhsm import SoftToken, library
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0
 PAGE = ROOT / "packaging" / "HYBRID.md"
+AUTHORITIES = "authorities: {a1: a1-ca.pem, a2: a2-ca.pem, b1: b1-ca.pem}"
 POLICY_RULES = """rules:
   - name: payouts
     clients: [payouts]
@@ -191,7 +192,16 @@ def enrol(story: Story) -> None:
     config = story.directory("c") / "coordinator.yaml"
     reader = f"    - name: payouts\n      token_sha256: {client['reader']['token_sha256']}\n"
     text = config.read_text().replace("  readers:\n", f"  readers:\n{reader}")
-    config.write_text(text.replace("low: 2048", "low: 10").replace("high: 8192", "high: 20").replace("4096", "20"))
+    # None of the two organisations speaks for the other's signers.
+    for name in told:
+        shutil.copy(story.mail / f"{name}-ca.pem", story.directory("c"))
+    text = text.replace("# authorities: {NAME: NAME-ca.pem, OTHER: OTHER-ca.pem}", AUTHORITIES)
+    config.write_text(
+        text.replace("low: 2048", "low: 10")
+        .replace("high: 8192", "high: 20")
+        .replace("4096", "20")
+        .replace("signers_s: 5", "signers_s: 1")
+    )
     (story.directory("c") / "clients.yaml").write_text(known + "rules: []\n")
 
 
