@@ -77,6 +77,7 @@ def restore(ledger: Ledger, records: Sequence[CountersRecord]) -> tuple[ChainEnd
             slots = ((slot, int.from_bytes(amount, "big")) for slot, amount in kept.slots)
             ledger.counters[kept.key] = Counter(kept.window_s, kept.last_s, slots)
         ledger.destinations.update(dict.fromkeys(record.destinations))
+    ledger.recount()
     return ChainEnd(first.seq, first.head), Anchor(first.counted_s, first.wall_s)
 
 

@@ -70,6 +70,8 @@ class Ledger:
         self._seized: dict[bytes, Charge] = {}
         self._held: dict[str, int] = {}
         self._next_sweep_s = 0
+        # At most so many: slots that were dropped since the last sweep are counted still.
+        self._slots = 0
 
     def present(self, observed: frozenset[Anomaly], unknown: str = "") -> Counters:
         """What counts now, for a decision that is made at once. `unknown`: why nothing is known."""
@@ -135,12 +137,18 @@ class Ledger:
         """Nothing is known."""
         self.counters.clear()
         self.destinations.clear()
+        self._slots = 0
 
     def sweep(self) -> None:
         """Forget what counts no more."""
         now_s = self.clock.now_s()
         for key in [key for key, counter in self.counters.items() if not counter.used(now_s)]:
             del self.counters[key]
+        self.recount()
+
+    def recount(self) -> None:
+        """Count the slots, of which some may have been dropped or brought back."""
+        self._slots = sum(len(counter.slots) for counter in self.counters.values())
 
     def __len__(self) -> int:
         return len(self.counters)
@@ -149,7 +157,9 @@ class Ledger:
         counter = self.counters.get(key)
         if counter is None:
             counter = self.counters[key] = Counter(window_s)
+        before = len(counter.slots)
         counter.add(now_s, amount)
+        self._slots += len(counter.slots) - before
         counter.used(now_s)
 
     def _book(self, charge: Charge, sign: int) -> None:
@@ -191,10 +201,7 @@ class Ledger:
         new = len({count.key for count in counts} - self.counters.keys())
         if len(self.counters) + new > MAX_COUNTERS:
             return False
-        # Each counter has a slot at least, and rarely many: add them up only where it could matter.
-        if (len(self.counters) + new) * (SLOTS + 2) <= MAX_SLOTS:
-            return True
-        return sum(len(counter.slots) for counter in self.counters.values()) + len(counts) <= MAX_SLOTS
+        return self._slots + len(counts) <= MAX_SLOTS
 
     def _expire(self) -> None:
         """Authorizations expire in about the order in which they were made."""
