@@ -107,7 +107,7 @@ def test_a_hanging_gate_is_a_refusal_with_the_reason_and_the_next_call_passes(ne
     net.sign()
     net.gate.stall()
     started_s = time.monotonic()
-    with pytest.raises(Rejected, match=r"signer-1: gate: no yes from the gate before the deadline") as refused:
+    with pytest.raises(Rejected, match=r"signer-1: gate/timeout: no yes from the gate before the deadline") as refused:
         net.sign()
     assert refused.value.signer == "signer-1"
     assert time.monotonic() - started_s < GATE_DEADLINE_S + 5

@@ -116,7 +116,7 @@ def test_a_new_sealing_key_stopped_halfway_and_done(net: LocalNet, monkeypatch: 
     hsm_section(directory, NEW, "")
     for name in ("enclave-1", "signer-1"):
         net.processes[name].start()
-    net.wait_ready("enclave-1")
+    net.wait_for_pool(1)
     with net.client() as client:
         for key in keys:
             client.sign(key.id, Hash("0x" + secrets.token_hex(32), "after-" + secrets.token_hex(8)))
