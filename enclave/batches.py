@@ -12,7 +12,7 @@ from enclave.opening import Surroundings, open_ceremony
 from enclave.pool import BatchKey
 from enclave.protocol import presign
 from enclave.wire import MAX_PRESIGNATURES, PresignDone, PresignOrder, encode
-from enclave.worker import Begin, Charged, End, Failed, Finished, FromWorker, Incoming, Outgoing
+from enclave.worker import Begin, Charged, End, Failed, Finished, FromWorker, Incoming, Inquiring, Outgoing
 
 MAX_BATCHES_UNDER_WAY = 4
 # How long the worker may take to answer for a batch that was given up; it may be busy with others.
@@ -86,6 +86,8 @@ class Batches:
             if run.given_up is None:
                 del self._batches[message.sid]
                 self._insert(run, message)
+        elif isinstance(message, Inquiring):
+            self._around.ceremonies.inquire(message.sid)
         elif isinstance(message, Charged):
             run.take_charge(message)
         else:

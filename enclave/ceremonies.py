@@ -21,11 +21,12 @@ from enclave.protocol.charges import Charge, Facts, Rules
 from enclave.protocol.session import Session
 from enclave.tasks import Task, Timers
 from enclave.verdicts import Verdicts
-from enclave.wire import CeremonyFailed
+from enclave.wire import CEREMONY_DEADLINE_S, CeremonyFailed
 from enclave.worker import Failed, describe_failure, describe_outcome
 
 MAX_CEREMONIES = 64
-DEADLINE_S = 60.0
+# For the protocol, and once more for finding out who broke it.
+DEADLINE_S = BLAME_DEADLINE_S = CEREMONY_DEADLINE_S
 MAX_LINGERING = 64
 LINGER_S = 20.0
 
@@ -85,8 +86,7 @@ class Ceremonies:
         ticket = run.ticket
         if ticket.context in self._runs or ticket.context in self._lingering:
             raise Refused("replay", "a ceremony with this context is under way")
-        cancel = self._timers.after(DEADLINE_S, lambda: run.stop(KeymootError(f"no end within {DEADLINE_S:.0f} s")))
-        self._runs[ticket.context] = (run, cancel)
+        self._runs[ticket.context] = (run, self._deadline(run, DEADLINE_S))
         self._count(f"ceremonies_started|{ticket.kind}")
 
     def get(self, context: bytes) -> CeremonyRun | None:
@@ -114,6 +114,18 @@ class Ceremonies:
         for run, _ in list(self._runs.values()):
             if (run.ticket.coordinator, run.ticket.ceremony) == (coordinator, ceremony):
                 run.stop(KeymootError("given up by the coordinator"))
+
+    def inquire(self, context: bytes) -> None:
+        """A run has failed, also one that had succeeded, and its members find out who it was: from now on
+        `BLAME_DEADLINE_S` count for it, however late it failed. Called once for each run."""
+        for table in (self._runs, self._lingering):
+            if context in table:
+                run, cancel = table[context]
+                cancel()
+                table[context] = (run, self._deadline(run, BLAME_DEADLINE_S))
+
+    def _deadline(self, run: CeremonyRun, seconds: float) -> Callable[[], None]:
+        return self._timers.after(seconds, lambda: run.stop(KeymootError(f"no end within {seconds:.0f} s")))
 
     def done(self, ticket: Ticket, last_round: int) -> None:
         """A run has succeeded: it stays for `LINGER_S`, the oldest of too many no longer."""
@@ -180,7 +192,9 @@ class LocalRun(CeremonyRun):
         # The second half of a libsodium key is the public one.
         frame_keys = {keys.peer: keys.frame_key for keys in peers} | {me: frame_secret[32:]}
         facts = Facts(ticket.context, ticket.members, t, frame_keys, rules)
-        self._blame = Blame(facts, self.session, log, self._transmit, None)
+        self._blame = Blame(
+            facts, self.session, log, self._transmit, None, begun=lambda: ceremonies.inquire(ticket.context)
+        )
         self._delivered = False
         self._task: Task[Outcome] | None = None
 

@@ -40,6 +40,8 @@ MAX_BATCH: Final = 16_384
 # What one enclave holds at most, of all committees and coordinators.
 MAX_PRESIGNATURES: Final = 200_000
 MAX_KEYS_PER_CEREMONY: Final = 64
+# An enclave ends a ceremony after so long, and finding out who broke one after as long again.
+CEREMONY_DEADLINE_S: Final = 60.0
 MAX_STATUS_VALUES: Final = 1024
 # What an enclave may be frozen for at once (SPEC 4.11), and who may sign one order.
 MAX_FREEZES: Final = 64

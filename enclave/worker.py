@@ -134,8 +134,14 @@ class Failed(Wire, frozen=True, tag=3):
     group: tuple[Index, ...] = ()
 
 
+class Inquiring(Wire, frozen=True, tag=5):
+    """Worker → main: batch `sid` has failed, and the members find out who it was (SPEC 0.9). At most once."""
+
+    sid: Bytes32
+
+
 ToWorker = Begin | Incoming | End
-FromWorker = Outgoing | Finished | Failed | Charged
+FromWorker = Outgoing | Finished | Failed | Charged | Inquiring
 
 
 def proof_bytes(count: int) -> int:
@@ -157,7 +163,9 @@ class _Run:
         frame_keys = {keys.peer: keys.frame_key for keys in begin.peers} | {begin.me: begin.frame_secret[32:]}
         facts = Facts(begin.sid, begin.committee, begin.tolerate, frame_keys, rules)
         opener = Opener(facts, rules, sub_seeds)
-        self._blame = Blame(facts, self._session, log, self._transmit, opener, proof_bytes(begin.count))
+        self._blame = Blame(
+            facts, self._session, log, self._transmit, opener, proof_bytes(begin.count), self._inquiring
+        )
         routine = presign.presign(self._session, curve, begin.tolerate, begin.count, sub_seeds)
         self.task: Task[Outcome] = Task(accountable(routine, self._blame, self._deliver), self._ended)
 
@@ -178,6 +186,9 @@ class _Run:
     def _transmit(self, round_number: int, receivers: tuple[int, ...], private: bool, content: bytes) -> None:
         for receiver, frame in self._channel.seal(round_number, receivers, private, content):
             self._emit(encode(Outgoing(self._sid, receiver, frame)))
+
+    def _inquiring(self) -> None:
+        self._emit(encode(Inquiring(self._sid)))
 
     def _deliver(self, batch: presign.Batch) -> None:
         cpu_us = time.process_time_ns() // 1000

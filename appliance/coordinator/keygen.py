@@ -11,13 +11,12 @@ from appliance.api.certificates import CertificateRefused, verify_certificate
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.errors import CeremonyEnded, Rejected, failure
 from appliance.coordinator.gates import Gates
-from appliance.coordinator.prepare import collect_nonces
+from appliance.coordinator.prepare import CEREMONY_TIMEOUT_S, collect_nonces
 from appliance.coordinator.recall import After, Earlier, Recall, Recalled, until_done
 from appliance.store.waiting import Waiting
 from enclave import wire
 from policies.roster import Roster
 
-KEYGEN_TIMEOUT_S = 75.0
 ACTIVATE_TIMEOUT_S = 15.0
 REPLAYED = "request/replayed"
 
@@ -182,7 +181,7 @@ async def _make(
 async def _collect(ceremony: Ceremony, heard: _Heard) -> None:
     """Every member's acknowledgement and its word that the key is active: each from itself alone, since another
     signer's word may be of another key."""
-    deadline_s = asyncio.get_running_loop().time() + KEYGEN_TIMEOUT_S
+    deadline_s = asyncio.get_running_loop().time() + CEREMONY_TIMEOUT_S
     members = set(ceremony.members)
     while heard.certificates.keys() != members:
         index, report = await ceremony.next(deadline_s, members - heard.certificates.keys())

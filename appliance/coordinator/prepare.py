@@ -6,6 +6,8 @@ from appliance.coordinator.ceremonies import Ceremony
 from enclave import wire
 
 NONCE_TIMEOUT_S = 15.0
+# For a setup, a key or a batch, and for finding out who broke it: enclaves end both by themselves before.
+CEREMONY_TIMEOUT_S = 2 * wire.CEREMONY_DEADLINE_S + 15.0
 
 
 async def collect_nonces(ceremony: Ceremony, purpose: str) -> tuple[wire.SignedNonce, ...]:

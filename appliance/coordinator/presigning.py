@@ -7,9 +7,9 @@ import contextlib
 
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.errors import CeremonyEnded, Rejected, failure
+from appliance.coordinator.prepare import CEREMONY_TIMEOUT_S
 from enclave import wire
 
-PRESIGN_TIMEOUT_S = 120.0
 SETTLE_TIMEOUT_S = 10.0
 
 
@@ -59,7 +59,7 @@ async def _collect(
     ceremony: Ceremony, committee: tuple[int, ...], count: int, done: dict[int, wire.PresignDone]
 ) -> bytes:
     """Fill `done` with every member's report; the `sid` on which all agree."""
-    deadline_s = asyncio.get_running_loop().time() + PRESIGN_TIMEOUT_S
+    deadline_s = asyncio.get_running_loop().time() + CEREMONY_TIMEOUT_S
     while len(done) < len(committee):
         index, report = await ceremony.next(deadline_s, set(committee) - done.keys())
         if not isinstance(report, wire.PresignDone):

@@ -7,11 +7,9 @@ from collections.abc import Callable
 
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.errors import CeremonyEnded, failure
-from appliance.coordinator.prepare import NONCE_TIMEOUT_S
+from appliance.coordinator.prepare import CEREMONY_TIMEOUT_S, NONCE_TIMEOUT_S
 from enclave import wire
 from policies.roster import Roster
-
-SETUP_TIMEOUT_S = 75.0
 
 
 async def setup(ceremonies: Ceremonies, roster: Roster, next_epoch: Callable[[], int | None]) -> int | None:
@@ -29,7 +27,7 @@ async def setup(ceremonies: Ceremonies, roster: Roster, next_epoch: Callable[[],
             if epoch is None:
                 return None
             ceremony.order_all(wire.SetupOrder(ceremony.id, epoch, nonces))
-            reports = await ceremony.one_each(wire.SetupDone, SETUP_TIMEOUT_S)
+            reports = await ceremony.one_each(wire.SetupDone, CEREMONY_TIMEOUT_S)
             done = True
         finally:
             if not done:

@@ -47,9 +47,12 @@ class Blame:
         transmit: Transmit,
         opener: Opener | None,
         max_proof_bytes: int = MAX_PROOF_BYTES,
+        begun: Callable[[], None] = lambda: None,
     ) -> None:
-        """`opener`: None in ceremonies in which nothing is ever opened. `max_proof_bytes`: a frame's room."""
+        """`opener`: None in ceremonies in which nothing is ever opened. `max_proof_bytes`: a frame's room. `begun` is
+        called once, when finding out begins: from then on a deadline of its own counts."""
         self._facts, self._session, self._log, self._transmit = facts, session, log, transmit
+        self._begun = begun
         self._opener = opener
         self._me = session.me
         self._said: dict[tuple[int, int], RoundMessage] = {}
@@ -71,6 +74,7 @@ class Blame:
         """Take part until there is a verdict, or whoever owns the ceremony ends it. `fault`: our own failed check; None
         where another member's stop calls a finished ceremony back."""
         self._running, self._fault = True, fault if fault is not None else self._fault
+        self._begun()
         ended: KeymootError | None = None
         try:
             await self._inquire()

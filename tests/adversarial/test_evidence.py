@@ -430,3 +430,56 @@ def test_finished_ceremonies_are_let_go_and_bounded() -> None:
         core = member.core
         assert (core._ceremonies._lingering, core.batches._finished) == ({}, {})
         assert len(core.pool) == 70
+
+
+# --- a cheater, or a coordinator, that plays for time ---
+
+
+def held_blame(net: Net, late_s: float) -> list[tuple[int, int, bytes]]:
+    """A batch that fails in its fourth round `late_s` after its start; what the members say after that is held."""
+    held: list[tuple[int, int, bytes]] = []
+    count = 0
+
+    def relay(sender: int, receiver: int, data: bytes) -> list[tuple[int, int, bytes]]:
+        nonlocal count
+        if data[:1] != b"\2":
+            return [(sender, receiver, data)]
+        count += 1
+        if count == 1:
+            net.clock.now_s += late_s
+        # Four rounds of six frames come before anybody stops.
+        if count <= 24:
+            return [(sender, receiver, data)]
+        held.append((sender, receiver, data))
+        return []
+
+    net.relay = relay
+    return held
+
+
+def test_finding_out_who_it_was_has_a_deadline_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, client = running()
+    cheats(monkeypatch, wrong_product)
+    held = held_blame(net, ceremonies.DEADLINE_S - 1)
+    cheat_in(net, client, "presign")
+    net.advance(ceremonies.BLAME_DEADLINE_S - 1)
+    assert not any(isinstance(report, wire.CeremonyFailed) for found in net.reports.values() for report in found)
+    net.relay = lambda sender, receiver, data: [(sender, receiver, data)]
+    for sender, receiver, data in held:
+        net.tell(receiver, wire.PeerFrame("main", sender, data))
+    net.run()
+    assert failures(net) == dict.fromkeys(HONEST, ("3.3", (CHEATER,), ()))
+
+
+def test_finding_out_who_it_was_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, client = running()
+    cheats(monkeypatch, wrong_product)
+    held_blame(net, 0.0)
+    cheat_in(net, client, "presign")
+    net.advance(ceremonies.BLAME_DEADLINE_S + 1)
+    found = {
+        j: [(r.kind, r.culprits) for r in reports if isinstance(r, wire.CeremonyFailed)]
+        for j, reports in net.drain().items()
+    }
+    assert found == {j: [("peer", ())] for j in COMMITTEE}
+    assert [len(member.core._ceremonies) for member in net.members.values()] == [0, 0, 0]
