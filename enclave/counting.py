@@ -101,4 +101,5 @@ class Permission:
         found = self._counting.check(policy, self._asked, self._label)
         if not_told := set(found.to_gate) - set(self.to_gate):
             raise Refused("policy/anomaly", f"{min(not_told)}, of which the gate was not told: ask again")
+        self._policy, self._found = policy, found
         return found.charge

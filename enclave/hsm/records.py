@@ -28,6 +28,7 @@ MAX_PLAINTEXT_BYTES: Final = 60 * 1024
 REMEDIES: Final = {
     "key": "; restore it from a copy of this signer's store (other keys are not affected)",
     "prss": "; the next setup replaces it",
+    "counters": "; what it counts is read from the audit chain instead",
     "gate": "; seal the gate's secrets again with `keymoot gate secret`",
 }
 DATA_KEY_BYTES: Final = 32

@@ -383,6 +383,52 @@ def test_without_limits_nothing_is_read_or_charged() -> None:
     assert b"counted_at" not in desk.net.members[1].audit[-1].body
 
 
+# --- other policies ---
+
+
+def reload(desk: LimitedDesk, *limits: Limit) -> None:
+    for j in COMMITTEE:
+        desk.net.policies[j] = limited(desk.client, *limits)
+        desk.net.members[j].core.reload.run()
+
+
+def at_most(signatures: int) -> Limit:
+    return msgspec.structs.replace(HOURLY, signatures=signatures)
+
+
+def test_a_reload_keeps_what_was_counted() -> None:
+    desk = make_desk(HOURLY)
+    assert [signs(desk), signs(desk)] == [True, True]
+    reload(desk, at_most(2))
+    assert not signs(desk)
+    reload(desk, at_most(4))
+    assert [signs(desk), signs(desk), signs(desk)] == [True, True, False]
+    # Whatever stood between.
+    reload(desk)
+    reload(desk, at_most(4))
+    assert not signs(desk)
+
+
+def test_a_limit_that_comes_with_a_reload_holds_for_what_is_authorised_already() -> None:
+    desk = make_desk()
+    reports = authorise(desk)
+    reload(desk, at_most(0))
+    given = give(desk, reports)
+    assert {type(report) for told in given.values() for report in told} == {wire.OnlineRefused}
+    reload(desk, at_most(1))
+    # Only now is the chain read, and what is authorised waits for nothing.
+    assert signs(desk)
+    assert not signs(desk)
+
+
+def test_what_is_held_is_not_in_its_own_way_after_a_reload() -> None:
+    desk = make_desk(at_most(1))
+    reports = authorise(desk)
+    reload(desk, at_most(1), Limit(name="daily", within="1d", signatures=1))
+    assert all(isinstance(report, wire.ShareReport) for told in give(desk, reports).values() for report in told)
+    assert [used(desk, j) for j in COMMITTEE] == [used(desk, j, "daily 86400s") for j in COMMITTEE] == [1, 1, 1]
+
+
 # --- clocks ---
 
 
