@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from policies.decoded import Decoded
+from policies.decoded import Decoded, EthereumDecoded
+from policies.erc20 import decode_call
 from policies.transcript import Tag, digest
 
 VERSION = "1"
@@ -231,9 +232,14 @@ def parse_time(text: str) -> int:
 
 
 def show_decoded(decoded: Decoded | None) -> dict[str, Any] | None:
-    """A decoded payload as a handler reads it: bytes as 0x hex, numbers as decimal strings (wei exceed a double)."""
+    """A decoded payload as a handler reads it: bytes as 0x hex, numbers as decimal strings (wei exceed a double).
+
+    Of an Ethereum transaction also `erc20`: the call of a token that its data is exactly (`policies.erc20`), or null.
+    """
     shown = _show(decoded)
     assert shown is None or isinstance(shown, dict)
+    if isinstance(decoded, EthereumDecoded) and shown is not None:
+        shown["erc20"] = _show(decode_call(decoded.data))
     return shown
 
 

@@ -161,22 +161,8 @@ def _as_json(request: Request, found: Explanation) -> dict[str, object]:
         "label": request.label,
         "derivation_path": request.derivation_path,
         "decoded": show_decoded(request.decoded),
-        "erc20": _erc20(request),
         "rules": found.rules,
     }
-
-
-def _erc20(request: Request) -> dict[str, str | None] | None:
-    """The call of an ERC-20 token in a transaction, if it is exactly one."""
-    from policies.decoded import EthereumDecoded
-    from policies.erc20 import decode_call
-
-    call = decode_call(request.decoded.data) if isinstance(request.decoded, EthereumDecoded) else None
-    if call is None:
-        return None
-    sender = None if call.sender is None else f"0x{call.sender.hex()}"
-    shown = {"method": call.method.value, "sender": sender}
-    return {**shown, "recipient": f"0x{call.recipient.hex()}", "amount": str(call.amount)}
 
 
 def _show_explained(request: Request, found: Explanation) -> None:
@@ -186,10 +172,10 @@ def _show_explained(request: Request, found: Explanation) -> None:
     what = f"{request.kind} with {request.label} {path}" if request.kind else f"a key labelled {request.label}"
     typer.echo(f"{request.client_id} asks for {request.action}: {printable(what)}")
     for name, value in (show_decoded(request.decoded) or {}).items():
-        if value not in (None, [], {}):
+        if isinstance(value, dict):
+            value = ", ".join(f"{inner} {one}" for inner, one in value.items() if one is not None)
+        if value not in (None, [], ""):
             typer.echo(f"  {name}: {printable(str(value))[:200]}")
-    if call := _erc20(request):
-        typer.echo("  which is " + ", ".join(f"{name} {value}" for name, value in call.items() if value is not None))
     verdict = _verdict(found)
     if "refused_by" in verdict:
         typer.echo(f"Refused by {verdict['refused_by']}: {printable(verdict['reason'])}")

@@ -115,7 +115,7 @@ def test_explain_shows_a_call_of_a_token(tmp_path: Path) -> None:
     done = RUN.invoke(app, ["policy", "explain", HOT, "-r", str(body), "--client", "withdrawals", "--label", "hot/eth"])
     assert done.exit_code == 0
     recipient = "0x" + "11" * 20
-    assert f"  which is method transfer(address,uint256), recipient {recipient}, amount 7\n" in done.stdout
+    assert f"  erc20: method transfer(address,uint256), recipient {recipient}, amount 7\n" in done.stdout
     assert "Permitted by the rule withdraw-usdc: the gate is asked." in done.stdout
 
 

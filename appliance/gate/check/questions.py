@@ -58,6 +58,7 @@ REQUEST_INFO = RequestInfo(
         "value": "100000000000000000",
         "data": "0x",
         "access_list": [],
+        "erc20": None,
     },
 )
 BATCH_INFO = BatchSignerInfo(
