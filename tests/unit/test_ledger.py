@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enclave.anomalies import BURST, LASTS_S, AnomalyWatch
-from enclave.audit import ChainEnd
+from enclave.audit import AuditLog, ChainEnd
 from enclave.counters_record import PART_BYTES, restore, snapshot
 from enclave.counting_clock import Anchor, CountingClock
 from enclave.errors import Refused
 from enclave.ledger import MAX_COUNTERS, MAX_DESTINATIONS, MAX_SLOTS, SLOTS, Counter, Ledger
 from enclave.log import Log
-from enclave.wire import MAX_COUNTER_RECORDS, MAX_MESSAGE_BYTES, Attach, Record, encode
-from policies.counters import Charge, Count
+from enclave.wire import MAX_COUNTER_RECORDS, MAX_MESSAGE_BYTES, Attach, AuditEntry, Record, decode, encode
+from policies.counters import MAX_COUNTS, Charge, Count
 from policies.limits import Anomaly
 from tests.fakes.enclaves import Clock
 
@@ -233,3 +233,14 @@ def test_a_gate_that_becomes_slow_is_told_and_what_is_usual_is_not() -> None:
     for _ in range(50):
         always.on_gate(8.0)
     assert always.observed() == frozenset()
+
+
+def test_the_longest_charge_fits_into_an_audit_entry() -> None:
+    ledger, clock = make()
+    log = AuditLog("n" * 63, 1, clock)
+    log.adopt(0, bytes(32))
+    keys = [f"{number:063} 2678400s client={'c' * 63} label={'l' * 96}" for number in range(MAX_COUNTS)]
+    reached = tuple(f"{'9' * 78}:0x{number:040x}" for number in range(2))
+    facts = take(ledger, Charge(tuple(Count(key, 2_678_400, 2**256 - 1, None) for key in keys), reached))
+    entry = log.record("share", request="0" * 64, key_id="k" * 36, hash="0" * 64, presignature="p" * 80, **facts)
+    assert decode(encode(entry), AuditEntry) == entry
