@@ -95,8 +95,17 @@ class ProcessNet(Net):
     """`Net` over real processes. Waits for expected reports, with a deadline."""
 
     def __init__(
-        self, directory: Path, policy: Policy, secrets: bytes, gate: GateAnswer, n: int = 3, t: int = 1
+        self,
+        directory: Path,
+        policy: Policy,
+        secrets: bytes,
+        gate: GateAnswer,
+        n: int = 3,
+        t: int = 1,
+        gates: dict[int, dict[str, Any]] | None = None,
     ) -> None:
+        """`gates`: the `gate` section of some signers' enclave.yaml."""
+        self._gates = gates or {}
         self.clock, self.gate = time.time, gate  # type: ignore[assignment]
         self.relay = lambda sender, receiver, data: [(sender, receiver, data)]
         self.reports = {j: [] for j in range(1, n + 1)}
@@ -134,7 +143,7 @@ class ProcessNet(Net):
             "policy": "policy.yaml",
             "socket": "enclave.sock",
             "hsm": {key: value for key, value in msgspec.to_builtins(hsm).items() if value},
-            "gate": {"mode": "signed"},
+            "gate": self._gates.get(member.index, {"mode": "signed"}),
         }
         member.config.write_text(json.dumps(config))
         shown = json.loads(member.command("provision"))
