@@ -25,6 +25,7 @@ from appliance.coordinator.recall import Recall
 from appliance.coordinator.refill import Refill, marks_of
 from appliance.coordinator.sessions import Signers
 from appliance.coordinator.standing import Standing
+from appliance.coordinator.suspicions import Suspicions
 from appliance.coordinator.upkeep import Upkeep
 from enclave import wire
 from policies.roster import Roster
@@ -64,6 +65,7 @@ class Network:
         self.signers = Signers(roster, changes, self, wall_clock)
         self.convictions = Convictions(roster, convicted, changes.notify, wall_clock, clock)
         self.standing = Standing(clock, self.convictions.indices, self._left_out)
+        self._suspicions = Suspicions(roster, self.standing.failed)
         self.ceremonies = Ceremonies(self.signers.order, random, standing=self.standing)
         self.pools = Pools(marks_of(roster, settings).low, changes, clock)
         self.line = Line()
@@ -117,6 +119,7 @@ class Network:
                 told = {"ceremony": kind, "step": step, "reason": reason, "culprits": culprits, "group": group}
                 self._told(index, "warning", "convicted", evidence=evidence.hex(), **told)
                 self.convictions.announced(index, report)
+                self._suspicions.announced(index, report)
             case _ if self.ceremonies.on_report(index, report):
                 pass
             case wire.SetupDone():

@@ -23,7 +23,9 @@ MIN_ANSWERS = 8
 # Ends of a ceremony that say something about the signer they name.
 # A signer that reports `ceremony/…` has found a fault, and may be the one who was wronged: its enclave names culprits
 # where it can (`convictions`).
-TELLING_CODES = frozenset({"timeout", "signer-away", "unavailable", "flood", "unexpected-report", "online-refused"})
+TELLING_CODES = frozenset(
+    {"timeout", "signer-away", "unavailable", "flood", "unexpected-report", "online-refused", "split-group"}
+)
 
 
 @dataclass

@@ -56,7 +56,7 @@ def refilling(net: FakeNetwork) -> None:
 
 async def serve(network: Network, name: str, served: list[str], count: int = 1, timeout_s: float = 20.0) -> None:
     """As a request: a committee, and its presignatures taken before anything else."""
-    single = partial(network._committee, timeout_s, 1, patient=False)
+    single = partial(network._committee, timeout_s, 1, patient=False, prefer=())
     committee = await (single() if count == 1 else network.committee_for_batch(count))
     for name_taken in network.pools.take_all(committee, count):
         network.pools.spend(name_taken)
