@@ -35,7 +35,8 @@ EPILOG = (
     "What takes longer shows its progress on standard error, where that is a terminal. "
     "With --json, one line of JSON on standard output (pool: one for each look) and nothing else there: scheme, "
     "setup, status, doctor, freeze, unfreeze, operator-key, pool, init, roster, enclave accept-rollback, coordinator "
-    "readmit, coordinator token, gate secret, gate check, policy, hsm, evidence verify, pki, keys, sign, demo, bench."
+    "readmit, coordinator token, gate secret, gate trial-secrets, gate check, policy, hsm, evidence "
+    "verify, pki, keys, sign, demo, bench."
 )
 
 app = typer.Typer(

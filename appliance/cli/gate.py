@@ -95,6 +95,7 @@ def serve(config: Annotated[Path, typer.Option("--config", "-c")] = Path("gate.y
     run(load_config(require_file(config)))
 
 
+app.command("trial-secrets")(gate_check.trial_secrets)
 app.command("check")(gate_check.check)
 app.command("question")(gate_check.question)
 app.command("openapi")(gate_check.openapi)

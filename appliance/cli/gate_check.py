@@ -1,4 +1,4 @@
-"""`keymoot gate check|question|openapi`: for who writes a handler."""
+"""`keymoot gate trial-secrets|check|question|openapi`: for who writes a handler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from appliance.cli import printable
-from appliance.cli.output import Json, show_json, working
+from appliance.cli.output import Json, report, show_json, working
 from policies.errors import CallerError
 
 if TYPE_CHECKING:
@@ -76,6 +76,30 @@ def check(
         typer.echo("\n" + ", ".join(f"{count} {name}" for name, count in counts.items() if count) + ".")
     if counts["failed"]:
         raise typer.Exit(1)
+
+
+def trial_secrets(
+    directory: Annotated[Path, typer.Argument(help="Where the two files are written; it is made if it is not there.")],
+    ed25519: Annotated[
+        bool, typer.Option("--ed25519", help="Ed25519 keys, each side its own, in place of HMAC.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make secrets for trying a handler without a signer: the handler's copy, and the signer's for `gate check`."""
+    from appliance import enrolment, pki
+
+    signer, handler = enrolment.new_secret_files(ed25519=ed25519)
+    places = {"handler_copy": directory / "gate-secrets.json", "signer_copy": directory / "trial-secrets.json"}
+    if taken := [str(place) for place in places.values() if place.exists()]:
+        raise CallerError(f"{taken[0]} is there already: choose another directory, or move it away")
+    pki.write_new(places["handler_copy"], handler, pki.SECRET_MODE)
+    pki.write_new(places["signer_copy"], signer, pki.SECRET_MODE)
+    steps = [
+        f"Start the handler with {places['handler_copy']}.",
+        f"Check it: keymoot gate check URL --ca CA --secrets {places['signer_copy']}",
+        "For a real signer make others: keymoot gate secret --generate FILE",
+    ]
+    report(as_json, "Secrets for a trial are made.", {name: str(place) for name, place in places.items()}, steps)
 
 
 def question(

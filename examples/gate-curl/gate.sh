@@ -14,7 +14,7 @@ export LC_ALL=C
 fail() { printf 'gate.sh: %s\n' "$*" >&2; exit 1; }
 
 # The first string member $1 of the JSON on standard input, as Keymoot writes it.
-member() { tr -d '\n' | grep -o "\"$1\" *: *\"[^\"]*\"" | head -n 1 | sed 's/.*: *"//; s/"$//'; }
+member() { tr -d '\n' | grep -o "\"$1\" *: *\"[^\"]*\"" | sed -n '1 { s/.*: *"//; s/"$//; p; }'; }
 
 # The base64 of HMAC-SHA256 of standard input, with secret $2_hmac of file $1. RFC 2104, as openssl would take the
 # key as an argument, where every user of this machine can read it.
@@ -66,7 +66,7 @@ answer() { # SECRETS FILE yes|no [REASON]
     local body allowed dry name echoed=""
     case $3 in yes) allowed=true ;; no) allowed=false ;; *) fail "say yes or no" ;; esac
     [[ ${4:-} != *[\"\\]* ]] || fail "a reason without quotes and backslashes, please"
-    dry=$(grep -o '"dryRun" *: *[a-z]*' "$2" | head -n 1 | sed 's/.*: *//')
+    dry=$(grep -o '"dryRun" *: *[a-z]*' "$2" | sed -n '1s/.*: *//p')
     body=$(mktemp)
     trap "rm -f '$body'" EXIT
     for name in uid request_digest signer_id kind; do

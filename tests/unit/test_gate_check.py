@@ -452,6 +452,25 @@ async def test_the_command_in_words(
     assert re.search(r"^\d+ passed, 1 failed, 1 skipped\.$", done.out, re.MULTILINE)
 
 
+@pytest.mark.parametrize("ed25519", [False, True])
+def test_secrets_for_a_trial_fit_each_other(
+    tls: TlsFiles, tmp_path: pathlib.Path, keymoot: Callable[..., CommandOutcome], ed25519: bool
+) -> None:
+    words = ("trial-secrets", str(tmp_path / "g"), "--json", *(["--ed25519"] if ed25519 else []))
+    made = json.loads(keymoot(*words).out)
+    secrets, signer = (pathlib.Path(made[name]) for name in ("handler_copy", "signer_copy"))
+    assert [path.stat().st_mode & 0o777 for path in (secrets, signer)] == [0o600, 0o600]
+    again = keymoot(*words)
+    assert (again.code, again.out) == (2, "")
+    assert "is there already" in again.err
+    app = make_app(GateConfig("127.0.0.1:0", tls.server_certificate, tls.server_key, secrets))
+    found = asyncio.run(check(app, tls, keys=parse_keys(signer.read_bytes()), refused=None))
+    assert outcomes(found, Outcome.PASSED) == ALL - {"refuses", "client-certificate", "real"}
+    if ed25519:
+        with pytest.raises(CallerError, match="the signer's half is asked for"):
+            parse_keys(secrets.read_bytes())
+
+
 def test_mistakes_of_the_caller(tls: TlsFiles, tmp_path: pathlib.Path, keymoot: Callable[..., CommandOutcome]) -> None:
     good, ca = "https://localhost:1/", ("--ca", str(tls.ca))
     open_secrets = tmp_path / "open.json"

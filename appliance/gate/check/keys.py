@@ -120,7 +120,8 @@ def parse_keys(data: bytes) -> Keys:
 
 def _key(version: str, text: str, prefix: str) -> Key:
     if not text.startswith(prefix):
-        raise CallerError(f"a gate secret that should start with {prefix} does not")
+        half = "" if prefix == "whsec_" else ": the signer's half is asked for (keymoot gate trial-secrets)"
+        raise CallerError(f"a gate secret that should start with {prefix} does not{half}")
     try:
         value = _decode(text.removeprefix(prefix))
     except ValueError:
