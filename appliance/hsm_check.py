@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from appliance.enrolment import ENCLAVE_TOOL_TIMEOUT_S, run_enclave_tool
+from appliance.enrolment import ENCLAVE_TOOL_TIMEOUT_S, RunAs, run_enclave_tool
 from policies.errors import Unavailable
 
 
@@ -47,10 +47,13 @@ class Checked(msgspec.Struct, frozen=True):
 
 
 def check_module(
-    command: list[str], timeout_s: float = ENCLAVE_TOOL_TIMEOUT_S, environment: Mapping[str, str] | None = None
+    command: list[str],
+    timeout_s: float = ENCLAVE_TOOL_TIMEOUT_S,
+    environment: Mapping[str, str] | None = None,
+    user: RunAs | None = None,
 ) -> Checked:
     """Run an `enclave hsm-check`. Raises `CallerError` and `Unavailable` with what it said."""
-    output = run_enclave_tool(command, environment=environment, timeout_s=timeout_s)
+    output = run_enclave_tool(command, environment=environment, timeout_s=timeout_s, user=user)
     try:
         return msgspec.json.decode(output, type=Checked)
     except msgspec.DecodeError as error:

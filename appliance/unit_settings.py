@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import os
+import pwd
 import shlex
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 TIMEOUT_S = 6.0
@@ -31,6 +34,27 @@ def groups(unit: str) -> tuple[int, ...]:
         with contextlib.suppress(KeyError):
             found.append(grp.getgrnam(name).gr_gid)
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class User:
+    """Somebody to run a tool as."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def user_of(uid: int, unit: str) -> User | None:
+    """The user of a unit's process with its groups; None where this is not root, or they are root's or unknown."""
+    if os.geteuid() != 0 or uid == 0:
+        return None
+    try:
+        found = pwd.getpwuid(uid)
+    except KeyError:
+        return None
+    more = os.getgrouplist(found.pw_name, found.pw_gid)
+    return User(uid, found.pw_gid, tuple({found.pw_gid, *more, *groups(unit)}))
 
 
 def _shown(setting: str, unit: str) -> str:

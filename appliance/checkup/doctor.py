@@ -14,6 +14,7 @@ import msgspec
 from appliance import enrolment, unit_settings
 from appliance.checkup import confinement, disks, host, machine, others
 from appliance.checkup.checks import Check, Looked
+from appliance.checkup.conformance import check_gate
 from appliance.checkup.findings import Finding, note, problem
 from appliance.coordinator.config import load_config as load_coordinator
 from appliance.gate.config import load_config as load_gate
@@ -31,12 +32,14 @@ PROVISION = "keymoot setup (or keymoot init) makes the keys; compare key labels 
 
 @dataclass(frozen=True)
 class Around:
-    """What the checks are given of the world."""
+    """What the checks are given of the world. `gate_secrets`: the handler's copy, to ask the gate more than whether it
+    is there."""
 
     now: Callable[[], datetime.datetime] = field(default=lambda: datetime.datetime.now(datetime.UTC))
     root: Path = Path("/")
     clock_state: Callable[[], int] = machine.clock_state
     exposure: Callable[[str], float | None] = confinement.systemd_exposure
+    gate_secrets: Path | None = None
 
 
 class _HsmSection(msgspec.Struct, frozen=True):
@@ -104,6 +107,9 @@ def _signer(directory: Path, around: Around, has: set[str]) -> Iterator[Check]:
         yield Check("agreement", seen.name, partial(_agreement, seen))
         if seen.config.gate is not None:
             yield Check("gate", seen.name, partial(_gate, seen, seen.config))
+            if around.gate_secrets is not None:
+                look = partial(check_gate, seen.name, seen.config.gate, around.gate_secrets)
+                yield Check("gate-conformance", seen.name, look)
         yield Check("certificates", seen.name, partial(_certificates, seen.name, directory, around))
         yield Check("disk", seen.name, partial(disks.check_room, seen.name, seen.config.state))
         yield Check("store", seen.name, partial(disks.check_store, seen.name, seen.config.state))
@@ -135,7 +141,9 @@ def _hsm(seen: _Seen) -> Looked:
     if load_yaml(path, _EnclaveFile).hsm.pin.startswith("credential:") and CREDENTIALS not in environment:
         what = "the PIN is a systemd credential, which nobody can read while the enclave's unit does not run"
         return Looked("", [note(seen.name, f"not tried: {what}", "Start the unit, or be root, and run this again.")])
-    told = check_module(enrolment.enclave_command("hsm-check", path), HSM_TIMEOUT_S, environment)
+    # A vendor's module is not run as root where the enclave does not.
+    user = None if process is None else unit_settings.user_of(process.uid, process.unit)
+    told = check_module(enrolment.enclave_command("hsm-check", path), HSM_TIMEOUT_S, environment, user)
     found = [problem(seen.name, one.detail, PROVISION) for one in told.keys if not one.good]
     if told.profile is None:
         found.append(problem(seen.name, f"Keymoot cannot use token {told.token}: {told.reason}", "Use another module."))

@@ -30,6 +30,10 @@ def doctor(
     ] = None,
     profile: ProfileOption = DEFAULT_PROFILE,
     token: TokenOption = None,
+    gate_secrets: Annotated[
+        Path | None,
+        typer.Option(help="The gate handler's secrets: asks the signer's gate dry runs, as `keymoot gate check` does."),
+    ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, max=600, help="Seconds for one check.")] = 30.0,
     as_json: Json = False,
 ) -> None:
@@ -51,7 +55,7 @@ def doctor(
         )
     checked = []
     with working("Checking…") as tell:
-        for check in _told(_all(places, profile if named else None, token), tell):
+        for check in _told(_all(places, profile if named else None, token, gate_secrets), tell):
             checked += list(run([check], timeout_s))
     if as_json:
         verdict = "attention" if need_attention(checked) else "ok"
@@ -76,11 +80,11 @@ def _here() -> list[Path]:
     return sorted(place for pattern in ("*", "*/*") for place in CONFIGURATION.glob(pattern) if holds(place))
 
 
-def _all(places: list[Path], profile: Path | None, token: Path | None) -> Iterator[Check]:
+def _all(places: list[Path], profile: Path | None, token: Path | None, gate_secrets: Path | None) -> Iterator[Check]:
     from appliance.checkup.doctor import Around, directory_checks, host_checks
     from appliance.checkup.seen_by_api import coordinators_own_check, network_check
 
-    around = Around()
+    around = Around(gate_secrets=gate_secrets)
     if places:
         yield from host_checks(around, enclave=any((place / "enclave.yaml").exists() for place in places))
     for place in places:

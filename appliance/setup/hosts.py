@@ -12,16 +12,8 @@ from pathlib import Path
 from appliance import layout, unit_settings
 from appliance.setup.pins import EncryptedPin, FilePin
 from appliance.templates import BESIDE, Places
+from appliance.unit_settings import User
 from policies.errors import CallerError
-
-
-@dataclass(frozen=True)
-class User:
-    """Somebody to run a tool as."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,17 @@ def test_a_coordinators_operator_sees_the_network(net: LocalNet) -> None:
     net.wait_for(lambda: next(run([check])).result is Result.OK, "the operator to be let in")
 
 
+def test_what_an_enclave_relies_on_at_its_gate(net: LocalNet) -> None:
+    secrets = net.plan.gate_directory(1) / "gate-secrets.json"
+    told = examined(net.plan.signer(1), Around(gate_secrets=secrets))
+    assert "gate-conformance" not in wrong(told)
+    (good,) = told["gate-conformance"]
+    assert good.what.endswith("checks)")
+    others = net.plan.gate_directory(2) / "gate-secrets.json"
+    told = examined(net.plan.signer(1), Around(gate_secrets=others))
+    assert {one.result for one in told["gate-conformance"]} >= {Result.PROBLEM}
+
+
 def test_secrets_that_everybody_may_read(net: LocalNet) -> None:
     key = net.plan.gate_directory(2) / "server.key"
     key.chmod(0o644)
