@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from enclave.wire import Acknowledgement, PresignatureName
-from tests.fakes.clients import TestClient, TestGate, open_policy
+from tests.fakes.clients import TestClient, TestGate, approved_policy, open_policy
 from tests.fakes.enclaves import Clock, Net
 
 COMMITTEE = (1, 2, 3)
@@ -33,11 +33,14 @@ class Desk:
         return PresignatureName(self.sid, l)
 
 
-def make_net(n: int = 3, t: int = 1, **options: object) -> tuple[Net, TestClient, TestGate]:
-    """A network before its setup."""
-    clock = Clock()
+def make_net(
+    n: int = 3, t: int = 1, clock: Clock | None = None, approvers: tuple[TestClient, ...] = (), **options: object
+) -> tuple[Net, TestClient, TestGate]:
+    """A network before its setup. Where there are `approvers`, two of them must approve what is signed."""
+    clock = clock or Clock()
     client, gate = TestClient(clock), TestGate(clock)
-    net = Net(open_policy(client), gate, gate.keys, n, t, clock=clock, **options)  # type: ignore[arg-type]
+    policy = approved_policy(client, *approvers) if approvers else open_policy(client)
+    net = Net(policy, gate, gate.keys, n, t, clock=clock, **options)  # type: ignore[arg-type]
     return net, client, gate
 
 

@@ -26,7 +26,8 @@ from enclave.crypto.curve import SECP256K1
 from enclave.terms import authorization_digest
 from policies.requests import HashBatch, signature_batches_path
 from tests.adversarial.conftest import Desk, make_net
-from tests.fakes.enclaves import authorizations_of
+from tests.fakes.clients import TestClient
+from tests.fakes.enclaves import Clock, authorizations_of
 from tests.fakes.mutations import Path, altered, fields_of
 
 H = hashlib.sha256(b"fields").digest()
@@ -34,30 +35,44 @@ SIGN_KINDS = (wire.SignOrder, wire.BatchSignOrder)
 ONLINE_KINDS = (wire.OnlineOrder, wire.BatchOnlineOrder)
 
 
-def make_desk(n: int, t: int) -> Desk:
+class ApprovedDesk(Desk):
+    """Its policy wants each request approved by two clients, who approve each."""
+
+    approvers: tuple[TestClient, ...]
+
+    def approved(self, request: wire.ClientRequest) -> wire.ClientRequest:
+        """With the least number of approvals."""
+        return msgspec.structs.replace(request, approvals=tuple(one.approval(request) for one in self.approvers))
+
+
+def make_desk(n: int, t: int) -> ApprovedDesk:
     """A network with one key and one batch of presignatures."""
-    net, client, gate = make_net(n, t)
+    clock = Clock()
+    approvers = TestClient(clock, "alice"), TestClient(clock, "bob")
+    net, client, gate = make_net(n, t, clock=clock, approvers=approvers)
     net.start()
     net.setup()
     key = net.keygen(client.create_key(n=n, t=t))[1].certificates[0][0].acknowledgement
     sid = net.presign(committee_of(n, t), 4)[1].sid
     net.drain()
-    return Desk(net, client, gate, key, sid)
+    desk = ApprovedDesk(net, client, gate, key, sid)
+    desk.approvers = approvers
+    return desk
 
 
 def committee_of(n: int, t: int) -> tuple[int, ...]:
     return tuple(range(1, 2 * t + 2))
 
 
-def orders(desk: Desk, committee: tuple[int, ...], kind: type[Any]) -> tuple[Any, Any]:
+def orders(desk: ApprovedDesk, committee: tuple[int, ...], kind: type[Any]) -> tuple[Any, Any]:
     """Honest orders: the sign order, and the online order that follows from it (given to nobody yet)."""
     names = (desk.name(1), desk.name(2))
     if kind in (wire.BatchSignOrder, wire.BatchOnlineOrder):
         body = HashBatch(("0x" + H.hex(), "0x" + H[::-1].hex()), os.urandom(8).hex(), ((), (1,)))
-        request = desk.client.request(signature_batches_path(desk.key_id), body)
+        request = desk.approved(desk.client.request(signature_batches_path(desk.key_id), body))
         first: Any = wire.BatchSignOrder(b"s" * 16, desk.key_id, request, committee, names)
     else:
-        request = desk.client.sign_hash(desk.key_id, H, (7,))
+        request = desk.approved(desk.client.sign_hash(desk.key_id, H, (7,)))
         first = wire.SignOrder(b"s" * 16, desk.key_id, request, committee, names[0])
     if kind in SIGN_KINDS:
         return first, None
@@ -130,6 +145,12 @@ def several(drop: str, extra: str, empty: str) -> dict[str, str]:
     return {"drop": drop, "extra": extra, "empty": empty}
 
 
+def approvals(given: str) -> dict[str, dict[str, str]]:
+    """Both are needed, each counts once, and one that does not verify is as if it were not there."""
+    lacks = "policy/approvals"
+    return {"request.approvals": several(lacks, given, lacks), "request.approvals.[]": {"other": lacks}}
+
+
 REQUEST = {
     "request.method": {"other": "request/path"},
     "request.path": {"other": "request/path"},
@@ -144,6 +165,7 @@ SIGN_VERDICTS: dict[type[Any], dict[str, dict[str, str]]] = {
     # `ceremony` is the coordinator's own; which presignature is named is too.
     wire.SignOrder: {
         **REQUEST,
+        **approvals("Authorized"),
         "ceremony": fixed("Authorized"),
         "after": {"given": "Authorized"},
         "presignature.sid": fixed("UnknownPresignature"),
@@ -151,6 +173,7 @@ SIGN_VERDICTS: dict[type[Any], dict[str, dict[str, str]]] = {
     },
     wire.BatchSignOrder: {
         **REQUEST,
+        **approvals("BatchAuthorized"),
         "ceremony": fixed("BatchAuthorized"),
         "after": {"given": "BatchAuthorized"},
         "presignatures": several("presignature", "presignature", "malformed"),
@@ -234,7 +257,8 @@ SCHEMES = [(3, 1), (5, 2)]
 def expected(verdicts: dict[str, dict[str, str]], case: Case, n: int) -> str:
     """The verdict. One member less is fewer than any committee has where three sign, and a wrong one where five do."""
     each = verdicts[".".join(case.path)]
-    return each["extra" if case.mutation == "drop" and n > 3 else case.mutation]
+    members = case.path[-1] in ("committee", "authorizations")
+    return each["extra" if case.mutation == "drop" and members and n > 3 else case.mutation]
 
 
 @pytest.mark.parametrize(("n", "t"), SCHEMES)

@@ -14,9 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from enclave import webhooks, wire
 from enclave.gate_keys import GateKeys, parse_gate_secrets
+from policies.approvals import Approvals
 from policies.clients import Algorithm, Client
 from policies.model import Action, Kind, Policy, Rule
 from policies.requests import KEYS_PATH, Hash, KeyCreation, signatures_path
+from policies.signed_requests import APPROVE
 
 
 def b64url(data: bytes) -> str:
@@ -59,6 +61,12 @@ class TestClient:
         signature = self.key.sign(encoded.encode() + b"." + data)
         return wire.ClientRequest("POST", path, data, f"{encoded}..{b64url(signature)}")
 
+    def approval(self, request: wire.ClientRequest, /, **header: Any) -> str:
+        """This client's detached JWS that approves another's request, for an hour."""
+        now_s = int(self.clock())
+        fields = {"method": APPROVE, "iat": now_s, "exp": now_s + 3600, **header}
+        return self.request(request.path, request.body, **fields).jws
+
     def create_key(self, label: str = "hot/1", n: int = 3, t: int = 1) -> wire.ClientRequest:
         """A signed request for a key."""
         return self.request(KEYS_PATH, KeyCreation("ECDSA", "secp256k1", n, t, label, os.urandom(8).hex()))
@@ -82,6 +90,16 @@ def open_policy(*clients: TestClient) -> Policy:
         derivation_paths=("m", "m/**"),
     )
     return Policy(1, tuple(client.entry for client in clients), (rule,))
+
+
+def approved_policy(client: TestClient, *approvers: TestClient, **changes: Any) -> Policy:
+    """Allows `client` everything under `hot/`, to sign only what two of the approvers approve."""
+    policy = open_policy(client, *approvers)
+    (rule,) = policy.rules
+    wanted = Approvals(tuple(one.kid for one in approvers), 2, **changes)
+    keys = Rule(name="keys", clients=(client.kid,), actions=(Action.CREATE_KEY,), labels=rule.labels)
+    signing = msgspec.structs.replace(rule, clients=(client.kid,), actions=(Action.SIGN,), approvals=wanted)
+    return msgspec.structs.replace(policy, rules=(keys, signing))
 
 
 class TestGate:

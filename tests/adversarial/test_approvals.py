@@ -1,0 +1,174 @@
+"""Approvals against a hostile coordinator and hostile clients: made up, moved to another request, doubled, revoked."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+import pytest
+
+from enclave import attempts, wire
+from policies.model import Policy
+from policies.requests import Hash, signatures_path
+from tests.adversarial.conftest import COMMITTEE, Desk
+from tests.adversarial.test_freezes import held_gate, let_go, refused
+from tests.adversarial.test_signing import finish, only, refusals, remaining
+from tests.fakes.clients import TestClient, approved_policy, open_policy
+from tests.fakes.enclaves import authorizations_of
+
+H = hashlib.sha256(b"one").digest()
+LACKS = {"policy/approvals"}
+
+
+class Treasury:
+    """A desk whose key needs two approvals of alice, bob and carol."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk, self.net = desk, desk.net
+        clock = desk.net.clock
+        self.approvers = {name: TestClient(clock, name) for name in ("alice", "bob", "carol")}
+        self.use(self.policy())
+
+    def policy(self, *without: str, **changes: Any) -> Policy:
+        clients = [client for name, client in self.approvers.items() if name not in without]
+        return approved_policy(self.desk.client, *clients, **changes)
+
+    def use(self, policy: Policy) -> None:
+        for j in COMMITTEE:
+            self.net.policies[j] = policy
+            self.net.members[j].core.reload.run()
+            assert self.net.members[j].core.status().policy.trouble == ""
+
+    def request(self, lifetime_s: int = 7200, external_id: str = "one") -> wire.ClientRequest:
+        now_s = int(self.net.clock())
+        body = Hash("0x" + H.hex(), external_id, ())
+        return self.desk.client.request(signatures_path(self.desk.key_id), body, iat=now_s, exp=now_s + lifetime_s)
+
+    def approval(
+        self, name: str, request: wire.ClientRequest, /, lifetime_s: int = 3600, body: bytes = b"", **header: Any
+    ) -> str:
+        approved = msgspec.structs.replace(request, body=body or request.body)
+        header = {"exp": int(self.net.clock()) + lifetime_s, **header}
+        return self.approvers[name].approval(approved, **header)
+
+    def ask(self, request: wire.ClientRequest, *approvals: str, number: int = 1) -> dict[int, list[Any]]:
+        with_them = msgspec.structs.replace(request, approvals=approvals)
+        return self.net.authorise(with_them, self.desk.key_id, COMMITTEE, self.desk.name(number))
+
+
+@pytest.fixture
+def treasury(desk: Desk) -> Treasury:
+    return Treasury(desk)
+
+
+def test_two_approvals_sign_and_fewer_cost_nothing(treasury: Treasury) -> None:
+    request = treasury.request()
+    alice, bob = treasury.approval("alice", request), treasury.approval("bob", request)
+    assert refused(treasury.ask(request)) == (
+        "policy/approvals", "2 approvals are needed, 0 given; may approve: alice, bob, carol",
+    )  # fmt: skip
+    treasury.net.advance(3000)
+    assert refusals(treasury.ask(request, bob)) == LACKS
+    assert remaining(treasury.desk) == [8, 8, 8]
+    finish(treasury.desk, authorizations_of(treasury.ask(request, alice, bob)))
+
+
+def test_the_audit_chain_names_the_approvers(treasury: Treasury) -> None:
+    request = treasury.request()
+    only(treasury.ask(request, *(treasury.approval(name, request) for name in ("bob", "carol"))), wire.Authorized)
+    (told,) = [entry.body for entry in treasury.net.members[1].audit if b'"authorized"' in entry.body]
+    assert msgspec.json.decode(told)["approvers"] == "bob, carol"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"body": b"{}"},
+        {"path": "/v1/keys/key_00000000000000000000000000000000/signatures"},
+        {"network": "mainnet"},
+        {"method": "POST", "lifetime_s": 300},
+        {"lifetime_s": 72 * 3600 + 1},
+        {"lifetime_s": 0},
+        {"iat": 4_000_000_000, "exp": 4_000_000_001},
+        {"kid": "carol"},
+        {"kid": "mallory"},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_an_approval_counts_for_its_request_alone(treasury: Treasury, changes: dict[str, Any]) -> None:
+    request = treasury.request()
+    alice = treasury.approval("alice", request)
+    assert refusals(treasury.ask(request, alice, treasury.approval("bob", request, **changes))) == LACKS
+
+
+def test_an_approval_of_another_body_is_none(treasury: Treasury) -> None:
+    """As the coordinator would have it: the approvals of a harmless request for another one."""
+    approved, other = treasury.request(external_id="harmless"), treasury.request()
+    moved = [treasury.approval(name, approved) for name in ("alice", "bob")]
+    assert refusals(treasury.ask(other, *moved)) == LACKS
+
+
+def test_doubled_approvals_count_once(treasury: Treasury) -> None:
+    request = treasury.request()
+    twice = [treasury.approval("alice", request) for _ in range(3)]
+    assert refusals(treasury.ask(request, *twice)) == LACKS
+
+
+def test_an_expired_approval_counts_no_longer(treasury: Treasury) -> None:
+    request = treasury.request()
+    alice = treasury.approval("alice", request, lifetime_s=60)
+    treasury.net.advance(61)
+    assert refusals(treasury.ask(request, alice, treasury.approval("bob", request))) == LACKS
+
+
+def test_the_requester_is_no_approver_unless_the_policy_says_so(treasury: Treasury) -> None:
+    request = treasury.request()
+    payments = treasury.desk.client.approval(request)
+    assert refusals(treasury.ask(request, treasury.approval("alice", request), payments)) == LACKS
+
+
+def test_an_approval_is_no_request(treasury: Treasury) -> None:
+    """The policy lets alice sign by herself; her approval of another's request is not hers."""
+    request = treasury.request()
+    treasury.use(open_policy(treasury.desk.client, *treasury.approvers.values()))
+    posing = msgspec.structs.replace(request, jws=treasury.approval("alice", request, lifetime_s=200))
+    assert refusals(treasury.ask(posing)) == {"request/path"}
+
+
+def test_a_revoked_approver_does_not_count(treasury: Treasury) -> None:
+    """Also where the gate was being asked when it was revoked."""
+    request = treasury.request()
+    given = [treasury.approval(name, request) for name in ("alice", "bob")]
+    held = held_gate(treasury.desk)
+    treasury.ask(request, *given)
+    treasury.use(treasury.policy("bob"))
+    assert refused(let_go(treasury.desk, held))[0] == "policy/approvals"
+
+
+def test_a_request_is_put_to_the_policy_again_only_for_more_approvals(treasury: Treasury) -> None:
+    """Else a coordinator could have it understood again and again."""
+    request = treasury.request()
+    alice = treasury.approval("alice", request)
+    assert refusals(treasury.ask(request)) == LACKS
+    assert refusals(treasury.ask(request, alice)) == LACKS
+    for _ in range(attempts.MAX_ATTEMPTS):
+        assert refusals(treasury.ask(request, alice)) == LACKS
+    assert refusals(treasury.ask(request, alice)) == {"request/attempts"}
+
+
+def test_only_where_the_policy_asks_for_approvals_is_a_request_signed_for_long(treasury: Treasury) -> None:
+    assert refusals(treasury.ask(treasury.request(25 * 3600))) == {"request/lifetime"}
+    long = treasury.request(7200)
+    treasury.use(open_policy(treasury.desk.client))
+    assert refusals(treasury.ask(long)) == {"request/lifetime"}
+
+
+def test_requests_that_wait_are_bounded_for_each_client(treasury: Treasury, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempts, "MAX_WAITING", 2)
+    for name in ("one", "two"):
+        assert refusals(treasury.ask(treasury.request(external_id=name))) == LACKS
+    assert refusals(treasury.ask(treasury.request(external_id="three"))) == {"busy"}
+    assert refusals(treasury.ask(treasury.request(300, "short"))) == LACKS
+    treasury.net.advance(7200 + 1000)
+    assert refusals(treasury.ask(treasury.request(external_id="four"))) == LACKS
