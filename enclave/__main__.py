@@ -157,7 +157,7 @@ def _hsm_check(path: Path | None, section: str | None) -> None:
 def _hsm_section(section: str | None) -> HsmConfig:
     try:
         return msgspec.json.decode(section or "", type=HsmConfig)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise CallerError(f"the HSM is not named rightly: {error}") from None
 
 

@@ -151,7 +151,7 @@ class StatusServer:
         serving = self._metrics.serving
         try:
             request = msgspec.json.decode(said, type=StopRequest)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return StopAnswer(f"not an order: {str(error)[:200]}", ())
         if serving is None:
             return StopAnswer(f"no enclave is attached: {self._metrics.enclave_reason}"[:500], ())

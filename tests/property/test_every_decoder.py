@@ -10,8 +10,10 @@ import contextlib
 import io
 import json
 import pathlib
+import ssl
 import tempfile
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -24,8 +26,11 @@ from appliance.api import certificates, jws, models, signatures, transport
 from appliance.api.batches import SignatureBatch
 from appliance.api.results import ApiError
 from appliance.checkup import times
+from appliance.checkup.others import reached_at
+from appliance.cli import setup_questions, stop
 from appliance.configure import read_ca
 from appliance.coordinator import api as coordinator_api
+from appliance.coordinator.authorities import Authorities
 from appliance.coordinator.convictions import read_convictions
 from appliance.coordinator.credentials import ClientKeys
 from appliance.coordinator.unfinished import wanted_label
@@ -38,8 +43,11 @@ from appliance.gate.check import questions as check_questions
 from appliance.gate.config import load_config as load_gate_config
 from appliance.gate.config import load_secrets
 from appliance.profile import load_profile
+from appliance.setup.answers import Answers, merged, read_answers
+from appliance.signer.config import SignerConfig
 from appliance.signer.config import load_config as load_signer_config
 from appliance.signer.enclave_link import _read
+from appliance.signer.status import StatusServer
 from appliance.store.batches import BatchRow
 from appliance.store.certificates import decode_certificate
 from appliance.store.coordinator import SignatureRow
@@ -47,6 +55,7 @@ from appliance.store.failures import Damaged
 from appliance.store.keys import KeyRow
 from appliance.store.rows import parse_row
 from enclave import gate, gate_keys, rewrap, wire, worker
+from enclave.__main__ import _hsm_section
 from enclave.config import load_config as load_enclave_config
 from enclave.errors import CallerError, Malformed, Refused, Unavailable
 from enclave.evidence import verify_evidence
@@ -61,7 +70,7 @@ from policies.errors import KeymootError
 from policies.gate_messages import RequestInfo, SignerInfo
 from policies.json_strict import JsonInvalid, parse_json
 from policies.keccak import keccak256
-from policies.load import load_policy, load_yaml
+from policies.load import load_policy, load_yaml, parse_yaml
 from policies.reading import Asker, read_body
 from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
@@ -210,6 +219,14 @@ def renewed(data: bytes) -> object:
     return made
 
 
+def shown(data: bytes) -> object:
+    """A certificate of a signer, at a coordinator that knows whose authority is whose."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "ca.pem"
+        path.write_bytes(CA)
+        return Authorities({"a1": path}).check("a1", data)
+
+
 def verified(data: bytes) -> VerifiedRequest:
     return VerifiedRequest("client", "jti", 0, data, bytes(32))
 
@@ -238,6 +255,13 @@ def checked_answer(data: bytes) -> object:
     signature = check_keys.header_of(keys.answers, "u1", "1000", data)
     reply = wire.GateReply("u1", 200, "u1", "1000", signature, 0, data)
     return check_judge.judge(reply, check_questions.question("u1", 2000, dry_run=False), keys, 1000)
+
+
+def stop_request(data: bytes) -> object:
+    """What somebody says to the status socket of a signer without an enclave."""
+    metrics: Any = SimpleNamespace(serving=None, enclave_reason="none")
+    config = parse_yaml(SIGNER.decode(), SignerConfig, "signer.yaml")
+    return asyncio.run(StatusServer(config, metrics, "0")._stopped(data))
 
 
 SECRETS = json.dumps(
@@ -281,6 +305,15 @@ POLICY = (ROOT / "policies" / "exchange-hot-wallet.yaml").read_bytes()
 ACCEPTED = b'version: 1\naccepted:\n  - {signer: s1, version: 4, boot: "' + b"ab" * 8 + b'"}\n'
 GATE_YAML = b"listen: 127.0.0.1:1\ncertificate: c\nkey: k\nsecrets: s\n"
 CLIENT_YAML = b"network: n\napi: https://h\nca: c\nroster: r\nclient: c\nkey: k\n"
+AUTHORITY = pki.make_ca("test ca")
+CA = AUTHORITY.certificate_pem
+SERVER = pki.issue(AUTHORITY, "localhost", pki.Purpose.SERVER, addresses=("127.0.0.1",)).certificate_pem
+DER = ssl.PEM_cert_to_DER_cert(pki.issue(AUTHORITY, "a1", pki.Purpose.CLIENT).certificate_pem.decode())
+ANSWERS = (
+    b"role: signer\nnetwork: n\nname: s\noperator: A\nhsm: {lib: /x, token_label: t}\ngate: {mode: none}\n"
+    b"coordinators:\n  - {name: c, url: 'https://h:1', ca: c.pem}\nroster: r\nsigners_ca: [a.pem]\n"
+)
+HSM = b'{"lib":"/x","pin":"file:p","token_label":"t"}'
 STOP = b"e30.e30." + b"A" * 86
 FREEZES = b'{"network":"n","signer":"s","serial":1,"freezes":[["**","olga",1,""]]}'
 ROW = {
@@ -420,6 +453,24 @@ FUZZ: dict[str, Fuzz] = {
     ),
     "policy table": (file(lambda path: load_yaml(path, Table)), (CallerError,), (TABLE,)),
     "policy.yaml": (file(lambda path: ClientKeys(load_policy(path).clients, "n")), (CallerError,), (POLICY,)),
+    "answers.yaml": (file(read_answers), (CallerError,), (ANSWERS,)),
+    "typed answers": (
+        text(lambda given: merged(Answers(), {"operator": given, "network": given, "hosts": [given], "roster": given})),
+        (CallerError,),
+        (b"acme",),
+    ),
+    "typed name": (text(setup_questions._name), (CallerError,), (b"acme-1",)),
+    "typed address": (text(setup_questions._url), (CallerError,), (b"https://c.example:8443",)),
+    "typed order": (
+        text(lambda given: stop._order("freeze", None, (given, given), [given], given)),
+        (CallerError,),
+        (b"signer-1",),
+    ),
+    "stop request": (stop_request, (), (b'{"stop":["' + STOP + b'"]}',)),
+    "operator's authorities": (file(lambda path: Authorities({"a1": path})), (CallerError,), (CA, CA * 2)),
+    "signer's certificate": (shown, (Refused,), (DER,)),
+    "listener's certificate": (file(lambda path: reached_at("0.0.0.0:1", path)), (CallerError,), (SERVER,)),
+    "HSM of the command line": (text(_hsm_section), (CallerError,), (HSM,)),
     "accepted-states.yaml": (file(lambda path: load_yaml(path, AcceptedStates)), (CallerError,), (ACCEPTED,)),
 }
 SLOW = {"renewal": 6, "client key": 25, "evidence": 40}

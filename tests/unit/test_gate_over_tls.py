@@ -231,7 +231,7 @@ async def test_a_gate_that_comes_back_within_the_deadline_is_asked_again(tls: Tl
 
 
 class Names:
-    """What `gate.test` resolves to, and how often somebody asked."""
+    """What `gate.example` resolves to, and how often somebody asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
         self.address, self.asked = address, 0
@@ -239,7 +239,7 @@ class Names:
         monkeypatch.setattr(loop, "getaddrinfo", self._look_up, raising=False)
 
     async def _look_up(self, host: str, port: int, **_: Any) -> list[Any]:
-        assert host == "gate.test"
+        assert host == "gate.example"
         self.asked += 1
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (self.address, port))]
 
@@ -276,11 +276,11 @@ def certificate(name: str, ca: pki.Authority | None = None) -> tuple[pki.Authori
 async def test_a_name_is_looked_up_once_for_a_connection_that_is_used_again(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ca, issued = certificate("gate.test")
+    ca, issued = certificate("gate.example")
     ca.write(tmp_path / "ca.pem", tmp_path / "ca.key")
     names, seen = Names(monkeypatch, "127.0.0.1"), list[int]()
     async with standing("127.0.0.1", 0, issued, tmp_path, seen) as port:
-        outcomes = await converse(f"https://gate.test:{port}/gate", tmp_path / "ca.pem", times=3)
+        outcomes = await converse(f"https://gate.example:{port}/gate", tmp_path / "ca.pem", times=3)
     assert [type(each) for each in outcomes] == [GateAllowed] * 3
     assert (len(seen), len(set(seen)), names.asked) == (3, 1, 1)
 
@@ -289,15 +289,15 @@ async def test_a_name_is_looked_up_once_for_a_connection_that_is_used_again(
 async def test_a_name_that_is_turned_to_somebody_else_reaches_nobody(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, impostor: str
 ) -> None:
-    ca, issued = certificate("gate.test")
+    ca, issued = certificate("gate.example")
     ca.write(tmp_path / "ca.pem", tmp_path / "ca.key")
-    _, false = certificate("gate.test") if impostor == "foreign authority" else certificate("other.test", ca)
+    _, false = certificate("gate.example") if impostor == "foreign authority" else certificate("other.example", ca)
     names, seen, stolen = Names(monkeypatch, "127.0.0.1"), list[int](), list[int]()
     async with (
         standing("127.0.0.1", 0, issued, tmp_path, seen) as port,
         standing("127.0.0.2", port, false, tmp_path, stolen),
     ):
-        url = f"https://gate.test:{port}/gate"
+        url = f"https://gate.example:{port}/gate"
         assert isinstance((await converse(url, tmp_path / "ca.pem"))[0], GateAllowed)
         names.address = "127.0.0.2"
         (refused,) = await converse(url, tmp_path / "ca.pem")
@@ -306,14 +306,14 @@ async def test_a_name_that_is_turned_to_somebody_else_reaches_nobody(
 
 
 async def test_a_name_that_nobody_has(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ca, _ = certificate("gate.test")
+    ca, _ = certificate("gate.example")
     ca.write(tmp_path / "ca.pem", tmp_path / "ca.key")
 
     async def nobody(*_: Any, **__: Any) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "unknown")
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", nobody, raising=False)
-    (refused,) = await converse("https://gate.test:9/gate", tmp_path / "ca.pem")
+    (refused,) = await converse("https://gate.example:9/gate", tmp_path / "ca.pem")
     assert isinstance(refused, Refused)
     assert refused.rule == "gate/unreachable"
-    assert "there is no host gate.test" in refused.reason
+    assert "there is no host gate.example" in refused.reason
