@@ -55,12 +55,24 @@ class Counting:
 
     def check(self, policy: Policy, asked: Asked, label: str) -> Permitted:
         """What `policy` says now. Raises `Refused`."""
-        unknown = self.keeping.unknown if policy.counts else ""
+        unknown = (self.keeping.unknown or self._unstored()) if policy.counts else ""
         counters = self.ledger.present(self.watch.observed(), unknown)
         found = check_policy(policy, asked, label, counters, int(self._clock()))
         if found.to_gate and self.rules.gate_mode == "none":
             raise Refused("policy/anomaly", f"{found.to_gate[0]}, and there is no gate to ask")
         return found
+
+    def check_stored(self) -> None:
+        """SPEC 7.6. Raises `Refused` where too little is known of what became of earlier charges."""
+        if reason := self._unstored():
+            raise Refused("policy/limits", reason)
+
+    def _unstored(self) -> str:
+        reason = self.keeping.unstored
+        if reason:
+            # Once it is stored, that is known within a second.
+            self._tell_soon()
+        return reason
 
     def charge(self, request: bytes) -> dict[str, int | list[str]]:
         """SPEC 7.4, 7.6: for good; the facts for the audit entry of the share."""
@@ -93,6 +105,8 @@ class Permission:
         self._counting.freezes.check(self._label)
         policy = self._counting.rules.policy
         if policy is self._policy:
+            if self._found.charge:
+                self._counting.check_stored()
             return self._found.charge
         if policy.client(self._client.id) != self._client:
             raise Refused("request/client", f"the key of client {self._client.id} was revoked meanwhile")

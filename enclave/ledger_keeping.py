@@ -25,6 +25,8 @@ from enclave.wire import AuditEntry, AuditPage, Record, WantAudit
 KEEP_EVERY_S = 60.0
 KEEP_EVERY_CHARGES = 2000
 CLOCK_SET_S = 5
+# A store commits within milliseconds, and is asked about a second after a charge.
+MOST_UNSTORED_S = 30
 START = ChainEnd(0, bytes(32))
 
 
@@ -61,6 +63,10 @@ class LedgerKeeping:
         self._kept = self._kept_seq = 0
         # The latest pair of times that the chain or a record tells of.
         self._anchor: Anchor | None = None
+        # The newest entry that tells of a charge, and an older one or the same that is not known to be stored: since
+        # when.
+        self._charged_seq = 0
+        self._unstored: tuple[int, int] | None = None
 
     def on_attached(self, records: Sequence[Record]) -> None:
         """The signer is there, with what it has of counters."""
@@ -93,6 +99,22 @@ class LedgerKeeping:
     def unknown(self) -> str:
         """Why what was charged is not all in the ledger; empty where it is."""
         return "" if self._known else self._reason
+
+    @property
+    def unstored(self) -> str:
+        """Why nothing more may be charged; empty where it may. A signer process that never says that a charge is
+        stored would keep peers from learning of it, and could leave it out after a restart."""
+        # SPEC 7.6
+        if self._unstored is None:
+            return ""
+        (seq, since_s), now_s, stored = self._unstored, self._ledger.clock.now_s(), self._audit.stored.version
+        if stored >= min(seq, self._audit.seq):
+            left = stored < min(self._charged_seq, self._audit.seq)
+            self._unstored = (self._charged_seq, now_s) if left else None
+            return ""
+        if now_s - since_s <= MOST_UNSTORED_S:
+            return ""
+        return f"for {now_s - since_s} s the signer process has not said that what was charged is stored: see its log"
 
     async def known(self) -> None:
         """Returns once everything that was charged is in the ledger, or cannot be for now: `unknown` says why."""
@@ -191,8 +213,11 @@ class LedgerKeeping:
     # --- to the store ---
 
     def on_charge(self) -> None:
-        """Something was charged, and the chain says when."""
+        """Something was charged, and the chain says when: in its next entry."""
         self._anchor = self._ledger.clock.now()
+        self._charged_seq = self._audit.seq + 1
+        if self._unstored is None:
+            self._unstored = self._charged_seq, self._anchor.counted_s
         if self._ledger.charged - self._kept >= KEEP_EVERY_CHARGES:
             self._keep()
 

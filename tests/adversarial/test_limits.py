@@ -334,6 +334,51 @@ def test_peers_learn_of_a_charge_within_a_second() -> None:
     assert [desk.net.members[i].core._links.get(COORDINATOR, 2) for i in (1, 3)] == [None, None]
 
 
+def test_a_signer_process_that_never_says_that_a_charge_is_stored_gets_no_more() -> None:
+    """Else peers would never learn of it, and a restart on a store without it would go unnoticed."""
+    desk = make_desk(msgspec.structs.replace(HOURLY, signatures=100))
+    desk.net.advance(61)
+    desk.net.stores = lambda j, message: j != 1 or bool(message.records)
+    before = desk.net.copy_disk(1)
+    assert signs(desk)
+    desk.net.advance(30)
+    waiting = authorise(desk)
+    assert signs(desk)
+    desk.net.advance(1)
+    reports = authorise(desk)
+    assert [type(report) for report in (*reports[1], *reports[2])] == [wire.RequestRefused, wire.Authorized]
+    ((rule, reason),) = refusals(reports)
+    assert rule == "policy/limits"
+    assert "for 31 s the signer process has not said that what was charged is stored" in reason
+    # What was authorised before does not get its share either.
+    shares = give(desk, waiting)
+    assert [type(report) for report in (*shares[1], *shares[2])] == [wire.OnlineRefused, wire.ShareReport]
+    # It says so again: within a second all is as before, and the peers know.
+    desk.net.stores = lambda j, message: True
+    assert not signs(desk)
+    desk.net.advance(2)
+    assert signs(desk)
+    desk.net.advance(2)
+    desk.net.reboot(1, before)
+    desk.net.presence(COMMITTEE)
+    desk.net.run()
+    assert [desk.net.members[i].core._links.get(COORDINATOR, 1) for i in (2, 3)] == [None, None]
+
+
+def test_a_store_that_is_slow_is_waited_for() -> None:
+    """One that confirms late, but confirms, stops nothing."""
+    desk = make_desk(msgspec.structs.replace(HOURLY, signatures=100))
+    held: list[wire.Store] = []
+    for _ in range(12):
+        desk.net.stores = lambda j, message: j != 1 or bool(message.records) or held.append(message) or False
+        assert signs(desk)
+        desk.net.advance(20)
+        for message in held:
+            desk.net.tell(1, wire.Stored(message.ticket))
+        held.clear()
+        desk.net.run()
+
+
 @pytest.mark.parametrize("page", ["none", "altered", "gap"])
 def test_a_store_that_hands_over_another_chain_leaves_limits_refused(page: str) -> None:
     desk = make_desk(HOURLY)
