@@ -57,12 +57,13 @@ def run(
         network.wait_for_pool(POOL_BATCH if refill else POOL_HIGH)
         with network.client() as client:
             key_id = client.create_key("bench/load", "bench-key").id
-        return eventloop.run(_measure(network, key_id, clients, seconds, hashes, progress))
+        return eventloop.run(measure(network, key_id, clients, seconds, hashes, progress))
 
 
-async def _measure(
+async def measure(
     network: LocalNet, key_id: str, clients: int, seconds: float, hashes: int, progress: Progress
 ) -> LoadResult:
+    """See `run`, for a network whose pools are full."""
     request = _batches_of(hashes) if hashes else _single
     async with network.async_client() as client:
         progress("warming up")

@@ -1,4 +1,4 @@
-"""`keymoot bench presign|online|load|wan|policy`."""
+"""`keymoot bench presign|online|load|wan|policy|gate`."""
 
 from __future__ import annotations
 
@@ -123,6 +123,22 @@ def policy(
 
     with working("measuring"):
         result = run(rules, destinations, repeat)
+    _show(result, as_json)
+
+
+@app.command("gate")
+def gate(
+    clients: Annotated[int, typer.Option(help="Clients in a closed loop.")] = 8,
+    seconds: Annotated[float, typer.Option(help="How long to sign.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Measure what a gate call costs: CPU of a signer and an enclave that ask, against those of one that does not."""
+    if not 1 <= clients <= MAX_CLIENTS or not 0 < seconds <= MAX_SECONDS:
+        raise CallerError(f"--clients is 1 to {MAX_CLIENTS}, --seconds at most {MAX_SECONDS}")
+    from appliance.bench.gate import run
+
+    with working("starting") as told:
+        result = run(clients, seconds, told)
     _show(result, as_json)
 
 
