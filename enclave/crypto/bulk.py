@@ -58,6 +58,7 @@ class PointRow:
         """`points`: `m` affine points of 64 bytes. Raises `InvalidPoint` for one that is not on the curve."""
         self.m = len(points) // AFFINE_POINT_BYTES
         self.keys: Any = ffi.new("secp256k1_pubkey[]", self.m)
+        self._curve, self._negated = curve, None
         encoded = ffi.new("unsigned char[65]")
         encoded[0] = 4
         affine = ffi.buffer(encoded)
@@ -67,37 +68,43 @@ class PointRow:
             if not parse(context, keys + l, encoded, _UNCOMPRESSED_BYTES):
                 raise InvalidPoint(f"point {l} is not on {curve.name}")
 
+    def copy(self) -> Any:
+        """The points, to be changed."""
+        keys = ffi.new("secp256k1_pubkey[]", self.m)
+        ffi.memmove(keys, self.keys, ffi.sizeof("secp256k1_pubkey") * self.m)
+        return keys
+
+    def negated(self) -> Any:
+        """The points' negatives, made once."""
+        if self._negated is None:
+            keys, context, negate = self.copy(), self._curve.context, lib.secp256k1_ec_pubkey_negate
+            for l in range(self.m):
+                negate(context, keys + l)
+            self._negated = keys
+        return self._negated
+
+    @property
+    def has_negatives(self) -> bool:
+        """Whether they have been made."""
+        return self._negated is not None
+
 
 def relation_fails(curve: Secp256k1, rows: Mapping[int, PointRow], terms: Mapping[int, int]) -> int | None:
     """The number of the first point for which `Σ c_j·P_j,l ≠ 0`, or None where the relation holds for all.
 
-    `terms`: integer coefficients `c_j`, both signs among them. Checked point by point, no random combination.
+    `terms`: integer coefficients `c_j`. Checked point by point, no random combination. The library says 0 for the
+    identity before it works out a sum's coordinates, so a relation that holds costs additions and no inversion.
     """
     m = next(iter(rows.values())).m
-    left = _summands(curve, rows, {j: c for j, c in terms.items() if c > 0}, m)
-    right = _summands(curve, rows, {j: -c for j, c in terms.items() if c < 0}, m)
-    one, other = ffi.new("secp256k1_pubkey *"), ffi.new("secp256k1_pubkey *")
-    left_pointers, right_pointers = (
-        ffi.new("secp256k1_pubkey *[]", len(left)),
-        ffi.new("secp256k1_pubkey *[]", len(right)),
-    )
-    context, combine, compare = curve.context, lib.secp256k1_ec_pubkey_combine, lib.secp256k1_ec_pubkey_cmp
-    left_count, right_count = len(left), len(right)
-    left_only, right_only = left_count == 1, right_count == 1
+    # The relation or its negative: whichever needs fewer rows negated.
+    new = [sum(not rows[j].has_negatives for j, c in terms.items() if sign * c < 0) for sign in (1, -1)]
+    summands = _summands(curve, rows, terms if new[0] <= new[1] else {j: -c for j, c in terms.items()}, m)
+    pointers, count = ffi.new("secp256k1_pubkey *[]", len(summands)), len(summands)
+    total, context, combine = ffi.new("secp256k1_pubkey *"), curve.context, lib.secp256k1_ec_pubkey_combine
     for l in range(m):
-        for place, keys in enumerate(left):
-            left_pointers[place] = keys + l
-        for place, keys in enumerate(right):
-            right_pointers[place] = keys + l
-        # `combine` says 0 for the identity; then both sides must be the identity.
-        left_ok = left_only or combine(context, one, left_pointers, left_count)
-        right_ok = right_only or combine(context, other, right_pointers, right_count)
-        if left_ok and right_ok:
-            a = left_pointers[0] if left_only else one
-            b = right_pointers[0] if right_only else other
-            if compare(context, a, b):
-                return l
-        elif left_ok or right_ok:
+        for place, keys in enumerate(summands):
+            pointers[place] = keys + l
+        if combine(context, total, pointers, count):
             return l
     return None
 
@@ -108,8 +115,7 @@ def combine_rows(curve: Secp256k1, rows: Mapping[int, PointRow], terms: Mapping[
     Raises `InvalidPoint` where a sum is the identity.
     """
     m = next(iter(rows.values())).m
-    sources = _summands(curve, rows, {j: c for j, c in terms.items() if c > 0}, m)
-    sources += _summands(curve, rows, {j: -c for j, c in terms.items() if c < 0}, m, negated=True)
+    sources = _summands(curve, rows, terms, m)
     pointers = ffi.new("secp256k1_pubkey *[]", len(sources))
     total = ffi.new("secp256k1_pubkey *")
     encoded, size = ffi.new("unsigned char[65]"), ffi.new("size_t *")
@@ -132,26 +138,19 @@ def combine_rows(curve: Secp256k1, rows: Mapping[int, PointRow], terms: Mapping[
     return bytes(out)
 
 
-def _summands(
-    curve: Secp256k1, rows: Mapping[int, PointRow], terms: Mapping[int, int], m: int, *, negated: bool = False
-) -> list[Any]:
-    """Rows whose plain sum is `Σ c_j·P_j`, all `c_j > 0`; their negatives where `negated`.
+def _summands(curve: Secp256k1, rows: Mapping[int, PointRow], terms: Mapping[int, int], m: int) -> list[Any]:
+    """Rows of points whose plain sum is `Σ c_j·P_j`.
 
     A small coefficient repeats its row: a few additions beat a multiplication. A large one (far-apart committee
     members) is multiplied in; coefficients are public.
     """
     summands = []
     for j, c in sorted(terms.items()):
-        keys = rows[j].keys
-        if negated or c > MAX_REPEATS:
-            keys = ffi.new("secp256k1_pubkey[]", m)
-            ffi.memmove(keys, rows[j].keys, ffi.sizeof("secp256k1_pubkey") * m)
-        if negated:
-            for l in range(m):
-                lib.secp256k1_ec_pubkey_negate(curve.context, keys + l)
-        if c > MAX_REPEATS:
-            factor = c.to_bytes(SCALAR_BYTES, "big")
-            for l in range(m):
-                lib.secp256k1_ec_pubkey_tweak_mul(curve.context, keys + l, factor)
-        summands += [keys] * (1 if c > MAX_REPEATS else c)
+        if abs(c) <= MAX_REPEATS:
+            summands += [rows[j].keys if c > 0 else rows[j].negated()] * abs(c)
+            continue
+        keys, factor = rows[j].copy(), (c % curve.q).to_bytes(SCALAR_BYTES, "big")
+        for l in range(m):
+            lib.secp256k1_ec_pubkey_tweak_mul(curve.context, keys + l, factor)
+        summands.append(keys)
     return summands
