@@ -18,6 +18,9 @@ MAX_WALL_STEP_S = 5.0
 MAX_SUSPENDED_S = 0.5
 # The loop goes around every second at least.
 MAX_STANDSTILL_S = 60.0
+# The clocks are read one after the other: where this process had to wait in between, they are read again.
+MAX_READING_S = 0.05
+READINGS = 5
 
 
 class MemoryInDoubt(KeymootError):
@@ -38,6 +41,15 @@ class Clocks:
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     boottime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def read(self) -> tuple[float, float, float]:
+        """All three as of one moment, within `MAX_READING_S`; on a machine too busy for that, the closest reading."""
+        readings: list[tuple[float, tuple[float, float, float]]] = []
+        while len(readings) < READINGS and not (readings and readings[-1][0] <= MAX_READING_S):
+            before_s = self.monotonic()
+            wall_s, boottime_s = self.wall(), self.boottime()
+            readings.append((self.monotonic() - before_s, (wall_s, before_s, boottime_s)))
+        return min(readings)[1]
 
 
 class ClockWatch:
@@ -74,6 +86,5 @@ class ClockWatch:
             raise MemoryInDoubt(reason, self._highest_wall_s)
 
     def _look(self) -> None:
-        clocks = self._clocks
-        self._wall_s, self._monotonic_s, self._boottime_s = clocks.wall(), clocks.monotonic(), clocks.boottime()
+        self._wall_s, self._monotonic_s, self._boottime_s = self._clocks.read()
         self._highest_wall_s = max(self._highest_wall_s, self._wall_s)

@@ -111,7 +111,7 @@ def test_memory_that_was_put_back_is_dropped_and_service_returns_by_itself(net: 
     process = net.processes["enclave-2"]
     pid = process.pid
     process.kill(signal.SIGUSR1)
-    net.wait_for(lambda: len(net.dropped(2)) == 1, "the enclave to drop its memory")
+    net.wait_for(lambda: bool(net.dropped(2)), "the enclave to drop its memory")
     assert net.dropped(2) == ["the machine says that its memory was copied or put back (SIGUSR1)"]
     net.sign()
     net.back()
@@ -122,7 +122,7 @@ def test_memory_that_was_put_back_is_dropped_and_service_returns_by_itself(net: 
 def test_an_enclave_whose_clock_jumps_forward_drops_its_memory_and_says_that_requests_are_old(net: Jumping) -> None:
     clock = net.clocks["enclave-1"]
     clock.set(600)
-    net.wait_for(lambda: len(net.dropped(1)) == 1, "the enclave to notice")
+    net.wait_for(lambda: bool(net.dropped(1)), "the enclave to notice")
     assert net.dropped(1) == ["the clock was set forward by 600 s"]
     net.back()
     with pytest.raises(Failed, match=r"request/expired: .* check both clocks"):
@@ -131,8 +131,8 @@ def test_an_enclave_whose_clock_jumps_forward_drops_its_memory_and_says_that_req
 
 def test_set_back_it_refuses_what_it_may_have_forgotten_and_a_restart_cures_it(net: Jumping) -> None:
     net.clocks["enclave-1"].set(0)
-    net.wait_for(lambda: len(net.dropped(1)) == 2, "the enclave to notice")
-    assert net.dropped(1)[1] == "the clock was set back by 600 s"
+    net.wait_for(lambda: len(net.dropped(1)) >= 2, "the enclave to notice")
+    assert net.dropped(1)[1:] == ["the clock was set back by 600 s"]
     log = net.log("enclave-1").read_text()
     assert "if it is right now and was wrong before, restart this enclave" in log
     net.back()

@@ -17,7 +17,15 @@ class Machine:
 
     def __init__(self) -> None:
         self.wall, self.monotonic, self.boottime = START_S, 1000.0, 1000.0
-        self.watch = ClockWatch(Clocks(lambda: self.wall, lambda: self.monotonic, lambda: self.boottime))
+        self.interruptions: list[Callable[[], None]] = []
+        self.watch = ClockWatch(Clocks(self.interrupted_wall, lambda: self.monotonic, lambda: self.boottime))
+
+    def interrupted_wall(self) -> float:
+        """The wall clock; what then happens before the next clock is read is taken off `interruptions`."""
+        shown = self.wall
+        if self.interruptions:
+            self.interruptions.pop(0)()
+        return shown
 
     def go(self, seconds: float) -> None:
         self.wall += seconds
@@ -54,6 +62,32 @@ def test_what_is_told_once(happens: Callable[[Machine], None], reason: str) -> N
         machine.watch.check()
     for _ in range(3):
         machine.go(1)
+        machine.watch.check()
+
+
+def test_a_process_that_waits_between_two_clocks_has_not_been_suspended() -> None:
+    machine = Machine()
+    machine.interruptions = [lambda: machine.go(2), lambda: machine.go(7), lambda: machine.go(0.06)]
+    machine.watch.check()
+    assert not machine.interruptions
+    machine.go(1)
+    machine.watch.check()
+
+
+def test_one_that_is_suspended_between_two_clocks_has() -> None:
+    machine = Machine()
+    machine.interruptions = [lambda: machine.suspend(2)]
+    with pytest.raises(MemoryInDoubt, match="suspended for 2 s"):
+        machine.watch.check()
+
+
+def test_where_every_reading_is_interrupted_the_shortest_one_counts_and_doubt_remains() -> None:
+    machine = Machine()
+    machine.interruptions = [lambda s=s: machine.go(s) for s in (3.0, 2.0, 0.1, 4.0, 5.0)]  # type: ignore[misc]
+    machine.watch.check()
+    assert not machine.interruptions
+    machine.interruptions = [lambda: machine.go(1)] * 5
+    with pytest.raises(MemoryInDoubt, match="suspended"):
         machine.watch.check()
 
 
