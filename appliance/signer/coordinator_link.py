@@ -32,6 +32,8 @@ from policies.repeats import Repeats
 CONNECT_TIMEOUT_S = 10.0
 FIRST_RETRY_S = 0.25
 LONGEST_RETRY_S = 15.0
+# A link that held so long was one: after it, back-off starts anew. Less than it takes to notice one that hangs.
+LASTING_S = relay.HEARTBEAT_S
 MAX_WAITING_MESSAGES = 4096
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 CHECK_COORDINATOR = "see whether the coordinator runs and its certificate is of the pinned CA"
@@ -123,7 +125,7 @@ class CoordinatorLink:
             try:
                 await until_first_ends(self._session.run(self._deliver), self._until_withdrawn(tls, watch))
             finally:
-                if time.monotonic() - started_s > LONGEST_RETRY_S:
+                if time.monotonic() - started_s > LASTING_S:
                     self._backoff.reset()
 
     async def _until_withdrawn(self, tls: TlsFiles, watch: CertificateWatch) -> NoReturn:
