@@ -76,9 +76,10 @@ class KeyBook:
         ]
         await self._store.keys.learn(signer, learned, known, until, int(self._clock() * 1000))
 
-    def missing_at(self, index: int, limit: int) -> list[str]:
-        """Keys that signer `index` has not said it can use, newest first. Raises `Unavailable`."""
-        return [row.key_id for row in self._store.keys.to_activate(index, limit) if row.key_id is not None]
+    def missing_at(self, index: int, signers: int, limit: int) -> list[str]:
+        """Keys that signer `index` of `signers` has not said it can use, newest first. Raises `Unavailable`."""
+        rows = self._store.keys.to_activate(index, signers, limit)
+        return [row.key_id for row in rows if row.key_id is not None]
 
     async def note_activated(self, key_id: str, index: int) -> None:
         """Signer `index` can use the key. Raises `Unavailable`."""

@@ -106,7 +106,7 @@ class Upkeep:
         if not self._to_activate:
             return False
         index = self._to_activate.pop()
-        for key_id in self._keybook.missing_at(index, KEYS_TO_ACTIVATE_AT_ONCE):
+        for key_id in self._keybook.missing_at(index, self._roster.n, KEYS_TO_ACTIVATE_AT_ONCE):
             try:
                 await self._network.activate_key(index, key_id)
             except CeremonyEnded as error:

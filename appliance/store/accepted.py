@@ -100,7 +100,11 @@ class ExternalIdTaken(CallerError):
 
 
 _INSERT_EXTERNAL = Statement(insert(external_ids).on_conflict_do_nothing())
-_FORGET_EXTERNAL = Statement(delete(external_ids).where(external_ids.c.id == parameter("row")))
+_FORGET_EXTERNAL = Statement(
+    delete(external_ids).where(
+        external_ids.c.external_id == parameter("external_id"), external_ids.c.id == parameter("row")
+    )
+)
 _SELECT_EXTERNAL = Statement(
     select(external_ids.c.digest, external_ids.c.id).where(external_ids.c.external_id == parameter("external_id"))
 )
@@ -144,17 +148,28 @@ def restarting(table: Table) -> Statement:
     return Statement(update(table).where(table.c.id == parameter("row"), table.c.state == "Failed").values(**values))
 
 
-def releasing(table: Table) -> Statement:
-    """Takes its external id from a request (`release`)."""
-    held = ~table.c.external_id.endswith(RELEASED + table.c.id)
-    changed = table.c.external_id + RELEASED + table.c.id
-    return Statement(update(table).where(table.c.id == parameter("row"), held).values(external_id=changed))
+class Releasing:
+    """Takes its external id from a request of one `table` (`release`)."""
+
+    def __init__(self, table: Table) -> None:
+        own = table.c.id == parameter("row")
+        held = ~table.c.external_id.endswith(RELEASED + table.c.id)
+        changed = table.c.external_id + RELEASED + table.c.id
+        self._name = Statement(select(table.c.external_id).where(own, held))
+        self._free = Statement(update(table).where(own, held).values(external_id=changed))
+
+    def run(self, connection: Connection, request_id: str) -> None:
+        """Nothing, where this table has no such request, or it is released already."""
+        named = self._name.one(connection, {"row": request_id})
+        if named is not None:
+            _FORGET_EXTERNAL.run(connection, {"row": request_id, **named})
+            self._free.run(connection, {"row": request_id})
 
 
-def release(connection: Connection, statements: Iterable[Statement], request_id: str) -> None:
+def release(connection: Connection, tables: Iterable[Releasing], request_id: str) -> None:
     """The signers know the external id as another request's: here it stands for nothing any more."""
-    for statement in (_FORGET_EXTERNAL, *statements):
-        statement.run(connection, {"row": request_id})
+    for table in tables:
+        table.run(connection, request_id)
 
 
 def shown_external_id(external_id: str) -> str:

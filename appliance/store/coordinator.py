@@ -26,11 +26,11 @@ from appliance.store.accepted import (
     UNFINISHED,
     Acceptance,
     Accepted,
+    Releasing,
     RequestRow,
     accept,
     metadata,
     release,
-    releasing,
     request_columns,
     request_row,
     restarting,
@@ -66,7 +66,7 @@ class SignatureRow(RequestRow, frozen=True, kw_only=True):
 
 
 _RESTART_SIGNATURE = restarting(signatures)
-_RELEASE = tuple(releasing(table) for table in (keys, signatures, batches))
+_RELEASE = tuple(Releasing(table) for table in (keys, signatures, batches))
 _INSERT_SIGNATURE = insertion(signatures, without=("seq", "result"))
 _SIGNATURE_BY_ID = Statement(select(signatures).where(signatures.c.id == parameter("row")))
 _UNFINISHED_SIGNATURES = Statement(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, Connection, Integer, LargeBinary, String, Table, delete, select, update
+from sqlalchemy import Column, Connection, Index, Integer, LargeBinary, String, Table, delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from appliance.store.accepted import (
@@ -35,6 +35,7 @@ keys = Table(
     Column("key_id", String, unique=True),
     Column("certificate", LargeBinary),
     Column("activated", Integer, nullable=False),
+    Index("keys_activated", "activated", "key_id"),
 )
 
 
@@ -111,8 +112,14 @@ _KEYS_AFTER = Statement(
 )
 _KEYS_TO_ACTIVATE = Statement(
     select(keys)
-    .where(keys.c.key_id.is_not(None), keys.c.activated.bitwise_and(parameter("bit")) == 0)
-    .order_by(keys.c.seq.desc())
+    .where(
+        # What is all signers' is passed over in the index: there can be very many.
+        keys.c.activated < parameter("everybody"),
+        keys.c.key_id.is_not(None),
+        keys.c.activated.bitwise_and(parameter("bit")) == 0,
+    )
+    # Not by the bare column, or SQLite reads the table in its order instead of the index.
+    .order_by((keys.c.seq + 0).desc())
     .limit(parameter("most"))
 )
 _UNFINISHED_KEYS = Statement(select(keys).where(keys.c.state.in_(UNFINISHED)).order_by(keys.c.seq))
@@ -208,9 +215,10 @@ class Keys:
             seq = rows[-1]["seq"]
         return found
 
-    def to_activate(self, index: int, limit: int) -> list[KeyRow]:
-        """At most `limit` certified keys that signer `index` has not said it can use, newest first."""
-        values = {"bit": 1 << (index - 1), "most": limit}
+    def to_activate(self, index: int, signers: int, limit: int) -> list[KeyRow]:
+        """At most `limit` certified keys that signer `index` of so many `signers` has not said it can use, newest
+        first."""
+        values = {"bit": 1 << (index - 1), "everybody": (1 << signers) - 1, "most": limit}
         return parse_rows(fetch(self._database, _KEYS_TO_ACTIVATE, values), KeyRow)
 
     def unfinished(self) -> list[KeyRow]:

@@ -20,6 +20,7 @@ from appliance.api.signatures import SignatureRefused
 from appliance.cli.sign import _batch
 from appliance.store import CoordinatorStore
 from appliance.store.accepted import Acceptance, Accepted, ExternalIdTaken, shown_external_id
+from appliance.store.database import MIGRATIONS
 from policies.errors import CallerError
 from policies.requests import HashBatch
 
@@ -115,7 +116,8 @@ async def test_a_store_of_the_revision_before_is_taken_over(
     assert (row.state, row.count, row.result) == ("Signed", 3, b"[]")
     await store.close()
     with sqlite3.connect(path) as connection:
-        assert connection.execute("select version_num from alembic_version").fetchall() == [("c0004",)]
+        (version,) = connection.execute("select version_num from alembic_version").fetchone()
+        assert version == max(path.name[:5] for path in (MIGRATIONS / "coordinator").glob("c*.py"))
 
 
 def jws_of(client: str) -> str:
