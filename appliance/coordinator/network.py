@@ -78,6 +78,7 @@ class Network:
             self.ceremonies,
             self._nonces,
             self.standing,
+            self._suspicions,
             changes,
             self.line,
             self.forget_batch,

@@ -20,6 +20,7 @@ from appliance.coordinator.pools import Pools
 from appliance.coordinator.presigning import BatchIncomplete, presign
 from appliance.coordinator.sessions import Signers
 from appliance.coordinator.standing import Standing
+from appliance.coordinator.suspicions import Suspicions
 from enclave.wire import MAX_PRESIGNATURES
 from policies.roster import Roster
 
@@ -55,6 +56,7 @@ class Refill:
     ceremonies: Ceremonies
     nonces: NoncesAhead
     standing: Standing
+    suspicions: Suspicions
     changes: Changes
     line: Line
     forget_batch: Callable[[bytes, Sequence[int]], None]
@@ -95,8 +97,9 @@ class Refill:
         try:
             self._make_room(committee, count)
             nonces = await self.nonces.take(committee)
-            sid = await presign(self.ceremonies, committee, count, nonces)
+            sid = await presign(self.ceremonies, committee, count, nonces, self.suspicions.unfinished)
             self.pools.add(sid, committee, count)
+            self.standing.presigned(committee)
         except (CeremonyEnded, Rejected) as error:
             filling.failure = str(error)[:MAX_FAILURE_CHARS]
             if isinstance(error, BatchIncomplete):

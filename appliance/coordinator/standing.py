@@ -7,6 +7,7 @@ Nothing here accuses anybody: a signer that failed is asked again after a time, 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -23,9 +24,10 @@ MIN_ANSWERS = 8
 # Ends of a ceremony that say something about the signer they name.
 # A signer that reports `ceremony/…` has found a fault, and may be the one who was wronged: its enclave names culprits
 # where it can (`convictions`).
-TELLING_CODES = frozenset(
-    {"timeout", "signer-away", "unavailable", "flood", "unexpected-report", "online-refused", "split-group"}
-)
+TELLING_CODES = frozenset({"timeout", "signer-away", "unavailable", "flood", "unexpected-report", "online-refused"})
+# Those of batches (`suspicions`): good answers of the online step do not make up for them, so many good batches do.
+BATCH_CODES = frozenset({"split-group", "unfinished-batch"})
+MIN_BATCHES = 8
 
 
 @dataclass
@@ -58,13 +60,22 @@ class Standing:
     ) -> None:
         self._clock, self._convicted, self._tell = clock, convicted, tell
         self._failures: dict[int, int] = {}
+        self._batch_failures: dict[int, int] = {}
+        self._good_batches: Counter[int] = Counter()
         self._avoided_until_s: dict[int, float] = {}
         self._paces: dict[int, _Pace] = {}
 
     def failed(self, index: int, code: str) -> None:
         """A ceremony ended with `code`, which names signer `index` (0: nobody)."""
-        if index and code in TELLING_CODES:
+        if index and code in TELLING_CODES | BATCH_CODES:
             self._avoid(index, code)
+
+    def presigned(self, committee: Iterable[int]) -> None:
+        """A batch of this committee is done."""
+        for index in committee:
+            self._good_batches[index] += 1
+            if self._good_batches[index] >= MIN_BATCHES:
+                self._batch_failures.pop(index, None)
 
     def answered(self, took_s: Mapping[int, float]) -> None:
         """Every member of a committee has answered one step, after so many seconds each."""
@@ -86,20 +97,25 @@ class Standing:
         return failed | self._convicted()
 
     def without_avoided(self, indices: Iterable[int], needed: int) -> tuple[int, ...]:
-        """These without the ones to leave out; without the convicted ones, or all of them, where fewer than `needed`
-        would be left."""
-        everybody = tuple(indices)
-        for left_out in (self.avoided(), self._convicted()):
-            good = tuple(index for index in everybody if index not in left_out)
-            if len(good) >= needed:
-                return good
-        return everybody
+        """These without the ones to leave out. Where fewer than `needed` would be left, those that failed least come
+        back, and the convicted ones last."""
+        everybody, avoided, convicted = tuple(indices), self.avoided(), self._convicted()
+        good = {index for index in everybody if index not in avoided}
+        others = sorted(set(everybody) - good, key=lambda index: (index in convicted, self._troubles(index), index))
+        good.update(others[: max(needed - len(good), 0)])
+        return tuple(index for index in everybody if index in good)
+
+    def _troubles(self, index: int) -> int:
+        return self._failures.get(index, 0) + self._batch_failures.get(index, 0)
 
     def _avoid(self, index: int, why: str) -> None:
         now_s = self._clock()
         if self._avoided_until_s.get(index, 0.0) > now_s:
             return  # the same trouble, seen by another request
-        failures = self._failures[index] = self._failures.get(index, 0) + 1
+        counted = self._batch_failures if why in BATCH_CODES else self._failures
+        failures = counted[index] = counted.get(index, 0) + 1
+        if why in BATCH_CODES:
+            self._good_batches[index] = 0
         pause_s = min(FIRST_AVOIDED_S * 2.0 ** min(failures - 1, 16), LONGEST_AVOIDED_S)
         self._avoided_until_s[index] = now_s + pause_s
         self._tell(index, why, pause_s)

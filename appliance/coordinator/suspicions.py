@@ -1,19 +1,21 @@
-"""Groups in which somebody cheated, without anybody knowing who (SPEC 3.3): some of a group are left out for a while.
+"""Groups in which somebody is to blame, without anybody knowing who: some of a group are left out for a while.
 
-As with convictions, one enclave's word is not enough: `t + 1` others of one ceremony must have named the group. Who has
-been in most such groups is left out first, so that one who cheats in every group it is in is soon the one.
+Either somebody cheated (SPEC 3.3); as with convictions, one enclave's word is not enough then: `t + 1` others of one
+ceremony must have named the group. Or a batch came to no end: somebody was silent, or a link broke. Who has been in
+most such groups is left out first, so that one who spoils whatever it has a part in is soon the one.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from enclave import wire
 from policies.roster import Roster
 
 MAX_WORDS = 64
 CODE = "split-group"
+UNFINISHED = "unfinished-batch"
 
 
 class Suspicions:
@@ -46,7 +48,14 @@ class Suspicions:
         self._settled[context] = None
         if len(self._settled) > MAX_WORDS:
             del self._settled[next(iter(self._settled))]
+        self._leave_out_some(group, CODE)
+
+    def unfinished(self, group: Collection[int]) -> None:
+        """A batch came to no end, and one of `group` is to blame."""
+        self._leave_out_some(group, UNFINISHED)
+
+    def _leave_out_some(self, group: Collection[int], code: str) -> None:
         self._groups.update(group)
         spare = self._roster.n - self._roster.committee_size
         for index in sorted(group, key=lambda one: (-self._groups[one], one))[:spare]:
-            self._leave_out(index, CODE)
+            self._leave_out(index, code)

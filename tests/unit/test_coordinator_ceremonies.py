@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 
+from appliance.coordinator import presigning
 from appliance.coordinator.ceremonies import REPORTS_PER_MEMBER, Ceremonies
 from appliance.coordinator.errors import CeremonyEnded, Rejected
 from appliance.coordinator.presigning import BatchIncomplete, presign
@@ -139,7 +140,10 @@ async def test_every_other_report_is_an_error_of_its_signer(
     assert (str(caught.value), caught.value.signer) == (text, 2)  # type: ignore[attr-defined]
 
 
-async def test_a_batch_that_one_member_failed_names_its_holders(ceremonies: Ceremonies, sent: Sent) -> None:
+async def test_a_batch_that_one_member_failed_names_its_holders(
+    ceremonies: Ceremonies, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presigning, "SETTLE_UNPROVEN_S", 0.05)
     task = asyncio.create_task(presign(ceremonies, C, 4, NONCES))
     ceremony = (1).to_bytes(16, "big")
     await asyncio.sleep(0)
@@ -149,6 +153,57 @@ async def test_a_batch_that_one_member_failed_names_its_holders(ceremonies: Cere
         await task
     assert (caught.value.sid, caught.value.holders) == (SID, (3,))
     assert sent.orders[-3:] == [(index, wire.AbandonOrder(ceremony)) for index in C]
+
+
+def silence(*suspects: int, kind: str = "timeout", culprits: tuple[int, ...] = ()) -> wire.CeremonyFailed:
+    return wire.CeremonyFailed((1).to_bytes(16, "big"), kind, "", "silence", culprits, suspects)
+
+
+@pytest.mark.parametrize(
+    ("reports", "suspects"),
+    [
+        # 2 is silent; it lets 1 wait alone, so that 1 lets 3 wait; it says that 1 was silent, alone and beside others.
+        ({1: silence(2), 3: silence(2)}, {2}),
+        ({1: silence(2), 3: silence(1), 2: silence(1)}, {1, 2}),
+        ({2: silence(1)}, {1, 2}),
+        ({2: silence(1), 1: silence(2), 3: silence(2)}, {1, 2}),
+        ({1: silence(2, kind="link")}, {1, 2}),
+        # Blame found no culprit, and found one.
+        ({1: silence(2, kind="peer"), 3: silence(2, kind="peer")}, {2}),
+        ({1: silence(2, kind="peer"), 3: silence(kind="peer", culprits=(2,))}, set()),
+        # Words about strangers, and none.
+        ({1: silence(4), 3: silence(4)}, set()),
+        ({1: silence(), 3: silence()}, set()),
+    ],
+)
+async def test_who_may_be_to_blame_for_a_batch_that_came_to_no_end(
+    ceremonies: Ceremonies,
+    reports: dict[int, wire.CeremonyFailed],
+    suspects: set[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for patience in ("SETTLE_UNPROVEN_S", "SETTLE_TIMEOUT_S"):
+        monkeypatch.setattr(presigning, patience, 0.05)
+    told: list[frozenset[int]] = []
+    task = asyncio.create_task(presign(ceremonies, C, 4, NONCES, told.append))
+    await asyncio.sleep(0)
+    for index, report in reports.items():
+        ceremonies.on_report(index, report)
+    with pytest.raises(CeremonyEnded):
+        await task
+    assert told == ([frozenset(suspects)] if suspects else [])
+
+
+async def test_a_signer_that_is_gone_explains_what_others_say_of_its_links(ceremonies: Ceremonies) -> None:
+    told: list[frozenset[int]] = []
+    task = asyncio.create_task(presign(ceremonies, C, 4, NONCES, told.append))
+    await asyncio.sleep(0)
+    ceremonies.on_report(1, silence(2, kind="link"))
+    await asyncio.sleep(0)
+    ceremonies.on_lost(2)
+    with pytest.raises(CeremonyEnded):
+        await task
+    assert told == []
 
 
 @pytest.mark.parametrize(

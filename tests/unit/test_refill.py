@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 
 import pytest
 
+from appliance.coordinator import presigning
 from appliance.coordinator import refill as module
 from appliance.coordinator.config import PoolSettings
 from appliance.coordinator.consumption import Marks
@@ -224,6 +225,33 @@ async def test_a_signer_that_does_not_answer_the_online_step_is_left_out(
         status, shown = await five.post(f"/v1/keys/{key['id']}/signatures", body)
         assert shown["status"] == "Signed", shown
     assert network.standing.avoided() == {1}
+
+
+async def test_pools_fill_although_one_signer_spoils_every_batch_that_it_has_a_part_in(
+    five: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signer 2 is silent in batches alone, and says that another one was."""
+    monkeypatch.setattr(presigning, "SETTLE_UNPROVEN_S", 0.3)
+    network = five.coordinator.network
+
+    def waits(reporter: int) -> Callable[[wire.Wire], Iterable[wire.Wire]]:
+        def answer(order: wire.Wire) -> Iterable[wire.Wire]:
+            assert isinstance(order, wire.PresignOrder)
+            if 2 not in order.committee:
+                return five.signers[reporter - 1].honest(order)
+            blamed = next(index for index in order.committee if index not in (2, reporter)) if reporter == 2 else 2
+            return [wire.CeremonyFailed(order.ceremony, "timeout", "", "no end within 60 s", (), (blamed,))]
+
+        return answer
+
+    for index, signer in enumerate(five.signers, 1):
+        signer.answers[wire.PresignOrder] = waits(index)
+    network.pools.drop_all()
+    for signer in five.signers:
+        signer.batches.clear()
+    await until(lambda: sum(2 not in c and network.pools.available(c) == 8 for c in network.committees()) >= 1, 20)
+    assert 2 in network.standing.avoided()
+    assert 2 not in await network.committee()
 
 
 async def test_pools_fill_again_after_a_signer_has_restarted(net: FakeNetwork) -> None:

@@ -10,6 +10,7 @@ from appliance.coordinator.standing import (
     FIRST_AVOIDED_S,
     LONGEST_AVOIDED_S,
     MIN_ANSWERS,
+    MIN_BATCHES,
     SLOW_FOR_S,
     Standing,
 )
@@ -123,6 +124,37 @@ def test_good_answers_make_the_next_failure_a_first_one(standing: Standing, cloc
     standing.failed(2, "timeout")
     clock.now_s += FIRST_AVOIDED_S
     assert standing.avoided() == frozenset()
+
+
+def test_good_signatures_do_not_make_up_for_spoiled_batches_but_good_batches_do(
+    standing: Standing, clock: Clock
+) -> None:
+    def spoiled() -> float:
+        """Seconds for which signer 2 is left out now."""
+        standing.failed(2, "unfinished-batch")
+        began_s = clock.now_s
+        while standing.avoided():
+            clock.now_s += 1.0
+        return clock.now_s - began_s
+
+    assert spoiled() == FIRST_AVOIDED_S
+    for _ in range(5 * MIN_ANSWERS):
+        standing.answered({1: 0.01, 2: 0.01, 3: 0.01})
+    for _ in range(MIN_BATCHES - 1):
+        standing.presigned((1, 2, 3))
+    assert spoiled() == 2 * FIRST_AVOIDED_S
+    for _ in range(MIN_BATCHES):
+        standing.presigned((1, 2, 3))
+    assert spoiled() == FIRST_AVOIDED_S
+
+
+def test_those_that_failed_least_come_back_first(standing: Standing, clock: Clock) -> None:
+    standing.failed(1, "unfinished-batch")
+    clock.now_s += FIRST_AVOIDED_S
+    for index in (1, 2, 3):
+        standing.failed(index, "unfinished-batch")
+    assert standing.without_avoided((1, 2, 3, 4), 3) == (2, 3, 4)
+    assert standing.without_avoided((1, 2, 3, 4), 2) == (2, 4)
 
 
 def test_nobody_is_left_out_who_is_needed(standing: Standing) -> None:

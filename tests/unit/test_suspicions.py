@@ -40,6 +40,13 @@ def test_no_more_are_left_out_than_others_can_stand_in_for_and_the_cheater_is_so
     assert left_out == [1, 2, 2]
 
 
+def test_who_spoils_every_batch_is_soon_left_out_whomever_it_names() -> None:
+    suspicions, left_out = make(4, 1)
+    for named in (1, 3, 4):
+        suspicions.unfinished({2, named})
+    assert left_out == [1, 2, 2]
+
+
 def test_convictions_strangers_and_empty_groups_are_nothing_here() -> None:
     suspicions, left_out = make(5, 1)
     for reporter in (3, 4, 5):
