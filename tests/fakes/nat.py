@@ -35,11 +35,11 @@ class Host:
 
 @dataclass(frozen=True)
 class Hosts:
-    """A public host and one behind NAT. `separate`: whether they really are, and not both the loopback."""
+    """A public host and one behind NAT. `together`: why both are this machine's loopback; empty where they are not."""
 
     public: Host
     inside: Host
-    separate: bool
+    together: str = ""
 
 
 def missing() -> str:
@@ -53,14 +53,19 @@ def missing() -> str:
 def hosts() -> Iterator[Hosts]:
     """Hosts for as long as the block."""
     with ExitStack() as undo:
-        if not missing():
+        found, why = None, missing() and f"hosts of their own need {missing()}"
+        if not why:
             try:
-                yield _separate(undo)
-                return
-            except subprocess.CalledProcessError:
+                found = _separate(undo)
+            except subprocess.CalledProcessError as error:
                 undo.close()  # A machine that has the tools, but may not use them.
-        first, second, third, fourth = free_ports(4)
-        yield Hosts(Host(LOOPBACK, (), (first, second)), Host(LOOPBACK, (), (third, fourth)), separate=False)
+                why = f"no hosts of their own: {' '.join(error.cmd)}: {error.stderr.strip()}"
+        yield found or _together(why)
+
+
+def _together(why: str) -> Hosts:
+    first, second, third, fourth = free_ports(4)
+    return Hosts(Host(LOOPBACK, (), (first, second)), Host(LOOPBACK, (), (third, fourth)), why)
 
 
 def _separate(undo: ExitStack) -> Hosts:
@@ -70,8 +75,8 @@ def _separate(undo: ExitStack) -> Hosts:
         undo.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
         _run("ip", "-n", name, "link", "set", "lo", "up")
     for kind, end, there, address, gateway in (
-        ("public", "out", "up", PUBLIC, ROUTER_OUTSIDE),
-        ("inside", "in", "up", INSIDE, ROUTER_INSIDE),
+        ("public", "out", "eth", PUBLIC, ROUTER_OUTSIDE),
+        ("inside", "in", "eth", INSIDE, ROUTER_INSIDE),
     ):
         host, router = names[kind], names["router"]
         _run("ip", "-n", host, "link", "add", there, "type", "veth", "peer", "name", end, "netns", router)
@@ -86,7 +91,6 @@ def _separate(undo: ExitStack) -> Hosts:
     return Hosts(
         Host(PUBLIC, ("ip", "netns", "exec", names["public"]), (8443, 8080)),
         Host(LOOPBACK, ("ip", "netns", "exec", names["inside"]), (8090, 8091)),
-        separate=True,
     )
 
 

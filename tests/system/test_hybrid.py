@@ -1,5 +1,6 @@
 """Two organisations: A hosts the coordinator and two signers, B one signer behind NAT, with an HSM, CA and gate of its
-own. They enrol by files and fingerprints (packaging/HYBRID.md); then B's gate refuses, and A's coordinator lies."""
+own. They enrol by files and fingerprints (packaging/HYBRID.md); then B's gate refuses, A's coordinator lies, and A's
+authority issues a certificate in the name of B's signer."""
 
 from __future__ import annotations
 
@@ -10,13 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance import pki
 from appliance.localnet.process import ManagedProcess
-from tests.fakes.nat import Host, hosts, reaches
+from tests.fakes.nat import INSIDE, ROUTER_OUTSIDE, Host, Hosts, hosts, reaches
 from tests.fakes.softhsm import SoftToken, library
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +40,8 @@ POLICY_RULES = """rules:
 class Story:
     """The directories `a` and `b` of the organisations, `mail` between them, and what runs."""
 
-    def __init__(self, root: Path, public: Host, inside: Host) -> None:
-        self.root, self.public, self.inside = root, public, inside
+    def __init__(self, root: Path, on: Hosts) -> None:
+        self.root, self.public, self.inside, self.together = root, on.public, on.inside, on.together
         self.a, self.b, self.mail = root / "a", root / "b", root / "mail"
         self.confs: dict[str, Path] = {}
         self.pins: dict[str, str] = {}
@@ -210,7 +213,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     with hosts() as found:
         root = Path("/tmp") / f"km-hybrid-{os.getpid()}"  # short, since socket paths end at 107 bytes
         root.mkdir(mode=0o700)
-        made = Story(root, found.public, found.inside)
+        made = Story(root, found)
         try:
             enrol(made)
             made.run("gb", "gate", "serve")
@@ -242,18 +245,39 @@ def key(story: Story) -> str:
     return str(made["id"])
 
 
+@pytest.fixture(scope="module")
+def other_key(story: Story) -> str:
+    made = story.json("k", "keys", "create", *profile(story), "--label", "joint/two")
+    return str(made["id"])
+
+
+@contextmanager
+def lying(story: Story, kind: str) -> Iterator[None]:
+    """A's coordinator lies for as long as the block."""
+    story.lies.write_text(kind)
+    try:
+        yield
+    finally:
+        story.lies.write_text("no")
+
+
 def sign(story: Story, key: str, message: str, code: int = 0) -> str:
     story.wait_for(lambda: ready(story), "presignatures")
     return story.keymoot("k", "sign", "message", key, message, *profile(story), "--json", code=code)
 
 
-def test_nobody_reaches_b_and_all_three_sign(story: Story, key: str) -> None:
-    if story.public.prefix:
-        assert reaches(story.inside, story.public.address, story.public.ports[0])
-        assert not reaches(story.public, "192.168.77.2", story.inside.ports[0])
-        assert not reaches(story.public, "203.0.113.2", story.inside.ports[0])
+def test_all_three_sign(story: Story, key: str) -> None:
     assert '"rsv":"0x' in sign(story, key, "pay 1 to the lawyer")
     assert story.shares_given() == {"a1": 1, "a2": 1, "b1": 1}
+
+
+def test_b_reaches_a_and_nobody_reaches_b(story: Story) -> None:
+    if story.together:
+        pytest.skip(f"{story.together}; all of this story ran on one loopback")
+    assert reaches(story.inside, story.public.address, story.public.ports[0])
+    assert reaches(story.inside, story.inside.address, story.inside.ports[0]), "its gate, from its own host"
+    for address in (INSIDE, ROUTER_OUTSIDE):
+        assert not reaches(story.public, address, story.inside.ports[0])
 
 
 def test_b_sees_that_its_host_is_well(story: Story, key: str) -> None:
@@ -275,23 +299,34 @@ def test_what_bs_gate_refuses_is_not_signed_by_anybody(story: Story, key: str) -
     assert story.shares_given() == before
 
 
-@pytest.mark.parametrize("kind", ["altered", "first", "last"])
-def test_what_as_coordinator_lies_about_is_not_signed_by_anybody(story: Story, key: str, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["altered", "first", "last", "key"])
+def test_what_as_coordinator_lies_about_is_not_signed_by_anybody(
+    story: Story, key: str, other_key: str, kind: str
+) -> None:
     sign(story, key, f"pay 2 to the landlord, before {kind}")
     before = story.shares_given()
-    story.lies.write_text(kind)
-    try:
+    command = ("-m", "appliance.cli", "sign", "message", key, f"pay 3 to the broker, {kind}", *profile(story))
+    with lying(story, kind):
         done = subprocess.run(
-            [
-                *story.public.prefix, sys.executable, "-m", "appliance.cli",
-                *("sign", "message", key, f"pay 3 to the broker, {kind}"), *map(str, profile(story)),
-            ],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    finally:
-        story.lies.write_text("no")
+            [*story.public.prefix, sys.executable, *map(str, command)], capture_output=True, text=True, check=False
+        )
     assert done.returncode in (1, 4), done.stdout + done.stderr
     assert done.stdout == ""
+    assert story.shares_given() == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [("point", "the answer's publicKey is 0x0279be"), ("other", "asked for key_")], ids=("point", "other")
+)
+def test_a_key_that_as_coordinator_puts_in_place_is_not_shown(
+    story: Story, key: str, other_key: str, kind: str, why: str
+) -> None:
+    honest = story.json("k", "keys", "show", key, *profile(story))
+    assert honest["public_key"] != story.json("k", "keys", "show", other_key, *profile(story))["public_key"]
+    before = story.shares_given()
+    with lying(story, kind):
+        assert why in story.keymoot("k", "keys", "show", key, *profile(story), code=2)
+        assert why in story.keymoot("k", "sign", "message", key, f"pay 5, {kind}", *profile(story), code=2)
     assert story.shares_given() == before
 
 
@@ -301,6 +336,34 @@ def test_b_stays_away_and_nothing_is_signed(story: Story, key: str) -> None:
     failed = story.keymoot("k", "sign", "message", key, "pay 4", *profile(story), code=1)
     assert "away: b1" in failed
     assert story.shares_given() == before
+
+
+def test_an_authority_of_a_speaks_for_no_signer_of_b(story: Story, key: str) -> None:
+    """Three authorities, one of them made with openssl, at one coordinator: each for its own signer."""
+    own = {file: story.directory("b1") / file for file in ("signer.pem", "signer.key")}
+    kept = {path: path.read_bytes() for path in own.values()}
+    forger = pki.load_ca(story.directory("a1") / "ca.pem", story.directory("a1") / "ca.key")
+    forged = pki.issue(forger, "b1", pki.Purpose.CLIENT)
+    own["signer.pem"].write_bytes(forged.certificate_pem)
+    own["signer.key"].write_bytes(forged.key_pem)
+    story.run("b1", "signer")
+    why = "the certificate was not issued by an authority of b1"
+    story.wait_for(lambda: why in story.log("signer-b1").read_text(), "the certificate to be refused")
+    story.processes.pop("signer-b1").stop()
+    for path, data in kept.items():
+        path.write_bytes(data)
+    story.run("b1", "signer")
+    story.wait_for(lambda: all_online(story), "b1 with its own certificate")
+    assert '"rsv":"0x' in sign(story, key, "pay 6")
+
+
+def all_online(story: Story) -> bool:
+    status = story.directory("c") / "operator.token"
+    done = subprocess.run(
+        [*story.public.prefix, sys.executable, "-m", "appliance.cli", "status", *map(str, profile(story)),
+         "--token", str(status), "--json"], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return all(one["online"] for one in json.loads(done.stdout or '{"signers": [{"online": false}]}')["signers"])
 
 
 def test_the_page_says_what_scheme_says(story: Story) -> None:
