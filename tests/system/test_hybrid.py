@@ -315,12 +315,14 @@ def test_what_as_coordinator_lies_about_is_not_signed_by_anybody(
     assert story.shares_given() == before
 
 
-@pytest.mark.parametrize(
-    ("kind", "why"), [("point", "the answer's publicKey is 0x0279be"), ("other", "asked for key_")], ids=("point", "other")
-)
+KEYS_PUT_IN_PLACE = {"point": "the answer's publicKey is 0x0279be", "other": "asked for key_"}
+
+
+@pytest.mark.parametrize("kind", KEYS_PUT_IN_PLACE)
 def test_a_key_that_as_coordinator_puts_in_place_is_not_shown(
-    story: Story, key: str, other_key: str, kind: str, why: str
+    story: Story, key: str, other_key: str, kind: str
 ) -> None:
+    why = KEYS_PUT_IN_PLACE[kind]
     honest = story.json("k", "keys", "show", key, *profile(story))
     assert honest["public_key"] != story.json("k", "keys", "show", other_key, *profile(story))["public_key"]
     before = story.shares_given()
