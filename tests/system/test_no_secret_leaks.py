@@ -41,6 +41,7 @@ from tests.fakes.taps import SocketTap
 POOL = (50, 100, 50)
 API_PATHS = ("/openapi.json", "/readyz", "/healthz", "/v1/signers", "/v1/pools", "/v1/keys", "/v1/keys/none", "/none")
 REFUSING = 2
+STOPPED = 2
 BACK_TIMEOUT_S = 60.0
 
 pytestmark = pytest.mark.timeout(170)
@@ -99,6 +100,37 @@ def tapped(net: LocalNet, index: int) -> SocketTap:
     return SocketTap(net.plan.signer(index) / "tap.sock", net.socket(index))
 
 
+def operators(net: LocalNet) -> list[tuple[str | Path, bytes]]:
+    """Two operators, whose keys one signer's policy names; what the command that makes them prints."""
+    said, lines = [], []
+    (net.root / "operators").mkdir()
+    for name in ("olga", "otto"):
+        words = ("operator-key", name, "--out", str(net.root / "operators" / f"{name}.key"), "--json")
+        said.append(command(net, os.environ, *words))
+        made = json.loads(said[-1][1])
+        lines.append(f"    - {{id: {name}, alg: {made['alg']}, public_key: {made['public_key']}}}\n")
+    policy = net.plan.signer(STOPPED) / "policy.yaml"
+    policy.write_text(policy.read_text() + "operators:\n  unfreeze: 2\n  keys:\n" + "".join(lines))
+    return said
+
+
+def stop_and_go_on(net: LocalNet) -> list[tuple[str | Path, bytes]]:
+    """A signer is frozen by one operator, and unfrozen by both."""
+    directory, order = str(net.plan.signer(STOPPED)), ("--order", str(net.root / "operators" / "order"))
+    olga, otto = (
+        ("--operator", name, "--key", str(net.root / "operators" / f"{name}.key")) for name in ("olga", "otto")
+    )
+    target = ("--network", net.plan.network, "--signer", f"signer-{STOPPED}")
+    said = [
+        command(net, os.environ, "freeze", directory, *olga, "--reason", "drill", "--json"),
+        command(net, os.environ, "unfreeze", *olga, *order, *target, "--json"),
+        command(net, os.environ, "unfreeze", *otto, *order, *target, "--json"),
+        command(net, os.environ, "unfreeze", directory, *order, "--json"),
+    ]
+    assert [json.loads(said[number][1])["frozen"] for number in (0, 3)] == [["**"], []]
+    return said
+
+
 def sign_when_back(client: Client, key: CertifiedKey, said: list[tuple[str | Path, bytes]]) -> None:
     """A signature as soon as there is one again; what is said until then is kept."""
     deadline_s = time.monotonic() + BACK_TIMEOUT_S
@@ -143,6 +175,7 @@ def work(net: LocalNet, stranger: ClientKey, shown: list[tuple[str | Path, bytes
             net.kill(victim, signal.SIGKILL)
             net.restart(victim)
             sign_when_back(client, key, said)
+        said += stop_and_go_on(net)
         for words in (
             ("keys", "show", key.id),
             ("keys", "list"),
@@ -207,13 +240,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
             patch.setenv(name, str(net.root / folder))
         stack.callback(net.close)
         net.write()
+        made = operators(net)
         taps = [stack.enter_context(tapped(net, index)) for index in net.plan.indices]
         ports = serve_metrics(net)
         net.start()
         stranger = generate_client_key("stranger")
         known = secrets_of(net, stranger)
         shown: list[tuple[str | Path, bytes]] = []
-        said = work(net, stranger, shown)
+        said = [*made, *work(net, stranger, shown)]
         shown += processes(net)
         scraped = {f"metrics of {name}": scrape(port) for name, port in ports.items()}
         written = files(net.root)
@@ -234,6 +268,8 @@ def test_the_run_had_every_kind_of_secret_and_each_is_found_where_it_belongs(run
         "stranger",
         "token",
         "client/client.key",
+        "operators/olga.key",
+        "operators/otto.key",
         *(f"{part}/ca.key" for part in parts),
         *(f"{part}/{'signer' if part.startswith('signer') else 'server'}.key" for part in parts),
         *(f"{kind} {index}" for kind in ("PIN", "request_hmac", "answer_hmac", "share") for index in (1, 2, 3)),

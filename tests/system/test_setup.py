@@ -29,6 +29,7 @@ from appliance.setup.pins import EncryptedPin, FilePin, Pin, from_bytes
 from appliance.setup.signer import is_configured, set_up
 from policies.errors import CallerError, Unavailable
 from tests.fakes.command_line import an_identity, write_identity
+from tests.fakes.leaks import KnownSecret, files, leaks
 from tests.fakes.softhsm import SoftToken, library
 
 DEADLINE_S = 20.0
@@ -87,6 +88,11 @@ def roster_of(root: Path, *names: str) -> Path:
     return out
 
 
+def holding(pin: str, place: Path) -> list[str]:
+    """The files under `place` that hold the PIN, in any encoding."""
+    return sorted({Path(leak.place).name for leak in leaks([KnownSecret("PIN", pin.encode())], files(place))})
+
+
 def test_by_answers_until_all_can_start(tmp_path: Path) -> None:
     made = setup_json(
         *("--role", "coordinator", "--directory", tmp_path / "c", "--network", "net", "--name", "c"),
@@ -128,6 +134,7 @@ def test_by_answers_until_all_can_start(tmp_path: Path) -> None:
     assert (done["did"], done["missing"]) == (["roster.yaml taken in", "the signers' CAs taken in"], [])
     assert (tmp_path / "c" / "signers-ca.pem").read_text().count("BEGIN CERTIFICATE") == 2
     assert setup_json(*coordinator)["did"] == []
+    assert holding(token.user_pin, place) == ["pin"]
 
 
 def test_text_for_people_says_the_fingerprint_and_the_next_step(tmp_path: Path, coordinator_ca: Path) -> None:
@@ -206,6 +213,7 @@ def test_on_a_terminal_with_mistakes_on_the_way(tmp_path: Path, coordinator_ca: 
     assert shell.end() == 0, shell.seen
     assert json.loads((tmp_path / "s" / "identity.json").read_text())["fingerprint"] in shell.seen
     assert token.user_pin not in shell.seen
+    assert holding(token.user_pin, tmp_path / "s") == ["pin"]
     assert (tmp_path / "s" / "pin").read_text() == token.user_pin + "\n"
     # Again: only what may have come since is asked for.
     shell = Terminal("setup", "--role", "signer", "--directory", tmp_path / "s", environment=environment)
