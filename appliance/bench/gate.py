@@ -48,7 +48,7 @@ def run(clients: int, seconds: float, progress: Callable[[str], None]) -> GateRe
         network.wait_for_pool(POOL[1])
         with network.client() as client:
             key_id = client.create_key("bench/gate", "bench-key").id
-        return _result(eventloop.run(measure(network, key_id, clients, seconds, 0, progress)))
+        return _result(eventloop.run(measure(network, [key_id], clients, seconds, 0, progress)))
     finally:
         network.close()
 

@@ -17,6 +17,7 @@ MAX_CLIENTS = 1024
 MAX_SECONDS = 3600
 MAX_DELAY_MS = 1000
 MAX_REPEAT = 100_000
+MAX_KEYS = 1_000_000
 
 app = typer.Typer(help="Measure on this machine, with real processes on loopback.", no_args_is_help=True)
 
@@ -72,6 +73,7 @@ def load(
     clients: Annotated[int, typer.Option(help="Clients in a closed loop.")] = 16,
     seconds: Annotated[float, typer.Option(help="How long to sign.")] = 10.0,
     hashes: Annotated[int, typer.Option(help="Hashes in each batch call; 0 for single requests.")] = 0,
+    keys: Annotated[int, typer.Option(help="Keys in each store: 64 are signed with, the others copies.")] = 1,
     refill: Annotated[bool, typer.Option("--refill", help="Make batches of 10,000 presignatures meanwhile.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -81,10 +83,12 @@ def load(
         raise CallerError(
             f"--clients is 1 to {MAX_CLIENTS}, --seconds at most {MAX_SECONDS}, --hashes 0 to {MAX_HASHES}"
         )
+    if not 1 <= keys <= MAX_KEYS:
+        raise CallerError(f"--keys is 1 to {MAX_KEYS}")
     from appliance.bench.load import run
 
     with working("starting") as told:
-        result = run(signers, tolerate, clients, seconds, hashes, refill, told)
+        result = run(signers, tolerate, clients, seconds, hashes, keys, refill, told)
     _show(result, as_json)
 
 
