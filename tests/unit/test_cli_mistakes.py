@@ -27,7 +27,9 @@ INIT_SIGNER = (
     "--coordinator-ca {coordinator}/ca.pem "
 )
 # What runs until it is stopped, or prints a script, has no result to show.
-WITHOUT_JSON = {"enclave run", "signer run", "coordinator run", "gate serve", "completion"}
+# Those that print a document, which is JSON or YAML already.
+PRINTERS = {"gate openapi", "gate question", "policy schema"}
+WITHOUT_JSON = {"enclave run", "signer run", "coordinator run", "gate serve", "completion"} | PRINTERS
 
 # Arguments, exit code, what the one sentence says.
 MISTAKES = [
@@ -146,7 +148,29 @@ MISTAKES = [
     ("evidence verify {garbage} --roster {missing}", 2, "no file {missing}"),
     ("evidence verify {garbage} --roster {garbage}", 2, "{garbage}"),
     ("bench presign --signers 3 --tolerate 2", 2, "3 signers cannot tolerate 2"),
-    ("bench presign --batch 0", 2, "a batch has 1 to"),
+    ("bench presign --batch 0", 2, "--batch is 1 to"),
+    ("bench gate --clients 0", 2, "--clients is 1 to"),
+    ("bench policy --rules 0", 2, "--rules is 1 to"),
+    ("policy check {missing}", 2, "cannot be read: No such file"),
+    ("policy test {missing}", 2, "cannot be read: No such file"),
+    ("policy test {empty}", 2, "cannot be read: Is a directory"),
+    ("policy test {garbage}", 2, "{garbage}"),
+    ("policy explain {garbage} --request {missing} --client x", 2, "{garbage}"),
+    ("policy explain {missing} --request {json} --client x", 2, "cannot be read: No such file"),
+    ("operator-key x --out {file}", 2, "{file}: File exists"),
+    ("operator-key x --out /proc/nothing/k", 2, "/proc/nothing/k"),
+    ("freeze --reason x", 2, "name the signer's DIRECTORY to send the order"),
+    ("freeze {empty}", 2, "sign the order: --operator ID --key FILE"),
+    ("freeze {empty} --operator x --key {missing}", 2, "{missing}"),
+    ("unfreeze {empty}", 2, "sign the order: --operator ID --key FILE"),
+    ("unfreeze {empty} --operator x --key {garbage}", 2, "{garbage}"),
+    ("gate trial-secrets /proc/nothing", 2, "/proc/nothing"),
+    ("gate check nowhere --ca {missing}", 2, "must be https://"),
+    ("gate check " + DEAD + " --ca {missing}", 2, "give the gate's secrets with --secrets"),
+    ("gate check " + DEAD + " --ca {missing} --mode status", 2, "{missing}"),
+    ("gate check " + DEAD + " --ca {garbage} --mode status", 2, "{garbage}"),
+    ("gate question --request {missing}", 2, "cannot read {missing}"),
+    ("gate question --request {garbage}", 2, "{garbage}"),
     ("bench online --concurrency 0", 2, "at least 1"),
     ("bench wan --delay-ms 0", 2, "--delay-ms is more than 0"),
     ("bench load --clients 0", 2, "--clients is 1 to"),
@@ -264,7 +288,7 @@ def _walk(command: object, words: tuple[str, ...]) -> Iterator[tuple[str, object
 
 def test_every_command_is_tried_with_a_mistake() -> None:
     tried = [row[0] for row in MISTAKES]
-    without = {"demo", "completion"}  # have nothing to get wrong but their options
+    without = {"demo", "completion", "gate openapi", "policy schema"}  # have nothing to get wrong but their options
     untried = [name for name, _ in commands() if not any(f"{row} ".startswith(f"{name} ") for row in tried)]
     assert set(untried) == without, "give every new command a row in MISTAKES"
 

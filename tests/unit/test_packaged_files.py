@@ -45,7 +45,8 @@ def test_an_example_loads_and_says_what_is_what(examples, name):
 
 
 def test_policies_among_the_examples_load(examples):
-    policies = [*examples.glob("policy-*.yaml"), examples / "clients.yaml"]
+    worked = [path for path in examples.glob("policy-*.yaml") if not path.name.endswith(".table.yaml")]
+    policies = [*worked, examples / "clients.yaml"]
     assert len(policies) >= 3
     for path in policies:
         load_policy(path)
