@@ -38,6 +38,8 @@ soak: bootstrap
 bench: bootstrap
 	@$(BIN)/keymoot bench presign --signers 3 --tolerate 1 --batch 10000
 	@$(BIN)/keymoot bench presign --signers 5 --tolerate 2 --batch 10000
+	@$(BIN)/keymoot bench presign --signers 7 --tolerate 3 --batch 10000
+	@$(BIN)/keymoot bench presign --curve
 	@$(BIN)/keymoot bench online
 	@$(BIN)/keymoot bench load --clients 16
 	@$(BIN)/keymoot bench load --clients 1
