@@ -62,10 +62,11 @@ def run_enclave(config: EnclaveConfig, load: Callable[[], EnclaveConfig]) -> Non
         log.warning("keys can be exported", reason="hsm.accept_key_export is set: the token's PIN alone guards them")
     opener = Opener(config)
     thread = HsmThread(opener.open, pin_mark=opener.pin_mark)
+    secrets = GateSecretsWatch(config.gate_secrets, lambda: _submit(thread, opener.reload_gate_keys), log)
     try:
         watch = HsmWatch(thread, log, confinement.module_loaded)
         watch.start()
-        _serve(config, load, opener, thread, watch, worker, log)
+        _serve(config, load, opener, thread, watch, secrets, worker, log)
     finally:
         thread.close()
         worker.close()
@@ -156,6 +157,7 @@ def _serve(
     opener: Opener,
     thread: HsmThread,
     watch: HsmWatch,
+    secrets: GateSecretsWatch,
     worker: Stream,
     log: Log,
 ) -> None:
@@ -176,7 +178,6 @@ def _serve(
     )
     SECP256K1.randomize(os.urandom(32))
     garbage.settle()
-    secrets = GateSecretsWatch(config.gate_secrets, lambda: _submit(thread, opener.reload_gate_keys), log)
     uid, clocks, told, present = config.file.peer_uid, ClockWatch(Clocks()), systemd(), config
     while True:
         core = EnclaveCore(present, opener.gate_keys, outside)
