@@ -92,7 +92,8 @@ class RequestState:
     again (the gate said no, or the key was made); `weight`: the most hashes that any attempt was for.
     `name`, `body`: SPEC 4.10, empty until they are known; `answering`: a share is computed, or a key made.
     `approvers`: by whom it was approved when it lacked approvals; `waits_for`: its client, if it was signed for long.
-    `refusals`: audited since the last question; `unaudited`: refusals that no audit entry tells of yet.
+    `refusals`: audited since the last question; `unaudited`: refusals that no audit entry tells of yet. `noticed`:
+    whether it counts among refused requests.
     `verified_s`: when its JWS verified; `fresh_until_s`: until then it must be remembered; `done`: it was carried out.
     `pending_until_s`: the gate has said that it needs time, and has it until then; `said_no`: why it refused;
     `consent_until_s`: the gate's yes to making a key counts until then.
@@ -120,6 +121,7 @@ class RequestState:
     answering: bool = False
     refusals: int = 0
     unaudited: int = 0
+    noticed: bool = False
     approvers: frozenset[str] | None = None
     waits_for: str = ""
     charged: bool = False

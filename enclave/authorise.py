@@ -334,7 +334,10 @@ class Authoriser:
         """Answer the newest attempt, or the order itself where no attempt has `begun` with it. Only a request that
         verified goes into the audit chain, and not each time: others cost nothing to send, and would fill the disk."""
         self._count(f"requests_refused|{rule_label(rule)}")
-        if state is not None and rule.startswith(("policy/", "gate")) and rule != "policy/approvals":
+        refusing = rule.startswith(("policy/", "gate")) and rule != "policy/approvals"
+        if refusing and state is not None and not state.noticed:
+            # Once a request: to order it again costs a coordinator nothing, and shuts rules that refuse on a burst.
+            state.noticed = True
             self._counting.watch.on_refusal()
         digest = state.digest if state is not None else order.request.digest(self._rules.roster.network)
         self._log.refused(

@@ -547,3 +547,43 @@ def test_a_burst_of_refusals_is_seen_and_refused_by_rules_that_say_so() -> None:
     desk.net.advance(301)
     refill(desk)
     assert len(authorizations_of(authorise(desk))) == 3
+
+
+def test_one_refused_request_ordered_again_and_again_is_no_burst() -> None:
+    desk = make_desk(on_anomaly=OnAnomaly(refusal_burst=Reaction.REFUSE))
+    desk.gate.decide = lambda member, asked: (False, "no")
+    asked = request(desk)
+    for _ in range(25):
+        authorise(desk, asked)
+    desk.gate.decide = lambda member, asked: (True, "")
+    assert len(authorizations_of(authorise(desk))) == 3
+
+
+def test_a_gate_that_becomes_slow_is_told_and_refused_by_rules_that_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long each exchange takes is what the enclave itself measures."""
+    desk = make_desk(on_anomaly=OnAnomaly(slow_gate=Reaction.REFUSE))
+    now_ns = [0]
+    monkeypatch.setattr("enclave.asking.time.perf_counter_ns", lambda: now_ns[0])
+
+    def signs_in(took_ms: int) -> set[str]:
+        desk.gate.decide = lambda member, asked: (now_ns.__setitem__(0, now_ns[0] + took_ms * 10**6) or True, "")
+        return {rule for rule, _ in refusals(authorise(desk))}
+
+    assert [signs_in(300) for _ in range(6)] == [set()] * 6
+    while not (refused := signs_in(2000)):
+        assert desk.taken < 30
+    assert refused == {"policy/anomaly"}
+    assert desk.net.members[1].core.status().counters["anomalies|slow-gate"] == 1
+    desk.net.advance(301)
+    refill(desk)
+    assert signs_in(300) == set()
+
+
+def test_a_rate_that_jumps_is_told_to_the_gate() -> None:
+    desk = make_desk(on_anomaly=OnAnomaly(rate_jump=Reaction.ASK_GATE))
+    told: list[Any] = []
+    desk.gate.decide = lambda member, asked: (told.append(asked["signerInfo"].get("anomalies")) or True, "")
+    for _ in range(21):
+        assert signs(desk)
+    assert told == [None] * 60 + [[Anomaly.RATE_JUMP.value]] * 3
+    assert desk.net.members[1].core.status().counters["anomalies|rate-jump"] == 1
