@@ -98,7 +98,8 @@ class KeyCreationInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RefreshInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """New shares of every key, for the same signers. `key_epoch`: the one that begins."""
+    """New shares of every key, for the same signers. `key_epoch`: the one that begins. Not asked yet: this version has
+    no such step."""
 
     signer_id: str
     scheme: str
@@ -116,7 +117,7 @@ class RefreshInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class ReshareInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """New shares of every key, for the signers of another roster. `…_fingerprints`: of the signers' identity keys, in
-    the order of their indices."""
+    the order of their indices. Not asked yet: this version has no such step."""
 
     signer_id: str
     scheme: str
@@ -138,7 +139,8 @@ class ReshareInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BackupKeyChangeInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Other keys that this signer's backups are encrypted to: age recipients."""
+    """Other keys that this signer's backups are encrypted to: age recipients. Not asked yet: this version has no such
+    step."""
 
     signer_id: str
     recipients: tuple[str, ...]

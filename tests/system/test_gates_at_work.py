@@ -95,7 +95,8 @@ def net(person: list[Person]) -> Iterator[LocalNet]:
         for index in made.plan.indices:
             path = made.plan.signer(index) / "enclave.yaml"
             mode = "mode: status" if index == EXISTING else "mode: signed"
-            path.write_text(path.read_text().replace("  mode: signed\n", f"  {mode}\n  deadline_s: 3600\n"))
+            more = "  key_creation: true\n" if index == PERSON else ""
+            path.write_text(path.read_text().replace("  mode: signed\n", f"  {mode}\n  deadline_s: 3600\n{more}"))
         signer = made.plan.signer(EXISTING)
         settings = (signer / "signer.yaml").read_text()
         mutual = "  ca: gate-ca.pem\n  certificate: signer.pem\n  key: signer.key\n"
@@ -185,6 +186,42 @@ def test_a_person_decides_while_signers_and_coordinator_restart(
         assert signed.signature.hash == body.hash
     asking.join(60)
     assert not asking.is_alive()
+
+
+def test_a_person_decides_whether_a_key_is_made(net: LocalNet, person: list[Person]) -> None:
+    her, made = person[0], list[CertifiedKey]()
+    her.asked.clear()
+    her.away = True
+
+    def ask() -> None:
+        with contextlib.suppress(ApiError, Failed, Unavailable), net.client() as client:
+            made.append(client.create_key("test/asked", "asked-key"))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    until(lambda: her.asked, "she is asked")
+    net.restart("coordinator")
+    count = len(her.asked)
+    until(lambda: len(her.asked) > count, "she is asked on after the coordinator restarted")
+    with net.client() as client:
+
+        def labels() -> list[str]:
+            return [each.certified.label for each in client.list_keys() if each.certified is not None]
+
+        until(labels, "the signers have told of their keys")
+        assert "test/asked" not in labels()
+        her.away = False
+        key = client.create_key("test/asked", "asked-key")
+        assert (key.label, client.sign(key.id, some_hash()).status) == ("test/asked", "Signed")
+        assert labels().count("test/asked") == 1
+    infos = [question["signerInfo"] for question in her.asked]
+    assert {(info["kind"], info["label"], info["signer_id"]) for info in infos} == {
+        ("KeyCreation", "test/asked", f"signer-{PERSON}")
+    }
+    assert len({question["uid"] for question in her.asked}) == 1
+    asking.join(60)
+    assert not asking.is_alive()
+    assert {each.id for each in made} <= {key.id}
 
 
 def test_secrets_are_rotated_and_no_request_fails(net: LocalNet, key: CertifiedKey) -> None:
