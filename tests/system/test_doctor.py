@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import shutil
 import stat
 import subprocess
@@ -20,7 +21,15 @@ from appliance.checkup.doctor import Around, directory_checks
 from appliance.checkup.seen_by_api import OPERATOR_TOKEN, coordinators_own_check
 from appliance.localnet import LocalNet
 from appliance.templates import reader_yaml
+from tests.fakes.softhsm import library
 
+MAKE_EXPORTABLE = """
+import sys, pkcs11
+_, path, label, pin = sys.argv
+with pkcs11.lib(path).get_token(token_label=label).open(rw=True, user_pin=pin.strip()) as session:
+    open_to_all = {pkcs11.Attribute.SENSITIVE: False, pkcs11.Attribute.EXTRACTABLE: True}
+    session.generate_key(pkcs11.KeyType.AES, 256, label="by-hand", store=True, template=open_to_all)
+"""
 # What depends on the machine that runs the tests.
 OF_THE_MACHINE = {"clock", "snapshots", "memory", "hardening", "separation"}
 
@@ -109,6 +118,13 @@ def test_clocks_that_differ_and_certificates_that_end(net: LocalNet) -> None:
         "clocks": "the clocks of coordinator coordinator and of this host differ by 810 days",
         "certificates": "signer.pem expires in 14 days",
     }
+    past = later + datetime.timedelta(days=20)
+    (ended,) = [
+        one for one in examined(net.plan.signer(1), Around(now=lambda: past))["certificates"]
+        if one.what.startswith("signer.pem")
+    ]  # fmt: skip
+    assert (ended.result, ended.what) == (Result.PROBLEM, "signer.pem has expired")
+    assert ended.remedy.startswith("keymoot pki renew")
 
 
 def test_files_that_are_not_those_that_run(net: LocalNet) -> None:
@@ -121,6 +137,31 @@ def test_files_that_are_not_those_that_run(net: LocalNet) -> None:
         policy.write_text(before)
     assert list(told) == ["agreement"]
     assert told["agreement"].startswith("its enclave runs with another policy (")
+    roster = net.plan.signer(1) / "roster.yaml"
+    before = roster.read_text()
+    roster.write_text(before.replace("operator: ", "operator: Another ", 1))
+    try:
+        told = wrong(examined(net.plan.signer(1)))
+    finally:
+        roster.write_text(before)
+    assert list(told) == ["agreement"]
+    assert told["agreement"].startswith("its enclave runs with another roster (")
+
+
+def test_a_configuration_with_a_mistake_in_it(net: LocalNet) -> None:
+    policy = net.plan.signer(1) / "policy.yaml"
+    before = policy.read_text()
+    policy.write_text(before.replace("blind: true", "blind: maybe", 1))
+    try:
+        code, text = doctor(net.plan.signer(1), "--json")
+    finally:
+        policy.write_text(before)
+    document = json.loads(text)
+    assert (code, document["status"]) == (1, "attention")
+    (told,) = [one for one in document["checks"] if one["check"] == "configuration"]
+    assert told["result"] == "problem"
+    assert re.search(r"policy\.yaml:\d+:\d+: ", told["what"])
+    assert told["remedy"].startswith("Correct enclave.yaml")
 
 
 def test_hsm_keys_that_are_missing_or_anothers(net: LocalNet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +174,16 @@ def test_hsm_keys_that_are_missing_or_anothers(net: LocalNet, monkeypatch: pytes
         enclave.write_text(before)
     assert list(told) == ["hsm"]
     assert told["hsm"].startswith("no secret key 'keymoot-seal-2' on the token")
+    # A key that somebody made by hand, and that the token gives out.
+    script = [sys.executable, "-c", MAKE_EXPORTABLE, library(), "keymoot", (net.plan.signer(1) / "pin").read_text()]
+    subprocess.run([*map(str, script)], check=True, capture_output=True)
+    enclave.write_text(before.replace("keymoot-seal-1", "by-hand"))
+    try:
+        told = wrong(examined(net.plan.signer(1)))
+    finally:
+        enclave.write_text(before)
+    assert list(told) == ["hsm"]
+    assert told["hsm"].startswith("key 'by-hand' is not sensitive and non-extractable")
     # Another signer's token under the same label, with its PIN.
     pin = net.plan.signer(1) / "pin"
     own = pin.read_text()
@@ -218,5 +269,7 @@ def test_a_gate_a_coordinator_and_an_enclave_that_are_away(net: LocalNet) -> Non
     assert set(told) == {"processes", "connections", "gate"}
     assert "the enclave does not answer" in told["processes"]
     assert "Connection refused" in told["gate"]
+    code, text = doctor(net.plan.signer(1), "--json")
+    assert (code, json.loads(text)["status"]) == (1, "attention")
     assert set(wrong(examined(net.root / "coordinator"))) == {"processes"}
     assert set(wrong(examined(net.plan.gate_directory(1)))) == {"processes"}
