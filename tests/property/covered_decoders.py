@@ -7,6 +7,7 @@ OWN = "what this very process, or our own enclave tool, has just written"
 COVERED: dict[str, str] = {
     "enclave.ledger_keeping:LedgerKeeping._fold_entry": OWN,
     "enclave.shares:Vault.open_counters": OWN,
+    "appliance.bench.load:_refills": OWN,
     "appliance.bench.policy:run": OWN,
     "appliance.bench.presign:_median_batch_ms": OWN,
     "appliance.bench.presign:_profile": OWN,
