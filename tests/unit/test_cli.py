@@ -206,6 +206,7 @@ def test_signing_something_that_is_no_hex_is_the_callers_mistake(keymoot: Keymoo
         ("load", "--seconds", "0"),
         ("load", "--hashes", "1001"),
         ("wan", "--delay-ms", "0"),
+        ("gate", "--clients", "0"),
     ],
 )
 def test_impossible_benchmarks_are_refused_before_anything_starts(keymoot: Keymoot, arguments: tuple[str, ...]) -> None:

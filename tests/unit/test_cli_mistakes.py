@@ -174,6 +174,7 @@ MISTAKES = [
     ("bench online --concurrency 0", 2, "at least 1"),
     ("bench wan --delay-ms 0", 2, "--delay-ms is more than 0"),
     ("bench load --clients 0", 2, "--clients is 1 to"),
+    ("bench gate --seconds 0", 2, "--seconds at most"),
     ("bench load --keys 0", 2, "--keys is 1 to"),
 ]
 
