@@ -213,7 +213,8 @@ class Pool(ApiStruct, frozen=True):
     being made. `failure`: why the last batch failed; empty where it did not. `spent_per_s`: over the last minute;
     `seconds_to_empty`: at that rate and without a refill, absent where nothing is spent. `filled_per_s`: how fast the
     last whole batch was made. `busiest_minute`: most spent in one minute since the coordinator's start.
-    `recommended_low`, `recommended_high`: marks for the burst that was asked about."""
+    `recommended_low`, `recommended_high`: marks for this pool's part of the burst that was asked about, at most
+    what the signers' memory allows."""
 
     committee: tuple[int, ...]
     available: int

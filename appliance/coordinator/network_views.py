@@ -20,7 +20,6 @@ from appliance.api.models import (
     Signer,
     SignerList,
 )
-from appliance.coordinator.config import MAX_MARK
 from appliance.coordinator.consumption import recommended
 from appliance.coordinator.convictions import Conviction
 from appliance.coordinator.network import Network
@@ -85,11 +84,14 @@ def show_pools(network: Network, burst: int | None) -> PoolList:
     of signatures."""
     kept = set(network.refill.preferred())
     shown = sorted({*network.committees(), *network.pools.spent_lately()})
-    pools = tuple(_pool(network, committee, committee in kept, burst) for committee in shown)
+    # The fullest pool is used next, so a burst is spread over those that are kept.
+    share = None if burst is None else -(-burst // max(len(kept), 1))
+    pools = tuple(_pool(network, committee, committee in kept, share) for committee in shown)
     return PoolList(pools, waiting=len(network.line), burst=burst)
 
 
 def _pool(network: Network, committee: tuple[int, ...], kept: bool, burst: int | None) -> Pool:
+    """`burst`: this pool's part of it; None for its busiest minute."""
     marks, filling = network.refill.marks(), network.refill.filling(committee)
     consumption = network.pools.consumption(committee)
     available, spent_per_s = network.pools.available(committee), consumption.per_s()
@@ -99,7 +101,7 @@ def _pool(network: Network, committee: tuple[int, ...], kept: bool, burst: int |
         spent_per_s,
         network.refill.settings.batch,
         filling.batch_s or 0.0,
-        MAX_MARK,
+        network.refill.most(),
     )
     return Pool(
         committee=committee,

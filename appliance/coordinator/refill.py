@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 
 from appliance.coordinator.ceremonies import Ceremonies
 from appliance.coordinator.changes import Changes
 from appliance.coordinator.committees import windows
-from appliance.coordinator.config import PoolSettings
+from appliance.coordinator.config import MAX_MARK, PoolSettings
 from appliance.coordinator.consumption import Marks
 from appliance.coordinator.errors import CeremonyEnded, Rejected
 from appliance.coordinator.line import Line
@@ -73,6 +74,10 @@ class Refill:
     def marks(self) -> Marks:
         """The marks of every pool."""
         return marks_of(self.roster, self.settings)
+
+    def most(self) -> int:
+        """The highest mark that the memory of the signers allows a pool."""
+        return marks_of(self.roster, msgspec.structs.replace(self.settings, high=MAX_MARK)).high
 
     def preferred(self) -> list[tuple[int, ...]]:
         """The committees whose pools are kept filled: neighbours in the roster's circle that are all there; where

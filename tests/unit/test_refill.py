@@ -199,6 +199,19 @@ async def test_what_was_spent_is_shown_of_a_pool_that_is_used_up_and_not_filled_
     assert [pool["busiestMinute"] for pool in shown if pool["committee"] == list(committee)] == [spent]
 
 
+async def test_marks_are_recommended_for_a_burst_that_all_pools_share(five: FakeNetwork) -> None:
+    async def recommended(burst: int) -> set[tuple[int, int]]:
+        shown = (await five.get(f"/v1/pools?burst={burst}"))[1]
+        assert shown["burst"] == burst
+        return {(pool["recommendedLow"], pool["recommendedHigh"]) for pool in shown["items"]}
+
+    assert await recommended(1001) == {(201, 209)}
+    # Each signer has a part in three of the five pools.
+    most = wire.MAX_PRESIGNATURES // 3 - 8
+    assert await recommended(100_000) == {(20_000, 20_008)}
+    assert five.coordinator.network.refill.most() == most
+
+
 async def test_a_signer_that_failed_is_asked_where_it_is_needed(net: FakeNetwork) -> None:
     network = net.coordinator.network
     network.standing.failed(2, "timeout")
