@@ -20,7 +20,7 @@ from appliance.api import batches, models
 from appliance.api.certificates import CertificateRefused, verify_key
 from appliance.api.credentials import Credential
 from appliance.api.failover import Transports, at_any
-from appliance.api.jws import SIGNATURE_HEADER, ClientKey, new_jti, sign_request
+from appliance.api.jws import DEFAULT_LIFETIME_S, SIGNATURE_HEADER, ClientKey, new_jti, sign_request
 from appliance.api.paths import COORDINATOR_PATH, HEALTH_PATHS, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.api.results import ApiError, CertifiedKey, ListedKey, require
 from appliance.api.signatures import verify_signature, what_is_signed
@@ -34,6 +34,7 @@ from policies.requests import (
     signatures_path,
 )
 from policies.roster import Roster
+from policies.signed_requests import APPROVE
 
 if TYPE_CHECKING:
     from appliance.profile import Profile
@@ -42,6 +43,7 @@ MAX_REMEMBERED_KEYS = 256
 MAX_PAGES = 1000
 LISTED = 1000
 WAIT_TIMEOUT_S = 120.0
+APPROVAL_LIFETIME_S = 24 * 3600
 # Below the time-out of a request: what takes longer is asked for again.
 POST_WAIT_S = 20
 POLL_FIRST_S, POLL_MOST_S = 0.02, 1.0
@@ -150,14 +152,23 @@ class AsyncClient:
     # --- signatures -------------------------------------------------------------------------------------
 
     @at_any
-    async def sign(self, key_id: str, body: SigningBody, *, timeout_s: float = WAIT_TIMEOUT_S) -> models.Signature:
-        """The finished signature over `body`, verified under the certified child key.
+    async def sign(
+        self,
+        key_id: str,
+        body: SigningBody,
+        *,
+        timeout_s: float = WAIT_TIMEOUT_S,
+        lifetime_s: int = DEFAULT_LIFETIME_S,
+    ) -> models.Signature:
+        """The finished signature over `body`, verified under the certified child key. `lifetime_s`: for how long the
+        request may be carried out; up to 72 h where policies let it wait for approvals.
 
-        Raises `Rejected` (which signer, why), `Failed`, `ApiError`, `CertificateRefused`, `Unavailable`.
+        Raises `Rejected` (which signer, why), `AwaitingApprovals`, `Failed`, `ApiError`, `CertificateRefused`,
+        `Unavailable`.
         """
         path = signatures_path(key_id)
         key = await self._remembered(key_id)
-        asked = await self._post(path, body, models.Signature)
+        asked = await self._post(path, body, models.Signature, lifetime_s=lifetime_s)
         answer = await self._until(
             lambda: self._get(f"{path}/{asked.id}", models.Signature),
             asked,
@@ -167,6 +178,28 @@ class AsyncClient:
         require(answer, models.SignatureState.SIGNED)
         verify_signature(answer.signature, key.public_key(body.derivation_path), what_is_signed(body))
         return answer
+
+    @at_any
+    async def approvals_wanted(self, key_id: str, signature_id: str) -> models.ApprovalsWanted:
+        """What an approver is to sign, as the coordinator says. Raises `ApiError`, `Unavailable`."""
+        return await self._get(f"{signatures_path(key_id)}/{signature_id}/approvals", models.ApprovalsWanted)
+
+    @at_any
+    async def approve(
+        self, key_id: str, signature_id: str, body: bytes, *, lifetime_s: int = APPROVAL_LIFETIME_S
+    ) -> models.Signature:
+        """Approve the signing request whose body is `body`, exactly the bytes that were looked at: the coordinator can
+        make it stand for nothing else. The request as it stands then.
+
+        Raises `ApiError`, `Unavailable`.
+        """
+        path = signatures_path(key_id)
+        now_s = int(self._clock())
+        approval = sign_request(
+            self._signing_key(), self._roster.network, APPROVE, path, body,
+            now_s=now_s, jti=new_jti(), lifetime_s=lifetime_s,
+        )  # fmt: skip
+        return await self._post(f"{path}/{signature_id}/approvals", Approval(approval), models.Signature)
 
     async def get_signature(self, key_id: str, signature_id: str, body: SigningBody | None = None) -> models.Signature:
         """A signing request as it stands. A signature in it is verified: over `body` under its path where `body`
@@ -275,11 +308,18 @@ class AsyncClient:
     async def _remembered(self, key_id: str) -> CertifiedKey:
         return self._keys.get(key_id) or await self.get_key(key_id)
 
-    async def _post(self, path: str, body: msgspec.Struct, kind: type[A]) -> A:
+    def _signing_key(self) -> ClientKey:
         if self._key is None:
             raise CallerError("this client has no key to sign requests with: give it one with a policy's client id")
+        return self._key
+
+    async def _post(self, path: str, body: msgspec.Struct, kind: type[A], *, lifetime_s: int = DEFAULT_LIFETIME_S) -> A:
         data = msgspec.json.encode(body)
-        jws = sign_request(self._key, self._roster.network, "POST", path, data, now_s=int(self._clock()), jti=new_jti())
+        now_s = int(self._clock())
+        jws = sign_request(
+            self._signing_key(), self._roster.network, "POST", path, data,
+            now_s=now_s, jti=new_jti(), lifetime_s=lifetime_s,
+        )  # fmt: skip
         headers = {SIGNATURE_HEADER: jws, "content-type": "application/json"}
         params = {"wait": str(POST_WAIT_S)}
         return await self.transports.current.exchange("POST", path, kind, data=data, headers=headers, params=params)
@@ -302,4 +342,10 @@ class AsyncClient:
         return answer
 
 
-_TERMINAL = frozenset({models.SignatureState.SIGNED, models.SignatureState.FAILED, models.SignatureState.REJECTED})
+class Approval(msgspec.Struct, frozen=True):
+    """An approver's detached JWS over the body of another's request."""
+
+    approval: str
+
+
+_TERMINAL = frozenset(models.SignatureState) - {models.SignatureState.PENDING, models.SignatureState.EXECUTING}

@@ -22,12 +22,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from appliance.api import batches, models
-from appliance.api.async_client import LISTED, WAIT_TIMEOUT_S, AsyncClient
+from appliance.api.async_client import APPROVAL_LIFETIME_S, LISTED, WAIT_TIMEOUT_S, AsyncClient
 from appliance.api.certificates import CertificateRefused
 from appliance.api.credentials import Credential
-from appliance.api.jws import ClientKey
+from appliance.api.jws import DEFAULT_LIFETIME_S, ClientKey
 from appliance.api.results import (
     ApiError,
+    AwaitingApprovals,
     CertifiedKey,
     Conflict,
     Failed,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ApiError",
     "AsyncClient",
+    "AwaitingApprovals",
     "CertificateRefused",
     "CertifiedKey",
     "Client",
@@ -111,9 +113,26 @@ class Client:
         """See `AsyncClient.list_keys`."""
         return self._run(self._client.list_keys())
 
-    def sign(self, key_id: str, body: SigningBody, *, timeout_s: float = WAIT_TIMEOUT_S) -> models.Signature:
+    def sign(
+        self,
+        key_id: str,
+        body: SigningBody,
+        *,
+        timeout_s: float = WAIT_TIMEOUT_S,
+        lifetime_s: int = DEFAULT_LIFETIME_S,
+    ) -> models.Signature:
         """See `AsyncClient.sign`."""
-        return self._run(self._client.sign(key_id, body, timeout_s=timeout_s))
+        return self._run(self._client.sign(key_id, body, timeout_s=timeout_s, lifetime_s=lifetime_s))
+
+    def approvals_wanted(self, key_id: str, signature_id: str) -> models.ApprovalsWanted:
+        """See `AsyncClient.approvals_wanted`."""
+        return self._run(self._client.approvals_wanted(key_id, signature_id))
+
+    def approve(
+        self, key_id: str, signature_id: str, body: bytes, *, lifetime_s: int = APPROVAL_LIFETIME_S
+    ) -> models.Signature:
+        """See `AsyncClient.approve`."""
+        return self._run(self._client.approve(key_id, signature_id, body, lifetime_s=lifetime_s))
 
     def sign_batch(self, key_id: str, body: HashBatch, *, timeout_s: float = WAIT_TIMEOUT_S) -> batches.SignatureBatch:
         """See `AsyncClient.sign_batch`."""

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 
 from policies.errors import CallerError
+from policies.signed_requests import APPROVE, MAX_APPROVED_S, MAX_LIFETIME_S
 
 SIGNATURE_HEADER = "Keymoot-Signature"
-MAX_LIFETIME_S = 300
 DEFAULT_LIFETIME_S = 120
 JTI_BYTES = 16
 
@@ -89,12 +89,14 @@ def sign_request(
     jti: str,
     lifetime_s: int = DEFAULT_LIFETIME_S,
 ) -> str:
-    """The detached JWS (`header..signature`) for one request, good for `lifetime_s` (at most 300 s).
+    """The detached JWS (`header..signature`) for one request, good for `lifetime_s`: at most 300 s, or 72 h where it
+    may have to wait for approvals, and for an approval itself (method `APPROVE`).
 
     `jti`: a fresh random name, never used twice. Raises `CallerError` for an impossible lifetime.
     """
-    if not 0 < lifetime_s <= MAX_LIFETIME_S:
-        raise CallerError(f"a request lives 1 to {MAX_LIFETIME_S} s, not {lifetime_s}")
+    longest_s = MAX_APPROVED_S if method == APPROVE or path.endswith("/signatures") else MAX_LIFETIME_S
+    if not 0 < lifetime_s <= longest_s:
+        raise CallerError(f"a request lives 1 to {longest_s} s, not {lifetime_s}")
     header = ProtectedHeader(
         alg=key.algorithm,
         kid=key.kid,

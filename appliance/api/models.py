@@ -21,13 +21,15 @@ class KeyState(StrEnum):
 
 
 class SignatureState(StrEnum):
-    """`Pending` → `Executing` → `Signed` | `Failed` | `Rejected`."""
+    """`Pending` → `Executing` → `Signed` | `Failed` | `Rejected` | `AwaitingApprovals`, from where another
+    client's approval makes it `Pending` again, and its end `Failed` (`approvals/late`)."""
 
     PENDING = "Pending"
     EXECUTING = "Executing"
     SIGNED = "Signed"
     FAILED = "Failed"
     REJECTED = "Rejected"
+    AWAITING = "AwaitingApprovals"
 
 
 class Certificate(ApiStruct, frozen=True):
@@ -95,6 +97,20 @@ class Signature(ApiStruct, frozen=True):
     created_at: str
     signature: SignatureValue | None = None
     reason: Reason | None = None
+
+
+class ApprovalsWanted(ApiStruct, frozen=True):
+    """What an approver of a signing request signs: `body`, exactly these characters as UTF-8, under `path`.
+    `requester`: the client that asks, as it says; `approved_by`: whose approvals are here; `expires`: its end."""
+
+    id: str
+    key_id: str
+    status: SignatureState
+    requester: str
+    path: str
+    body: str
+    expires: str
+    approved_by: tuple[str, ...]
 
 
 class SignatureList(ApiStruct, frozen=True):

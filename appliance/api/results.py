@@ -9,7 +9,7 @@ from typing import TypeVar
 from appliance.api import addresses, models
 from appliance.api.derivation import derive
 from enclave import wire
-from policies.errors import KeymootError
+from policies.errors import KeymootError, Unavailable
 from policies.roster import describe_scheme
 
 K = TypeVar("K", models.Key, models.Signature)
@@ -68,6 +68,15 @@ class Failed(KeymootError):
         self.code, self.reason = code, reason
 
 
+class AwaitingApprovals(Unavailable):
+    """Nothing was refused: signers' policies want other clients to approve the request `id`; `reason` says how many.
+    Once they have, the coordinator carries it out; the same call with the same external id then gives the result."""
+
+    def __init__(self, request_id: str, key_id: str, reason: str) -> None:
+        super().__init__(f"{request_id} waits for approvals: {reason}", f"keymoot approve {key_id} {request_id}")
+        self.id, self.reason = request_id, reason
+
+
 @dataclass(frozen=True)
 class CertifiedKey:
     """A key that all signers of the pinned roster acknowledged. Made by the client alone, after verification."""
@@ -118,4 +127,6 @@ def require(answer: K, success: str) -> K:
     reason = answer.reason or models.Reason(code=str(answer.status), message="no reason was given")
     if answer.status == "Rejected":
         raise Rejected(reason.signer, reason.code, reason.message)
+    if isinstance(answer, models.Signature) and answer.status is models.SignatureState.AWAITING:
+        raise AwaitingApprovals(answer.id, answer.key_id, reason.message)
     raise Failed(reason.code, reason.message)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from appliance.cli import (
+    approve,
     bench,
     completion,
     doctor,
@@ -36,7 +37,7 @@ EPILOG = (
     "With --json, one line of JSON on standard output (pool: one for each look) and nothing else there: scheme, "
     "setup, status, doctor, freeze, unfreeze, operator-key, pool, init, roster, enclave accept-rollback, coordinator "
     "readmit, coordinator token, gate secret, gate trial-secrets, gate check, policy, hsm, evidence "
-    "verify, pki, keys, sign, demo, bench."
+    "verify, pki, keys, sign, approve, demo, bench."
 )
 
 app = typer.Typer(
@@ -79,6 +80,7 @@ app.add_typer(evidence.app, name="evidence")
 app.add_typer(pki.app, name="pki")
 app.add_typer(keys.app, name="keys")
 app.add_typer(sign.app, name="sign")
+app.command("approve")(approve.approve)
 
 
 @app.command()

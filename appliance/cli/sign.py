@@ -22,6 +22,9 @@ MAX_FILE_BYTES = 256 * 1024
 
 app = typer.Typer(help="Sign hashes, a message, an Ethereum transaction or a Bitcoin input.", no_args_is_help=True)
 
+ApprovalsOption = Annotated[
+    int, typer.Option("--approvals-within", metavar="HOURS", min=0, max=72, help="How long it may wait for approvals.")
+]
 Access = tuple[Path, Path | None]
 KeyArgument = Annotated[str, typer.Argument(help="The key's id (key_…).")]
 
@@ -32,12 +35,13 @@ def sign_hash(
     digest: Annotated[str, typer.Argument(metavar="HASH", help="32 bytes of hex. Signed blindly, if policies allow.")],
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
+    within: ApprovalsOption = 0,
     profile: ProfileOption = DEFAULT_PROFILE,
     token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Sign a bare 32-byte hash: nobody but you knows what it stands for."""
-    _sign((profile, token), key_id, {"kind": "Hash", "hash": _hex(digest)}, path, external_id, as_json)
+    _sign((profile, token), key_id, {"kind": "Hash", "hash": _hex(digest)}, path, external_id, as_json, within)
 
 
 @app.command("batch")
@@ -78,6 +82,7 @@ def sign_message(
     hash_name: Annotated[MessageHash, typer.Option("--hash", help="How it is hashed.")] = MessageHash.EIP_191,
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
+    within: ApprovalsOption = 0,
     profile: ProfileOption = DEFAULT_PROFILE,
     token: TokenOption = None,
     as_json: Json = False,
@@ -85,7 +90,7 @@ def sign_message(
     """Sign a message, which every enclave hashes itself."""
     data = _read(message[1:]) if message.startswith("@") else message.encode()
     fields: dict[str, object] = {"kind": "Message", "message": "0x" + data.hex(), "hash": hash_name.value}
-    _sign((profile, token), key_id, fields, path, external_id, as_json)
+    _sign((profile, token), key_id, fields, path, external_id, as_json, within)
 
 
 @app.command("typed-data")
@@ -94,6 +99,7 @@ def sign_typed_data(
     document: Annotated[str, typer.Argument(help="EIP-712 document: JSON, or @FILE with it.")],
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
+    within: ApprovalsOption = 0,
     profile: ProfileOption = DEFAULT_PROFILE,
     token: TokenOption = None,
     as_json: Json = False,
@@ -104,7 +110,15 @@ def sign_typed_data(
         typed_data = msgspec.json.decode(data)
     except (ValueError, RecursionError) as error:
         raise CallerError(f"the document is not JSON: {error}") from None
-    _sign((profile, token), key_id, {"kind": "Eip712TypedData", "typedData": typed_data}, path, external_id, as_json)
+    _sign(
+        (profile, token),
+        key_id,
+        {"kind": "Eip712TypedData", "typedData": typed_data},
+        path,
+        external_id,
+        as_json,
+        within,
+    )
 
 
 @app.command("ethereum")
@@ -113,13 +127,14 @@ def sign_ethereum(
     transaction: Annotated[str, typer.Argument(help="Unsigned transaction: hex, or @FILE with it.")],
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
+    within: ApprovalsOption = 0,
     profile: ProfileOption = DEFAULT_PROFILE,
     token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Sign a legacy (EIP-155), EIP-2930 or EIP-1559 transaction, which every enclave parses and hashes itself."""
     fields: dict[str, object] = {"kind": "EthereumTransaction", "transaction": _hex(transaction)}
-    _sign((profile, token), key_id, fields, path, external_id, as_json)
+    _sign((profile, token), key_id, fields, path, external_id, as_json, within)
 
 
 @app.command("bitcoin")
@@ -128,19 +143,31 @@ def sign_bitcoin(
     preimage: Annotated[str, typer.Argument(help="BIP-143 preimage of one input: hex, or @FILE with it.")],
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
+    within: ApprovalsOption = 0,
     profile: ProfileOption = DEFAULT_PROFILE,
     token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
     """Sign one segwit input, from its BIP-143 preimage, which every enclave parses and hashes itself."""
     fields: dict[str, object] = {"kind": "BitcoinBip143Preimage", "preimage": _hex(preimage)}
-    _sign((profile, token), key_id, fields, path, external_id, as_json)
+    _sign((profile, token), key_id, fields, path, external_id, as_json, within)
 
 
-def _sign(access: Access, key_id: str, fields: dict[str, object], path: str, external_id: str, as_json: bool) -> None:
+def _sign(
+    access: Access,
+    key_id: str,
+    fields: dict[str, object],
+    path: str,
+    external_id: str,
+    as_json: bool,
+    wait_h: int,
+) -> None:
+    from appliance.api.jws import DEFAULT_LIFETIME_S
+
     body = _body({**fields, "externalId": external_id or new_external_id(), "derivationPath": parse_path(path)})
     with open_client(*access) as client, working("Policies and gates are asked…"):
-        answer = client.sign(checked_key_id(key_id), body)
+        lifetime_s = wait_h * 3600 if wait_h else DEFAULT_LIFETIME_S
+        answer = client.sign(checked_key_id(key_id), body, lifetime_s=lifetime_s)
     if as_json:
         show_json(answer)
         return

@@ -58,6 +58,10 @@ class Admission:
         """From now on these, and nobody else."""
         self._clients, self._readers = clients, readers
 
+    def check_approval(self, jws: str, path: str, body: bytes) -> str:
+        """The client whose approval of a request it is. Raises `Refused`."""
+        return self._clients.check_approval(jws, path, body, int(self._wall_clock()))
+
     def middleware(self) -> Middleware:
         """As aiohttp takes it. Raises `Unauthorized`, `Limited`, and what `Bodies.read` raises."""
 

@@ -16,6 +16,7 @@ from appliance.api.batches import SignatureBatch
 from appliance.api.models import Key, KeyList, KeyState, Readiness, Signature, SignatureList, SignatureState
 from appliance.api.paths import COORDINATOR_PATH, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.coordinator.admission import READER, SIGNED, Admission
+from appliance.coordinator.approving import ApprovalBody, Approving
 from appliance.coordinator.identity import Identity
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
 from appliance.coordinator.limits import (
@@ -41,10 +42,11 @@ from policies.errors import CallerError
 from policies.json_strict import JsonInvalid, parse_json
 from policies.requests import KEY_ID_PATTERN, KEYS_PATH, HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
+from policies.signed_requests import claimed_client
 
 QUERIES = {(one.method.upper(), one.path): one.queries for one in OPERATIONS}
 UNFINISHED_KEY = (KeyState.PENDING,)
-UNFINISHED_SIGNATURE = (SignatureState.PENDING, SignatureState.EXECUTING)
+UNFINISHED_SIGNATURE = (SignatureState.PENDING, SignatureState.EXECUTING, SignatureState.AWAITING)
 
 T = TypeVar("T")
 
@@ -66,6 +68,7 @@ class Api:
         """`wall_clock`: Unix seconds."""
         self._store, self._roster, self._work = store, roster, work
         self._identity, self._wall_clock = identity, wall_clock
+        self._approving = Approving(store, work, admission)
         self._keybook, self._network, self._admission = keybook, network, admission
         self._described = msgspec.json.encode(describe(importlib.metadata.version("keymoot")))
 
@@ -81,6 +84,8 @@ class Api:
                 web.post(KEYS_PATH + "/{key}/signatures", self._create_signature),
                 web.get(KEYS_PATH + "/{key}/signatures", self._list_signatures),
                 web.get(KEYS_PATH + "/{key}/signatures/{signature}", self._get_signature),
+                web.get(KEYS_PATH + "/{key}/signatures/{signature}/approvals", self._show_wanted),
+                web.post(KEYS_PATH + "/{key}/signatures/{signature}/approvals", self._approve),
                 web.post(KEYS_PATH + "/{key}/signature-batches", self._create_batch),
                 web.get(KEYS_PATH + "/{key}/signature-batches/{batch}", self._get_batch),
                 web.get("/v1/healthz", self._health),
@@ -151,10 +156,25 @@ class Api:
         return _json(SignatureList(tuple(show_signature(row) for row in rows), _following(rows)))
 
     async def _get_signature(self, request: web.Request) -> web.Response:
+        return _json(show_signature(self._signature_row(request)))
+
+    async def _show_wanted(self, request: web.Request) -> web.Response:
+        return _json(self._approving.show(self._signature_row(request)))
+
+    async def _approve(self, request: web.Request) -> web.Response:
+        wait_s = _wait_s(request)
+        row, client = self._signature_row(request), request[SIGNED]
+        body = _parse(client.body, ApprovalBody)
+        await self._approving.approve(row, claimed_client(client.jws), body.approval)
+        await self._work.wait(row.id, wait_s)
+        shown = show_signature(self._signature_row(request))
+        return _posted(shown, False, ended=shown.status not in UNFINISHED_SIGNATURE)
+
+    def _signature_row(self, request: web.Request) -> SignatureRow:
         row = self._store.signature(request.match_info["signature"])
         if row is None or row.key_id != request.match_info["key"]:
             raise NotFound("there is no such signature of this key")
-        return _json(show_signature(row))
+        return row
 
     async def _health(self, request: web.Request) -> web.Response:
         return _json(show_health(self._network, self._store.recovery.failure, details=READER in request))

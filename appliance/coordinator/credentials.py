@@ -19,7 +19,7 @@ from nacl.exceptions import BadSignatureError
 from appliance.coordinator.config import Reader
 from policies.clients import Algorithm, Client
 from policies.errors import CallerError, KeymootError, Refused
-from policies.signed_requests import UnverifiedJws, split_jws
+from policies.signed_requests import MAX_APPROVED_S, MAX_LIFETIME_S, UnverifiedJws, split_jws
 
 BEARER = "bearer "
 
@@ -73,8 +73,19 @@ class ClientKeys:
         known = self._clients.get(parts.header.kid)
         if known is None:
             raise Refused("request/client", "no client with this kid is listed in the coordinator's clients file")
-        parts.check(known[0], network=self._network, method="POST", path=path, now_s=now_s)
+        # Only a signature may wait for approvals; whether this one may, its signers know.
+        longest_s = MAX_APPROVED_S if path.endswith("/signatures") else MAX_LIFETIME_S
+        parts.check(known[0], network=self._network, method="POST", path=path, now_s=now_s, longest_s=longest_s)
         return parts
+
+    def check_approval(self, jws: str, path: str, body: bytes, now_s: int) -> str:
+        """The client whose approval of a request to `path` it is. Raises `Refused`."""
+        parts = split_jws(jws)
+        known = self._clients.get(parts.header.kid)
+        if known is None:
+            raise Refused("request/client", "no client with this kid is listed in the coordinator's clients file")
+        parts.check_approval(known[0], network=self._network, path=path, now_s=now_s)
+        return self.verify(parts, body)
 
     def verify(self, jws: UnverifiedJws, body: bytes) -> str:
         """The client whose signature over `body` it is. Raises `Refused`."""

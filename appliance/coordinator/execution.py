@@ -21,7 +21,7 @@ from appliance.coordinator.messages import message_hash
 from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing, SigningRequest
 from appliance.store import CoordinatorStore
-from appliance.store.accepted import CONFLICT
+from appliance.store.accepted import AWAITING, CONFLICT
 from appliance.store.failures import QueueFull, StoreFailed
 from appliance.store.waiting import Waiting
 from enclave import wire
@@ -31,6 +31,7 @@ from policies.requests import SigningBody
 from policies.roster import Roster
 
 KEYGENS_AT_ONCE = 4
+APPROVALS_RULE = "policy/approvals"
 QUEUE_PAUSE_S = 0.1
 GATE_PENDING = "gate/pending"
 
@@ -102,14 +103,28 @@ class Execution:
         """As `key`: a signature under the child key `public_key` (33 bytes)."""
         pending = partial(self._pending, signature_id, self._store.set_executing)
         waiting = self._waited_before(signature_id) if resumed else None
-        request = SigningRequest(client, key_id, message_hash(body), public_key, pending, again, resumed, waiting)
-        try:
-            value = await self._signing.sign(request)
-        except (Rejected, CeremonyEnded, Unavailable) as error:
-            return await self._end(signature_id, self._store.end_signature, error)
+        h, approved = message_hash(body), self._approvals(signature_id)
+        while True:
+            signed = msgspec.structs.replace(client, approvals=approved)
+            request = SigningRequest(signed, key_id, h, public_key, pending, again, resumed, waiting)
+            try:
+                value = await self._signing.sign(request)
+                break
+            except (Rejected, CeremonyEnded, Unavailable) as error:
+                state = await self._end(signature_id, self._store.end_signature, error)
+                if state != AWAITING or not await self._approved_meanwhile(signature_id, approved):
+                    return state
+                approved = self._approvals(signature_id)
         await self._written(partial(self._store.finish_signature, signature_id, msgspec.json.encode(value)))
         await self._no_more_waiting(signature_id)
         return SignatureState.SIGNED
+
+    async def _approved_meanwhile(self, signature_id: str, approved: tuple[str, ...]) -> bool:
+        """Whether approvals came while the request was under way, when nobody takes it up for them."""
+        return self._approvals(signature_id) != approved and await self._store.take_up(signature_id)
+
+    def _approvals(self, signature_id: str) -> tuple[str, ...]:
+        return tuple(one.jws for one in self._store.approvals.of(signature_id))[: wire.MAX_APPROVALS]
 
     async def batch(
         self,
@@ -173,6 +188,8 @@ class Execution:
         name = self._network.signers.name
         if isinstance(error, Rejected):
             state, rest = "Rejected", (error.rule, error.reason, name(error.signer))
+            if _awaits(error) and end == self._store.end_signature:
+                state = AWAITING
         elif isinstance(error, CeremonyEnded):
             state, rest = "Failed", (error.code, error.reason, name(error.signer))
         else:
@@ -201,6 +218,11 @@ class Execution:
 async def _shown_nowhere(request_id: str, code: str, message: str, signers: str) -> None:
     """Requests for keys have one state until they end: the log says why it lasts."""
     log.info("gate-pending", id=request_id, code=code, reason=message, signers=signers)
+
+
+def _awaits(error: Exception) -> bool:
+    """Whether a signer's policy asks for more approvals."""
+    return isinstance(error, Rejected) and error.rule == APPROVALS_RULE
 
 
 def _shown(result: ItemResult) -> BatchResult:

@@ -14,6 +14,7 @@ import msgspec
 from appliance.api import models
 from appliance.api.batches import SignatureBatch
 from appliance.api.paths import COORDINATOR_PATH, HEALTH_PATHS, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
+from appliance.coordinator.approving import ApprovalBody
 from appliance.coordinator.limits import (
     CURSOR_PATTERN,
     DEFAULT_WAIT_S,
@@ -125,6 +126,23 @@ OPERATIONS = (
         "A signing request and what came of it.",
         models.Signature,
         problems=(404,),
+    ),
+    Operation(
+        "get",
+        SIGNATURES_PATH + "/{signature}/approvals",
+        "getApprovals",
+        "What an approver of a signing request signs, and who has.",
+        models.ApprovalsWanted,
+        problems=(404,),
+    ),
+    Operation(
+        "post",
+        SIGNATURES_PATH + "/{signature}/approvals",
+        "approveSignature",
+        "Approve another client's signing request; it is carried out once there are enough.",
+        models.Signature,
+        body=ApprovalBody,
+        problems=(404, *POSTED),
     ),
     Operation(
         "post",

@@ -17,6 +17,7 @@ from aiohttp import web
 from appliance import eventloop
 from appliance.coordinator.admission import Admission
 from appliance.coordinator.api import Api
+from appliance.coordinator.approving import Deadlines
 from appliance.coordinator.authorities import Authorities
 from appliance.coordinator.batches import BatchSigning
 from appliance.coordinator.changes import Changes
@@ -151,7 +152,8 @@ class Coordinator:
         work = Work(store, roster, network, signing, batches, keybook, secrets.token_bytes, time.time, self._fail)
         stack.push_async_callback(work.close)
         await work.resume()
-        self._loops = asyncio.create_task(_loops(network, self.certificates, self.told, store))
+        self.deadlines = Deadlines(store, time.time)
+        self._loops = asyncio.create_task(_loops(network, self.certificates, self.told, store, self.deadlines))
         stack.push_async_callback(_cancel, self._loops)
         gateway = web.Application()
         gateway.add_routes(Gateway(roster, network.signers, self._authorities).routes())
@@ -196,7 +198,9 @@ def _credentials(config: CoordinatorConfig) -> tuple[ClientKeys, Readers]:
     return ClientKeys(clients, config.network), Readers(config.api.readers)
 
 
-async def _loops(network: Network, certificates: CertificateWatch, told: Notifier, store: CoordinatorStore) -> None:
+async def _loops(
+    network: Network, certificates: CertificateWatch, told: Notifier, store: CoordinatorStore, deadlines: Deadlines
+) -> None:
     async def state() -> str:
         return sentence(network, store.recovery.failure)
 
@@ -204,6 +208,7 @@ async def _loops(network: Network, certificates: CertificateWatch, told: Notifie
         group.create_task(report(told, state))
         group.create_task(network.run())
         group.create_task(certificates.run())
+        group.create_task(deadlines.run())
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

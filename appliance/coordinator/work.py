@@ -120,6 +120,17 @@ class Work:
                 self._batches -= 1
         return accepted.id, accepted.new
 
+    async def approve(self, signature_id: str, approver: str, jws: str) -> None:
+        """Keep an approval; a signature that awaits some is tried again. Raises `Unavailable`."""
+        self._check_room()
+        await self._store.approvals.put(signature_id, approver, jws)
+        log.info("request-approved", id=signature_id, approver=approver)
+        # Not while an attempt is under way: it looks for new approvals when it ends.
+        if await self._store.take_up(signature_id):
+            row = self._store.signature(signature_id)
+            if row is not None:
+                await self._resume_signature(row)
+
     async def wait(self, request_id: str, timeout_s: float) -> None:
         """Until the request has ended, or the time is over."""
         task = self._tasks.get(request_id)

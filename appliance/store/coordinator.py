@@ -22,6 +22,7 @@ from sqlalchemy import (
 
 from appliance.durations import Durations
 from appliance.store.accepted import (
+    AWAITING,
     NO_REASON,
     UNFINISHED,
     Acceptance,
@@ -35,6 +36,7 @@ from appliance.store.accepted import (
     request_row,
     restarting,
 )
+from appliance.store.approvals import Approvals
 from appliance.store.batches import SignatureBatches, batches
 from appliance.store.database import Database
 from appliance.store.keys import Keys, keys
@@ -81,6 +83,10 @@ _SIGNATURES_AFTER = Statement(
 _UNFINISHED_SIGNATURE = update(signatures).where(
     signatures.c.id == parameter("row"), signatures.c.state.in_(UNFINISHED)
 )
+_AWAITING_SIGNATURE = update(signatures).where(signatures.c.id == parameter("row"), signatures.c.state == AWAITING)
+_TAKE_UP = Statement(_AWAITING_SIGNATURE.values(state="Pending", **NO_REASON))
+_END_LATE = Statement(_AWAITING_SIGNATURE.values(state="Failed", reason_code=parameter("code")))
+_AWAITING = Statement(select(signatures.c.id, signatures.c.jws).where(signatures.c.state == AWAITING))
 _FINISH = Statement(_UNFINISHED_SIGNATURE.values(state="Signed", result=parameter("signed"), **NO_REASON))
 _END = Statement(
     _UNFINISHED_SIGNATURE.values(
@@ -102,6 +108,7 @@ class CoordinatorStore:
         self.keys = Keys(database, self._writer)
         self.batches = SignatureBatches(database, self._writer)
         self.waits = WaitingRequests(database, self._writer)
+        self.approvals = Approvals(database, self._writer)
 
     @classmethod
     def open(cls, path: pathlib.Path) -> CoordinatorStore:
@@ -145,6 +152,17 @@ class CoordinatorStore:
 
     # --- progress ---
 
+    async def take_up(self, signature_id: str) -> bool:
+        """Whether the request awaited approvals: it is `Pending` then."""
+        return await self._writer.submit(
+            lambda connection: _TAKE_UP.run(connection, {"row": signature_id}).rowcount == 1
+        )
+
+    async def end_late(self, signature_id: str, code: str) -> bool:
+        """Whether the request awaited approvals: it has `Failed` then. Which ones it lacked stays its reason."""
+        values = {"row": signature_id, "code": code}
+        return await self._writer.submit(lambda connection: _END_LATE.run(connection, values).rowcount == 1)
+
     async def set_executing(self, signature_id: str, code: str, message: str, signer: str) -> None:
         """A gate takes its time: whose, and what is known of it."""
         values = {"to": "Executing", "code": code, "message": message, "signer": signer}
@@ -155,7 +173,7 @@ class CoordinatorStore:
         await self._advance(_FINISH, signature_id, {"signed": result})
 
     async def end_signature(self, signature_id: str, state: str, code: str, message: str, signer: str) -> None:
-        """No signature comes of it: `Failed` or `Rejected`, and why."""
+        """No signature comes of it, or not yet: `Failed`, `Rejected` or `AwaitingApprovals`, and why."""
         values = {"to": state, "code": code, "message": message, "signer": signer}
         await self._advance(_END, signature_id, values)
 
@@ -183,3 +201,7 @@ class CoordinatorStore:
     def unfinished_signatures(self) -> list[SignatureRow]:
         """Signing requests that have not ended."""
         return parse_rows(fetch(self._database, _UNFINISHED_SIGNATURES, {}), SignatureRow)
+
+    def awaiting(self) -> list[tuple[str, str]]:
+        """Ids and JWS of the signing requests that await approvals."""
+        return [(str(row["id"]), str(row["jws"])) for row in fetch(self._database, _AWAITING, {})]

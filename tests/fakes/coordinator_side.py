@@ -62,6 +62,7 @@ class Files:
         server = pki.issue(self._ca, "localhost", pki.Purpose.SERVER, addresses=("127.0.0.1",))
         server.write(self.path("server.pem"), self.path("server.key"))
         self.signer = TestClient(time.time, network="test")
+        self.approvers = {name: TestClient(time.time, name, "test") for name in ("alice", "bob")}
 
     def path(self, name: str) -> pathlib.Path:
         return self.directory / name
@@ -75,7 +76,7 @@ class Files:
 
     def config(self, dealer: Dealer, pool: PoolSettings) -> CoordinatorConfig:
         self.path("roster.yaml").write_bytes(msgspec.json.encode(dealer.roster))
-        self.path("clients.yaml").write_bytes(msgspec.json.encode(open_policy(self.signer)))
+        self.path("clients.yaml").write_bytes(msgspec.json.encode(open_policy(self.signer, *self.approvers.values())))
         server = (self.path("server.pem"), self.path("server.key"))
         return CoordinatorConfig(
             network=dealer.roster.network,
@@ -445,9 +446,9 @@ class FakeNetwork:
         """The JWS of the one client over `body`."""
         return self.files.signer.request(path, body).jws
 
-    async def post(self, path: str, body: object, wait_s: float = 20) -> tuple[int, dict[str, object]]:
+    async def post(self, path: str, body: object, wait_s: float = 20, jws: str = "") -> tuple[int, dict[str, object]]:
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        headers = {"Keymoot-Signature": self.sign(path, data), "Content-Type": "application/json"}
+        headers = {"Keymoot-Signature": jws or self.sign(path, data), "Content-Type": "application/json"}
         async with self.http.post(
             f"{self.api}{path}", params={"wait": f"{wait_s:g}"}, data=data, headers=headers
         ) as answer:

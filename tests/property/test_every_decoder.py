@@ -24,10 +24,12 @@ from hypothesis import strategies as st
 from appliance import pki, relay, renewal
 from appliance.api import certificates, jws, models, signatures, transport
 from appliance.api.batches import SignatureBatch
+from appliance.api.models import ApprovalsWanted, SignatureState
 from appliance.api.results import ApiError
 from appliance.checkup import times
 from appliance.checkup.others import reached_at
 from appliance.cli import setup_questions, stop
+from appliance.cli.approve import describe
 from appliance.configure import read_ca
 from appliance.coordinator import api as coordinator_api
 from appliance.coordinator.authorities import Authorities
@@ -72,7 +74,7 @@ from policies.json_strict import JsonInvalid, parse_json
 from policies.keccak import keccak256
 from policies.load import load_policy, load_yaml, parse_yaml
 from policies.reading import Asker, read_body
-from policies.requests import HashBatch, KeyCreation, SigningBody
+from policies.requests import HashBatch, KeyCreation, SigningBody, signatures_path
 from policies.roster import Roster
 from policies.signed_requests import claimed_client, claimed_name, split_jws
 from policies.stop_orders import split_order
@@ -236,6 +238,13 @@ def freezes(data: bytes) -> object:
     store = FreezeMemory()
     store.data = data
     return Freezes("n", "s", lambda: None, store, lambda: 1.0, lambda event, facts: None).in_force
+
+
+def wanted(body: str) -> object:
+    """A request that a coordinator shows to an approver."""
+    key_id = "key_" + "0" * 32
+    shown = ApprovalsWanted("sig", key_id, SignatureState.PENDING, "c", signatures_path(key_id), body, "", ())
+    return describe(shown, key_id)
 
 
 def gate_answer(data: bytes) -> object:
@@ -404,6 +413,7 @@ FUZZ: dict[str, Fuzz] = {
     "creation": (lambda data: parse_key_creation(verified(data)), (Refused,), (CREATION,)),
     "batch": (lambda data: parse_hash_batch(verified(data)), (Refused,), (BATCH,)),
     "jws": (text(split_jws), (Refused,), (b"e30.." + b"A" * 86,)),
+    "wanted approval": (text(wanted), (CallerError,), (HASH,)),
     "stop order": (text(lambda given: split_order((given,))), (Refused,), (STOP,)),
     "freezes": (freezes, (), (FREEZES,)),
     "gate answer": (gate_answer, (Refused,), (GATE_ANSWER,)),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from appliance.api.client import ApiError, Client, Failed, Rejected
+from appliance.api.jws import base64url, generate_client_key, save_client_key
 from appliance.api.models import Signer
 from appliance.localnet import LocalNet
 from policies.requests import Hash
@@ -168,3 +169,65 @@ def test_a_client_that_is_revoked_anywhere_gets_nothing(net: LocalNet, operators
     clients.write_text(good)
     hang_up(net, "coordinator")
     net.wait_for(lambda: not refused(), "the client to be back")
+
+
+def approvers_of(net: LocalNet) -> str:
+    """Three more clients, each with a key and a profile of its own; their lines in a policy."""
+    profile, lines = net.profile.read_text(), ""
+    for name in ("alice", "bob", "carol"):
+        made = generate_client_key(name)
+        save_client_key(made, net.profile.with_name(f"{name}.key"))
+        mine = profile.replace('client: "loopback"', f"client: {name}").replace("client.key", f"{name}.key")
+        assert f"client: {name}\nkey: {name}.key" in mine
+        net.profile.with_name(f"{name}.yaml").write_text(mine)
+        lines += f"  - {{id: {name}, alg: Ed25519, public_key: {base64url(made.public_bytes)}}}\n"
+    return lines
+
+
+def four_eyes(net: LocalNet) -> None:
+    """From now on two of the three must approve, at every signer; taken in by reload."""
+    clients = approvers_of(net)
+    approvals = "    approvals: {of: [alice, bob, carol], at_least: 2, within_h: 8}\n    derivation_paths:"
+    old = {one.policy.digest for one in shown(net) if one.policy is not None}
+    for index in net.plan.indices:
+        file = net.plan.signer(index) / "policy.yaml"
+        text = file.read_text().replace("rules:\n", clients + "rules:\n", 1)
+        (net.root / "coordinator" / "clients.yaml").write_text(text)
+        text = text.replace("actions: [create-key, sign]", "actions: [sign]")
+        file.write_text(text.replace("    derivation_paths:", approvals))
+        hang_up(net, f"enclave-{index}")
+    hang_up(net, "coordinator")
+
+    def taken_in() -> bool:
+        return all(one.policy is not None and one.policy.digest not in old for one in shown(net))
+
+    net.wait_for(taken_in, "the policies that ask for approvals")
+
+
+def test_a_treasury_with_four_eyes(net: LocalNet, operators: dict[str, Path], key_id: str) -> None:
+    """Two of three approve, one of them twice; the coordinator is restarted in between."""
+    four_eyes(net)
+    request = ("sign", "hash", key_id, "ab" * 32, "--external-id", "payout-7", "--profile", net.profile)
+    code, _, said = keymoot(*request, "--approvals-within", "8")
+    assert (code, "waits for approvals: 2 approvals are needed, 0 given" in said) == (3, True), said
+    with net.client() as client:
+        (waiting,) = [one for one in client.list_signatures(key_id) if one.external_id == "payout-7"]
+    assert waiting.status == "AwaitingApprovals"
+
+    def approve(name: str) -> tuple[int, str, str]:
+        profile = net.profile.with_name(f"{name}.yaml")
+        return keymoot("approve", key_id, waiting.id, "--yes", "--profile", profile)
+
+    one_of_two = "Approved. The request is AwaitingApprovals: 2 approvals are needed, 1 given by bob; may approve: "
+    for _ in range(2):
+        code, text, said = approve("bob")
+        assert (code, text.splitlines()[-1]) == (0, one_of_two + "alice, carol"), said
+    assert "ab" * 32 in text
+    net.restart("coordinator")
+    net.wait_for(lambda: net.health() is not None and net.health().status == "ready", "the coordinator")  # type: ignore[union-attr]
+    code, text, said = approve("carol")
+    assert (code, text.splitlines()[-1]) == (0, "Approved. The request is Signed"), said
+    code, _, said = approve("alice")
+    assert (code, "there is nothing to approve" in said) == (2, True), said
+    code, text, _ = keymoot(*request, "--json")
+    assert (code, json.loads(text)["status"]) == (0, "Signed")

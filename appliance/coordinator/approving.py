@@ -1,0 +1,106 @@
+"""Approvals of signing requests at the coordinator: taken in, kept, and shown the request to. Enclaves judge them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from appliance.api.models import ApprovalsWanted, SignatureState
+from appliance.coordinator.admission import Admission
+from appliance.coordinator.problems import NotFound, Unprocessable
+from appliance.coordinator.work import Work
+from appliance.expiry import iso
+from appliance.store import CoordinatorStore
+from appliance.store.coordinator import SignatureRow
+from policies.errors import Refused, Unavailable
+from policies.signed_requests import claimed_client, split_jws
+
+LATE = "approvals/late"
+LOOK_EVERY_S = 5.0
+
+log = structlog.get_logger()
+
+OPEN = (SignatureState.PENDING, SignatureState.EXECUTING, SignatureState.AWAITING)
+
+
+class Approving:
+    """What the API's routes of approvals do."""
+
+    def __init__(
+        self, store: CoordinatorStore, work: Work, admission: Admission, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store, self._work, self._admission, self._clock = store, work, admission, wall_clock
+
+    def show(self, row: SignatureRow) -> ApprovalsWanted:
+        """What an approver signs, and who has signed it."""
+        try:
+            body = row.body.decode("utf-8")
+        except UnicodeDecodeError:
+            raise NotFound("this request cannot be shown: its body is no UTF-8") from None
+        return ApprovalsWanted(
+            id=row.id,
+            key_id=row.key_id,
+            status=SignatureState(row.state),
+            requester=claimed_client(row.jws),
+            path=row.path,
+            body=body,
+            expires=iso(_expires_s(row.jws)),
+            approved_by=tuple(one.approver for one in self._store.approvals.of(row.id)),
+        )
+
+    async def approve(self, row: SignatureRow, client: str, jws: str) -> None:
+        """Keep the approval of `client`, and let the request be tried again. Raises `Unprocessable` for what enclaves
+        would pass over."""
+        if row.state not in OPEN:
+            raise Unprocessable(f"the request is {row.state}: there is nothing to approve")
+        try:
+            approver = self._admission.check_approval(jws, row.path, row.body)
+        except Refused as refusal:
+            raise Unprocessable(f"the approval: {refusal.reason}") from None
+        if approver != client:
+            raise Unprocessable(f"the approval is of {approver}, the request that brings it of {client}")
+        if claimed_client(row.jws) == client:
+            raise Unprocessable("nobody approves its own request")
+        await self._work.approve(row.id, client, jws)
+
+
+class ApprovalBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST …/signatures/{signature}/approvals`. `approval`: the approver's detached JWS over the body of the signing
+    request, signed for the method `APPROVE` and the path of that request."""
+
+    approval: str
+
+
+class Deadlines:
+    """Ends what was not approved for as long as it was signed: its client may sign it anew, and approvals of its body
+    that are still valid count then."""
+
+    def __init__(self, store: CoordinatorStore, wall_clock: Callable[[], float]) -> None:
+        self._store, self._clock = store, wall_clock
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self.end_late(self._clock())
+            except Unavailable as error:
+                log.warning("deadlines-not-kept", reason=str(error)[:512])
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def end_late(self, now_s: float) -> None:
+        """Look once, at `now_s` (Unix seconds). Raises `Unavailable`."""
+        for signature_id, jws in self._store.awaiting():
+            if _expires_s(jws) <= now_s and await self._store.end_late(signature_id, LATE):
+                log.info("request-ended", id=signature_id, outcome="Failed", reason=LATE)
+
+
+def _expires_s(jws: str) -> int:
+    """Until when what was accepted with it is valid (Unix seconds); no longer where the store has lost it."""
+    try:
+        return split_jws(jws).header.exp
+    except Refused:
+        return 0
