@@ -83,4 +83,9 @@ class PlaceSet:
 
     def holds(self, address: bytes, lists: Mapping[str, frozenset[bytes]]) -> bool:
         """Whether `address` (20 bytes) is one of them."""
-        return self.any or address in self._direct or any(address in lists.get(name, ()) for name in self._lists)
+        if self.any or address in self._direct:
+            return True
+        for name in self._lists:  # noqa: SIM110 -- asked for each rule: twice as fast as a generator
+            if address in lists.get(name, ()):
+                return True
+        return False

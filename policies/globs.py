@@ -49,6 +49,8 @@ def check_path_glob(pattern: str) -> None:
 def path_matches(pattern: str, path: tuple[int, ...]) -> bool:
     """Whether the path pattern `pattern` matches the whole of `path`."""
     steps, below = _path_steps(pattern)
+    if steps == path:
+        return not below
     if below:
         if len(path) <= len(steps):
             return False

@@ -12,6 +12,7 @@ def check(rule: Rule, situation: Situation) -> str:
     request = situation.request
     if request.action is Action.CREATE_KEY:
         return ""
-    if any(path_matches(pattern, request.derivation_path) for pattern in rule.derivation_paths):
-        return ""
+    for pattern in rule.derivation_paths:
+        if path_matches(pattern, request.derivation_path):
+            return ""
     return f"the derivation path {'/'.join(('m', *map(str, request.derivation_path)))} is not permitted"

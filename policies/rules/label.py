@@ -10,6 +10,7 @@ from policies.model import Rule
 def check(rule: Rule, situation: Situation) -> str:
     """Empty, or why the request does not fit `rule`."""
     request = situation.request
-    if any(label_matches(pattern, request.label) for pattern in rule.labels):
-        return ""
+    for pattern in rule.labels:
+        if label_matches(pattern, request.label):
+            return ""
     return f"no permission to {request.action} for the label {request.label}"
