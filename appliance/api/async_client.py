@@ -288,6 +288,16 @@ class AsyncClient:
         await asyncio.to_thread(batches.verify_batch, answer, body, key.public_key)
         return answer
 
+    @at_any
+    async def get_batch(self, key_id: str, batch_id: str, body: HashBatch) -> batches.SignatureBatch:
+        """The batch that was asked for with `body`, as it stands; each signature in it is verified under its certified
+        child key. Raises as `get_signature`."""
+        answer = await self._get(f"{signature_batches_path(key_id)}/{batch_id}", batches.SignatureBatch)
+        if answer.results or answer.status in (batches.BatchState.SIGNED, batches.BatchState.PARTLY_SIGNED):
+            key = await self._remembered(key_id)
+            await asyncio.to_thread(batches.verify_batch, answer, body, key.public_key)
+        return answer
+
     # --- inside -----------------------------------------------------------------------------------------
 
     def _certify(self, answer: models.Key) -> CertifiedKey:

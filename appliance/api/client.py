@@ -138,6 +138,10 @@ class Client:
         """See `AsyncClient.sign_batch`."""
         return self._run(self._client.sign_batch(key_id, body, timeout_s=timeout_s))
 
+    def get_batch(self, key_id: str, batch_id: str, body: HashBatch) -> batches.SignatureBatch:
+        """See `AsyncClient.get_batch`."""
+        return self._run(self._client.get_batch(key_id, batch_id, body))
+
     def get_signature(self, key_id: str, signature_id: str, body: SigningBody | None = None) -> models.Signature:
         """See `AsyncClient.get_signature`."""
         return self._run(self._client.get_signature(key_id, signature_id, body))

@@ -50,3 +50,12 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
     """Problems first, else in the order given."""
     order = list(Severity)
     return sorted(findings, key=lambda finding: order.index(finding.severity))
+
+
+def weak_gate(name: str) -> Finding:
+    """The signer of this name has a gate in mode `status`."""
+    return note(
+        name,
+        "believes its gate's HTTP status, unsigned: its signer process alone can approve",
+        "Gate mode `signed` does not have that weakness.",
+    )

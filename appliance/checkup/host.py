@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from appliance import renewal
-from appliance.checkup.findings import Finding, note, problem, warning
+from appliance.checkup.findings import Finding, note, problem, warning, weak_gate
 from appliance.checkup.probe import read_socket, tls_failure
 from appliance.enclave_status import enclave_status
 from appliance.enrolment import enclave_command, run_enclave_tool
@@ -130,6 +130,8 @@ def of_enclave(name: str, enclave: DescribedEnclave) -> Iterator[Finding]:
         )
     if enclave.gate_mode == "none":
         yield note(name, "has no gate: its policy alone decides", "That is as enclave.yaml says (gate.mode).")
+    elif enclave.gate_mode == "status":
+        yield weak_gate(name)
     if enclave.accept_key_export:
         yield note(
             name, "accepts a module that exports keys: the PIN alone guards them", "That is as enclave.yaml says."

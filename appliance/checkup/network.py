@@ -10,7 +10,7 @@ from itertools import combinations
 import msgspec
 
 from appliance.api.models import Coordinator, Pool, PoolList, Signer
-from appliance.checkup.findings import Finding, note, problem, warning
+from appliance.checkup.findings import Finding, note, problem, warning, weak_gate
 from appliance.checkup.times import WARN_BELOW_DAYS, ago, days_until, duration, parse
 from policies.roster import Roster
 
@@ -235,11 +235,7 @@ def _agreement(online: Sequence[Signer]) -> Iterator[Finding]:
         if one.gate_mode == "none":
             yield note(name, "has no gate: its policy alone decides", "That is as its enclave.yaml says (gate.mode).")
         elif one.gate_mode == "status":
-            yield note(
-                name,
-                "believes its gate's HTTP status, unsigned: its signer process alone can approve",
-                "Gate mode `signed` does not have that weakness.",
-            )
+            yield weak_gate(name)
     if len({one.policy_digest for _, one in announced}) > 1:
         yield note(
             "network",

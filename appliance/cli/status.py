@@ -10,7 +10,7 @@ import typer
 
 from appliance.cli import EXIT_FAILED, EXIT_UNAVAILABLE
 from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
-from appliance.cli.output import Json, show_json
+from appliance.cli.output import Json, show_json, working
 from policies.errors import CallerError, Unavailable
 
 if TYPE_CHECKING:
@@ -46,14 +46,15 @@ def status(
         places = [Path()]
     now = datetime.datetime.now(datetime.UTC)
     findings: list[Finding] = []
-    facts, roster, unreachable = None, None, None
-    if named or not places:
-        facts, roster, unreachable, findings = _ask(profile, token, now)
-    hosts = []
-    for place in places:
-        host, found = _look_at(place, now)
-        hosts += [host] if host is not None else []
-        findings += found
+    facts, roster, unreachable, hosts = None, None, None, []
+    with working("asking the coordinator" if named or not places else "looking") as told:
+        if named or not places:
+            facts, roster, unreachable, findings = _ask(profile, token, now)
+        for place in places:
+            told(f"looking at {place}")
+            host, found = _look_at(place, now)
+            hosts += [host] if host is not None else []
+            findings += found
     if as_json:
         show_json(_document(facts, hosts, findings, unreachable))
     else:

@@ -13,6 +13,7 @@ import pytest
 
 from appliance.api.batches import BatchState, SignatureBatch
 from appliance.api.client import ApiError, CertifiedKey, Client
+from appliance.api.signatures import SignatureRefused
 from appliance.cli import demo_inputs as inputs
 from appliance.localnet import LocalNet
 from policies.requests import HashBatch
@@ -62,7 +63,12 @@ def check(answer: SignatureBatch, body: HashBatch, key: CertifiedKey) -> None:
 
 def test_fifty_hashes_of_many_child_keys(client: Client, key: CertifiedKey) -> None:
     body = batch_of(COUNT)
-    check(client.sign_batch(key.id, body), body, key)
+    signed = client.sign_batch(key.id, body)
+    check(signed, body, key)
+    assert client.get_batch(key.id, signed.id, body) == signed
+    other = HashBatch((body.hashes[1], *body.hashes[1:]), body.external_id, body.derivation_paths)
+    with pytest.raises(SignatureRefused, match="not over what was asked for"):
+        client.get_batch(key.id, signed.id, other)
 
 
 def test_the_same_external_id_is_the_same_batch_and_another_body_a_conflict(client: Client, key: CertifiedKey) -> None:

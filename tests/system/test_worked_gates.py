@@ -113,5 +113,7 @@ def test_a_403_of_the_handler_of_mode_status_refuses(net: LocalNet, client: Clie
 def test_the_weaker_mode_is_shown(net: LocalNet) -> None:
     command = [sys.executable, "-m", "appliance.cli", "status", str(net.plan.signer(3)), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    (host,) = json.loads(done.stdout)["hosts"]
+    shown = json.loads(done.stdout)
+    (host,) = shown["hosts"]
     assert host["enclave"]["gate_mode"] == "status"
+    assert any("its signer process alone can approve" in finding["what"] for finding in shown["findings"])
