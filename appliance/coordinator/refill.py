@@ -31,6 +31,8 @@ FIRST_BATCH = 256
 PAUSE_FACTOR = 1.0
 LONGEST_PAUSE_S = 10.0
 MAX_FAILURE_CHARS = 300
+# How an enclave's refusal of a batch begins that its pool has no room for.
+NO_ROOM = "pool: "
 
 log = structlog.get_logger()
 
@@ -109,6 +111,8 @@ class Refill:
             filling.failure = str(error)[:MAX_FAILURE_CHARS]
             if isinstance(error, BatchIncomplete):
                 self.forget_batch(error.sid, error.holders)
+            if isinstance(error, CeremonyEnded) and error.code == "order-refused":
+                self._give_way(error)
             raise
         finally:
             filling.under_way = False
@@ -170,13 +174,24 @@ class Refill:
 
     def _make_room(self, committee: tuple[int, ...], count: int) -> None:
         """Give up pools that are not kept filled any more, where a member's memory has no room for the batch."""
-        kept = set(self.preferred())
         while any(self.pools.held(member) + count > MAX_PRESIGNATURES for member in committee):
-            given_up = self.pools.give_up(set(committee), kept)
-            if given_up is None:
+            if not self._give_up(set(committee)):
                 raise CeremonyEnded("busy", f"a signer's pool has no room for {count}: lower pool.high")
-            log.info("batch-given-up", committee=given_up[1])
-            self.forget_batch(*given_up)
+
+    def _give_way(self, refusal: CeremonyEnded) -> None:
+        """A signer has less room than we thought: other coordinators have their shares of its memory."""
+        if refusal.reason.startswith(NO_ROOM):
+            self._give_up({refusal.signer})
+
+    def _give_up(self, members: set[int]) -> bool:
+        """Give up the oldest batch with one of `members` of a pool that is not kept filled; False where there is
+        none."""
+        given_up = self.pools.give_up(members, set(self.preferred()))
+        if given_up is None:
+            return False
+        log.info("batch-given-up", committee=given_up[1])
+        self.forget_batch(*given_up)
+        return True
 
 
 def marks_of(roster: Roster, settings: PoolSettings) -> Marks:

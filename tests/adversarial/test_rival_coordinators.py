@@ -7,6 +7,7 @@ import os
 import msgspec
 import pytest
 
+from appliance.coordinator.refill import NO_ROOM
 from enclave import wire
 from enclave.setup_turn import LEASE_S
 from policies.requests import KEYS_PATH, Hash, KeyCreation, signatures_path
@@ -117,6 +118,9 @@ def test_one_coordinator_takes_no_more_than_its_share_of_the_pool(joined: Net) -
         joined.run()
         reports = joined.drain()
         assert {type(theirs[-1]) for theirs in reports.values()} == {expected}
+        # By these words a coordinator knows to give batches up that it does not need.
+        refusals = [told for theirs in reports.values() for told in theirs if isinstance(told, wire.OrderRefused)]
+        assert all(told.reason.startswith(NO_ROOM) for told in refusals)
 
 
 # --- one request at two coordinators (SPEC 4.10) ---

@@ -17,8 +17,9 @@ from appliance.coordinator.errors import CeremonyEnded
 from appliance.coordinator.network import Network
 from appliance.coordinator.refill import marks_of
 from enclave import wire
+from policies.errors import Refused
 from tests.fakes.certificates import Dealer
-from tests.fakes.coordinator_side import FakeNetwork, until
+from tests.fakes.coordinator_side import FakeNetwork, FakeSigner, until
 
 C = (1, 2, 3)
 
@@ -303,6 +304,15 @@ def test_marks_keep_within_what_one_signer_may_hold(n: int, t: int, settings: Po
     assert pools_of_one * (marks.high + settings.batch) <= wire.MAX_PRESIGNATURES + settings.batch
 
 
+async def only_one_three_and_five(network: Network) -> None:
+    """Signers 2 and 4 fail: the others are no neighbours, and get a pool that they did not have."""
+    for index in (2, 4):
+        network.standing.failed(index, "timeout")
+    network._changes.notify()
+    assert network.refill.preferred() == [(1, 3, 5)]
+    await until(lambda: network.pools.available((1, 3, 5)) == 8, 20)
+
+
 async def test_pools_that_are_not_kept_any_more_are_given_up_for_room(
     five: FakeNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,12 +320,30 @@ async def test_pools_that_are_not_kept_any_more_are_given_up_for_room(
     pools = network.pools
     await until(lambda: all(pools.available(committee) == 8 for committee in network.committees()))
     monkeypatch.setattr(module, "MAX_PRESIGNATURES", 3 * 8)
-    network.standing.failed(2, "timeout")
-    # Signer 2's pools make room for the new neighbours' ones.
-    await until(lambda: all(pools.available(committee) == 8 for committee in network.refill.preferred()))
+    await only_one_three_and_five(network)
     assert all(pools.held(member) <= 24 for member in range(1, 6))
     for signer in five.signers:
         await until(lambda signer=signer: sum(order.count for order in signer.batches.values()) <= 24)
+
+
+async def test_they_are_given_up_too_where_other_coordinators_have_their_share_of_the_room(five: FakeNetwork) -> None:
+    network = five.coordinator.network
+    pools = network.pools
+    await until(lambda: all(pools.available(committee) == 8 for committee in network.committees()))
+
+    def bounded(signer: FakeSigner) -> Callable[[wire.Wire], Iterable[wire.Wire]]:
+        def answer(order: wire.Wire) -> Iterable[wire.Wire]:
+            assert isinstance(order, wire.PresignOrder)
+            if sum(batch.count for batch in signer.batches.values()) + order.count > 24:
+                refusal = Refused("pool", "c1 has 24 of the 24 that each of 2 coordinators may have")
+                return [wire.OrderRefused(order.ceremony, str(refusal))]
+            return signer.honest(order)
+
+        return answer
+
+    for signer in five.signers:
+        signer.answers[wire.PresignOrder] = bounded(signer)
+    await only_one_three_and_five(network)
 
 
 async def test_a_signer_with_no_room_at_all_is_a_failure_that_says_so(
