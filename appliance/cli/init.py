@@ -228,9 +228,10 @@ def init_gate(
         f"Gate {name} is set up in {directory}.",
         {"directory": str(directory)},
         (
-            f"Give {directory / 'ca.pem'} to the signer: keymoot init signer … --gate https://HOST:PORT/validate "
-            "--gate-ca CA",
-            f"At the signer: keymoot gate secret --generate FILE; move FILE to {directory / 'gate-secrets.json'}",
+            f"Give {directory / 'ca.pem'} to the signer: keymoot setup --role signer … "
+            "--gate https://HOST:PORT/validate --gate-ca CA",
+            "At the signer, once it has roster and policy: keymoot setup --role signer … --gate-secrets-out FILE; move "
+            f"FILE to {directory / 'gate-secrets.json'}",
             f"Start: keymoot gate serve -c {directory / 'gate.yaml'}",
         ),
     )

@@ -24,9 +24,11 @@ def _signer(done: Done, place: Place, again: str) -> list[str]:
             f"Send {done.directory / 'ca.pem'} to the coordinator's operator.",
             "One of you makes roster.yaml: keymoot roster assemble; compare every fingerprint in it.",
         ]
+    secrets = set(done.missing) - {ROSTER, POLICY}
     if {ROSTER, POLICY} & set(done.missing):
-        steps.append(f"Then: {again} --roster roster.yaml --policy policy.yaml")
-    elif done.missing:
+        gate = " --gate-secrets-out FILE, and move FILE to the gate's handler" if secrets else ""
+        steps.append(f"Then: {again} --roster roster.yaml --policy policy.yaml{gate}")
+    elif secrets:
         steps.append(f"Set the gate's secrets: {again} --gate-secrets-out FILE, and move FILE to the gate's handler.")
     if place.units:
         steps.append(f"Start: systemctl enable --now {' '.join(place.units)}")

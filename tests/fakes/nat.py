@@ -94,6 +94,21 @@ def _separate(undo: ExitStack) -> Hosts:
     )
 
 
+@contextmanager
+def alone() -> Iterator[tuple[str, ...]]:
+    """What commands are run with in a network of their own, which has nothing but loopback: all ports are free.
+
+    Raises `subprocess.CalledProcessError` and `FileNotFoundError` where that may not be.
+    """
+    name = f"km-alone-{os.getpid()}"
+    _run("ip", "netns", "add", name)
+    try:
+        _run("ip", "-n", name, "link", "set", "lo", "up")
+        yield ("ip", "netns", "exec", name)
+    finally:
+        _run("ip", "netns", "del", name)
+
+
 def _run(*arguments: str, stdin: str = "") -> None:
     subprocess.run(arguments, input=stdin, check=True, capture_output=True, text=True)
 

@@ -149,6 +149,7 @@ def test_text_for_people_says_the_fingerprint_and_the_next_step(tmp_path: Path, 
     identity = json.loads((tmp_path / "s" / "identity.json").read_text())
     assert f"fingerprint  {identity['fingerprint']}" in done.stdout
     assert "tell them the fingerprint by telephone" in done.stdout
+    assert "--gate-secrets-out" not in done.stdout
     assert not (tmp_path / "s" / "pin").exists()
     assert f"file:{token.directory / 'pin'}" in (tmp_path / "s" / "enclave.yaml").read_text()
     assert token.user_pin not in done.stdout + done.stderr

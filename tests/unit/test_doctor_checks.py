@@ -123,6 +123,9 @@ def test_memory_that_cannot_reach_a_disk(tmp_path: Path) -> None:
     process = confinement.running(7, a_process(tmp_path, 7, locked=76_000))
     assert process == Running(7, 990, 80_000, 76_000, core_limited=True, unit="")
     assert results(confinement.check_memory("s", process, tmp_path)) == []
+    untouched = confinement.running(9, a_process(tmp_path, 9, locked=160_000))
+    assert untouched is not None
+    assert confinement.check_memory("s", untouched, tmp_path).good == "no core dumps; 78 of 78 MiB locked"
     assert confinement.running(8, tmp_path) is None
 
 
