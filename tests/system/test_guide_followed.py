@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +25,7 @@ from tests.fakes.softhsm import SoftToken, library
 PAGE = (Path(__file__).parents[2] / "packaging" / "README.md").read_text()
 SIGNERS = ("s1", "s2", "s3")
 DEADLINE_S = 90.0
-RULES = """rules:
-  - {name: payouts, clients: [payouts], actions: [create-key, sign], labels: ["**"], kinds: [Message]}
-"""
+RULES = "".join(textwrap.dedent(rule) for rule in re.findall(r"^ +rules:\n +- .+\n", PAGE, re.MULTILINE))
 
 
 def section(title: str) -> list[list[str]]:
