@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Real networks in one process, all else in the other: see tests/conftest.py.
 TWO_AT_ONCE := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb clean
+.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb test-appliance clean
 
 help:
 	@echo "make demo    three signers, a coordinator and gates on this machine: makes a key, signs, verifies"
@@ -12,6 +12,7 @@ help:
 	@echo "make bench   measures presigning, the online step and whole requests"
 	@echo "make bench-wan   the same with signers 50 ms away from the coordinator"
 	@echo "make deb     builds the Debian package into build/"
+	@echo "make test-appliance   installs it on booted systems (root): killed, hung, unplugged, upgraded, removed"
 	@echo "make clean   removes the virtual environment and all caches"
 
 bootstrap:
@@ -50,6 +51,11 @@ bench-wan: bootstrap
 
 deb:
 	@packaging/build-deb
+
+# What booting hosts needs beside the checks; without root, or where nothing can be booted, it is skipped and says why.
+test-appliance: bootstrap
+	@packaging/bootstrap --packages debootstrap systemd-container iproute2 debhelper dpkg-dev lintian || true
+	KEYMOOT_APPLIANCE=1 $(BIN)/python -m pytest -m appliance tests/booted -rs
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,108 @@
+"""Setting up the hosts of a test as operators do: `keymoot setup` on each, files and fingerprints exchanged."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+
+from appliance import configure, layout, templates
+from appliance.api.credentials import token_sha256
+from appliance.api.jws import base64url
+from tests.booted.machines import Host
+
+NETWORK, CLIENT = "booted", "payouts"
+SOFTHSM = "/usr/lib/softhsm/libsofthsm2.so"
+DROP_INS = "/usr/share/doc/keymoot/examples/drop-ins"
+
+
+def coordinator_address(index: int) -> str:
+    """The coordinator's, on its wire to a signer."""
+    return f"10.77.{index}.1"
+
+
+def gate_address(index: int) -> str:
+    """A signer's gate's, on its wire to that signer."""
+    return f"10.78.{index}.1"
+
+
+API = "10.79.0.1:8080"
+
+
+def set_up_coordinator(host: Host, indices: range) -> None:
+    """First run."""
+    addresses = " ".join(f"--address {coordinator_address(index)}" for index in indices)
+    host.run(
+        f"keymoot setup --no-input --role coordinator --network {NETWORK} --name c --host localhost {addresses} "
+        f"--address {API.partition(':')[0]} --signers-listen 0.0.0.0:8443 --api-listen {API} --json"
+    )
+
+
+def write_gate(directory: Path, index: int) -> bytes:
+    """A reference gate's directory on this machine; its CA."""
+    setup = templates.GateSetup(f"gate-{index}", f"{gate_address(index)}:8090", addresses=(gate_address(index),))
+    return configure.write_gate(directory, setup)
+
+
+def set_up_signer(host: Host, index: int, coordinator_ca: bytes, gate_ca: bytes) -> None:
+    """Token, drop-ins of this host, first run."""
+    pin = secrets.token_hex(8)
+    unit = "/etc/systemd/system/keymoot-{}.service.d"
+    host.run(
+        "usermod -aG softhsm keymoot-enclave && runuser -u keymoot-enclave -g keymoot -G softhsm -- "
+        f"softhsm2-util --init-token --free --label keymoot --so-pin {secrets.token_hex(8)} --pin {pin} && "
+        f"mkdir -p {unit.format('enclave')} {unit.format('signer')} && "
+        f"cp {DROP_INS}/softhsm.conf {unit.format('enclave')}/"
+    )
+    allowed = layout.network_drop_in([coordinator_address(index), gate_address(index)])
+    host.put(f"{unit.format('signer')}/network.conf", allowed.encode())
+    # The unit's half minute would be the test's.
+    host.put(f"{unit.format('enclave')}/watchdog.conf", b"[Service]\nWatchdogSec=6\n")
+    host.put("/root/c.pem", coordinator_ca)
+    host.put("/root/gate.pem", gate_ca)
+    host.run(
+        f"systemctl daemon-reload && keymoot setup --no-input --role signer --pin-stdin --network {NETWORK} "
+        f"--name signer-{index} --operator op{index} --coordinator c=https://{coordinator_address(index)}:8443 "
+        f"--coordinator-ca /root/c.pem --lib {SOFTHSM} --token-label keymoot --gate-mode signed "
+        f"--gate https://{gate_address(index)}:8090/validate --gate-ca /root/gate.pem --json",
+        pin.encode(),
+    )
+
+
+def take_in(host: Host, roster: bytes, policy: bytes) -> bytes:
+    """A signer's second run; the handler's copy of the gate's secrets."""
+    host.put("/root/roster.yaml", roster)
+    host.put("/root/policy.yaml", policy)
+    done = host.run(
+        "keymoot setup --no-input --role signer --roster /root/roster.yaml --policy /root/policy.yaml "
+        "--gate-secrets-out /root/gate-secrets.json --json"
+    )
+    assert json.loads(done.stdout)["missing"] == []
+    return host.get("/root/gate-secrets.json")
+
+
+def write_client(directory: Path, host: Host, roster: bytes) -> bytes:
+    """A client's directory on this machine, its token known to the coordinator; the policy for it."""
+    setup = templates.ClientSetup(NETWORK, CLIENT, f"https://{API}", host.get("/etc/keymoot/coordinator/ca.pem"))
+    key = configure.write_client(directory, setup)
+    (directory / "roster.yaml").write_bytes(roster)
+    reader = templates.reader_yaml(CLIENT, token_sha256(setup.token))
+    config = host.get("/etc/keymoot/coordinator/coordinator.yaml").decode()
+    assert "  readers:\n" in config
+    host.put(
+        "/etc/keymoot/coordinator/coordinator.yaml", config.replace("  readers:\n", f"  readers:\n{reader}").encode()
+    )
+    return f"""version: 1
+clients:
+  - id: {CLIENT}
+    alg: Ed25519
+    public_key: {templates.quoted(base64url(key.public_bytes))}
+rules:
+  - name: everything
+    clients: [{CLIENT}]
+    actions: [create-key, sign]
+    labels: ["**"]
+    kinds: [Hash]
+    blind: true
+    derivation_paths: [m]
+""".encode()

@@ -1,0 +1,277 @@
+"""The package on booted systems: three signers, a coordinator, a gate each, one host for each, joined as the topology
+allows. Installed, set up, started by systemd; killed, hung, unplugged, upgraded, removed.
+
+The steps follow each other: a later one needs what an earlier one has left. `make test-appliance` runs them.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from tests.booted import enrol, image
+from tests.booted.machines import Host, Site, until, why_not
+
+SIGNERS = range(1, 4)
+KEYMOOT = Path(sys.executable).with_name("keymoot")
+ENCLAVE, SIGNER, COORDINATOR = "keymoot-enclave.service", "keymoot-signer.service", "keymoot-coordinator.service"
+READY_TIMEOUT_S = 90.0
+
+pytestmark = [
+    pytest.mark.appliance,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(bool(why_not()), reason=f"no host can be booted here: {why_not()}"),
+]
+
+
+class Appliance:
+    """All hosts of the test, and its client."""
+
+    def __init__(self, site: Site, package: Path, following: Path) -> None:
+        self.site, self.package, self.following = site, package, following
+        self.client = site.directory / "client-files"
+        self.key: dict[str, str] = {}
+
+    def signer(self, index: int) -> Host:
+        return self.site.hosts[f"s{index}"]
+
+    @property
+    def coordinator(self) -> Host:
+        return self.site.hosts["c"]
+
+    def keymoot(self, *arguments: str) -> dict:  # type: ignore[type-arg]
+        """A command of the client, which reaches the coordinator's API and nothing else."""
+        command = self.site.inside("client", KEYMOOT, *arguments, "--profile", self.client / "client.yaml", "--json")
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def sign(self) -> None:
+        """A signature over something new, verified by other software than Keymoot's."""
+        digest = secrets.token_bytes(32)
+        answer = self.keymoot("sign", "hash", self.key["id"], digest.hex())
+        value = answer["signature"]
+        public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), bytes.fromhex(self.key["public_key"][2:]))
+        der = utils.encode_dss_signature(int(value["r"], 16), int(value["s"], 16))
+        public.verify(der, digest, ec.ECDSA(utils.Prehashed(SHA256())))
+
+    def await_ready(self) -> None:
+        """Until all units say that they are ready."""
+        for index in SIGNERS:
+            for unit in (ENCLAVE, SIGNER):
+                _await_sentence(self.signer(index), unit, "Ready; ")
+        _await_sentence(self.coordinator, COORDINATOR, "Ready; 3 signers online")
+
+
+def _await_sentence(host: Host, unit: str, beginning: str) -> None:
+    told = [""]
+
+    def says_so() -> bool:
+        told[0] = host.unit(unit, "StatusText")[0]
+        return told[0].startswith(beginning)
+
+    try:
+        until(f"{unit} says {beginning!r}", says_so, READY_TIMEOUT_S)
+    except AssertionError as error:
+        log = host.run(f"journalctl -u {unit} -n 30 --no-pager; systemctl status {unit}", check=False).stdout
+        raise AssertionError(f"{host.name}: {error}; it says {told[0]!r}\n{log}") from None
+
+
+@pytest.fixture(scope="module")
+def appliance(tmp_path_factory) -> Iterator[Appliance]:
+    directory = tmp_path_factory.mktemp("booted")
+    with ThreadPoolExecutor(2) as pool:
+        making, building = pool.submit(image.base), pool.submit(image.build_package)
+        base, package = making.result(), building.result()
+    following = image.next_version(package, directory)
+    with Site(directory) as site:
+        first = site.host("first", [base])
+        first.boot()
+        _install(first, package)
+        # What the package does by itself: users and directories; nothing is enabled, nothing runs.
+        assert first.run("systemctl list-units --all --no-legend 'keymoot*'").stdout == ""
+        assert first.run(
+            "systemctl is-enabled keymoot-enclave keymoot-signer keymoot-coordinator", check=False
+        ).stdout == ("disabled\n" * 3)
+        first.run("systemctl poweroff", check=False)
+        until("the first host is off", lambda: not first.running, 60)
+        for name in ("c", *(f"s{index}" for index in SIGNERS)):
+            site.host(name, [first.upper, base])
+        for name in ("client", *(f"g{index}" for index in SIGNERS)):
+            site.namespace(name)
+        site.wire("c", f"{enrol.API.partition(':')[0]}/30", "client", "10.79.0.2/30")
+        for index in SIGNERS:
+            site.wire("c", f"10.77.{index}.1/30", f"s{index}", f"10.77.{index}.2/30")
+            site.wire(f"g{index}", f"10.78.{index}.1/30", f"s{index}", f"10.78.{index}.2/30")
+        made = Appliance(site, package, following)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(Host.boot, [made.coordinator, *map(made.signer, SIGNERS)]))
+        _enrol(made)
+        yield made
+
+
+def _install(host: Host, package: Path) -> None:
+    host.put("/root/keymoot.deb", b"")
+    with package.open("rb") as file:
+        host.copy_in(file, "/root/keymoot.deb")
+    host.run("DEBIAN_FRONTEND=noninteractive dpkg -i /root/keymoot.deb && rm /root/keymoot.deb")
+
+
+def _enrol(made: Appliance) -> None:
+    site, coordinator = made.site, made.coordinator
+    enrol.set_up_coordinator(coordinator, SIGNERS)
+    ca = coordinator.get("/etc/keymoot/coordinator/ca.pem")
+
+    def first_run(index: int) -> None:
+        enrol.set_up_signer(made.signer(index), index, ca, enrol.write_gate(site.directory / f"gate-{index}", index))
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(first_run, SIGNERS))
+    identities = []
+    for index in SIGNERS:
+        path = site.directory / f"identity-{index}.json"
+        path.write_bytes(made.signer(index).get("/etc/keymoot/signer/identity.json"))
+        identities.append(path)
+        coordinator.put(f"/root/ca-{index}.pem", made.signer(index).get("/etc/keymoot/signer/ca.pem"))
+    roster_file = site.directory / "roster.yaml"
+    command = [KEYMOOT, "roster", "assemble", *identities, "--tolerate", "1", "--out", roster_file]
+    subprocess.run(command, check=True, capture_output=True)
+    roster = roster_file.read_bytes()
+    coordinator.put("/root/roster.yaml", roster)
+    cas = " ".join(f"--signers-ca /root/ca-{index}.pem" for index in SIGNERS)
+    coordinator.run(f"keymoot setup --no-input --role coordinator --roster /root/roster.yaml {cas} --json")
+    policy = enrol.write_client(made.client, coordinator, roster)
+    coordinator.put("/etc/keymoot/coordinator/clients.yaml", policy)
+    for index in SIGNERS:
+        kept = enrol.take_in(made.signer(index), roster, policy)
+        directory = site.directory / f"gate-{index}"
+        (directory / "gate-secrets.json").touch(mode=0o600)
+        (directory / "gate-secrets.json").write_bytes(kept)
+        site.start(f"g{index}", [KEYMOOT, "gate", "serve", "--config", directory / "gate.yaml"], directory)
+    coordinator.run(f"systemctl enable --now {COORDINATOR}")
+    for index in SIGNERS:
+        made.signer(index).run(f"systemctl enable --now {ENCLAVE} {SIGNER}")
+
+
+def test_a_key_is_made_and_signs_through_every_gate(appliance: Appliance) -> None:
+    appliance.await_ready()
+    appliance.key = appliance.keymoot("keys", "create", "--label", "treasury/one")
+    appliance.sign()
+    for index in SIGNERS:
+        log = (appliance.site.directory / f"gate-{index}" / f"g{index}.log").read_text().splitlines()
+        assert [json.loads(line)["allowed"] for line in log if "gate-answer" in line] == [True]
+
+
+def test_the_enclave_is_confined(appliance: Appliance) -> None:
+    host = appliance.signer(1)
+    (pid,) = host.unit(ENCLAVE, "MainPID")
+    status = dict(line.split(":", 1) for line in host.run(f"cat /proc/{pid}/status").stdout.splitlines())
+    # The unit asks for it; a machine whose root may not raise limits gives less, and the enclave says so.
+    may_lock = "unlimited" in host.run(f"grep 'Max locked memory' /proc/{pid}/limits").stdout
+    assert (int(status["VmLck"].split()[0]) > 0) == may_lock
+    assert ("memory is not locked" in host.run(f"journalctl -u {ENCLAVE} --no-pager").stdout) != may_lock
+    assert (status["Seccomp"].strip(), status["NoNewPrivs"].strip(), status["CapEff"].strip()) == ("2", "1", "0" * 16)
+    interfaces = host.run(f"nsenter -t {pid} -n ip -o link").stdout.splitlines()
+    assert ["lo:" in line for line in interfaces] == [True]
+    # What it could write, tried as its own user in its own mounts.
+    command = f"nsenter -t {pid} -m -S $(id -u keymoot-enclave) -G $(id -g keymoot-enclave) -- touch"
+    for path in ("/etc/keymoot/signer/x", "/var/lib/keymoot-signer/x", "/var/tmp/../lib/x", "/usr/x"):
+        assert host.run(f"{command} {path}", check=False).returncode != 0
+    host.run(f"{command} /run/keymoot-enclave/x && rm /run/keymoot-enclave/x")
+    # The PIN is readable by the enclave's unit alone, and nowhere in plain.
+    mode = host.run("stat -c '%a %U' /run/credentials/keymoot-enclave.service/hsm-pin").stdout.split()
+    assert mode in (["400", "keymoot-enclave"], ["440", "root"], ["400", "root"])
+
+
+def test_a_signer_reaches_coordinator_and_gate_and_nobody_else(appliance: Appliance) -> None:
+    def reached(address: str, port: int) -> bool:
+        program = f"import socket; socket.create_connection(('{address}', {port}), 2)"
+        return appliance.signer(1).run(f'python3 -c "{program}"', check=False).returncode == 0
+
+    assert reached("10.77.1.1", 8443)
+    assert reached("10.78.1.1", 8090)
+    assert not reached("10.77.2.2", 22)
+    assert not reached("10.78.2.1", 8090)
+    assert not reached("10.79.0.1", 8080)
+
+
+def test_a_killed_enclave_is_started_again(appliance: Appliance) -> None:
+    host = appliance.signer(2)
+    (before,) = host.unit(ENCLAVE, "MainPID")
+    host.run(f"kill -9 {before}")
+    until("the enclave runs again", lambda: host.unit(ENCLAVE, "MainPID", "ActiveState")[1] == "active", 60)
+    assert host.unit(ENCLAVE, "NRestarts") == ["1"]
+    appliance.await_ready()
+    appliance.sign()
+
+
+def test_a_hung_enclave_is_killed_by_the_watchdog_and_started_again(appliance: Appliance) -> None:
+    host = appliance.signer(3)
+    (before,) = host.unit(ENCLAVE, "MainPID")
+    host.run(f"kill -{signal.SIGSTOP.value} {before}")
+    until("the watchdog acts", lambda: host.unit(ENCLAVE, "NRestarts") == ["1"], 60)
+    assert "Watchdog timeout" in host.run(f"journalctl -u {ENCLAVE} --no-pager").stdout
+    appliance.await_ready()
+    appliance.sign()
+
+
+def test_a_signer_whose_power_was_cut_comes_back_by_itself(appliance: Appliance) -> None:
+    host = appliance.signer(1)
+    host.cut_power()
+    host.boot()
+    appliance.await_ready()
+    appliance.sign()
+
+
+def test_a_mistake_in_the_configuration_is_told_and_not_retried(appliance: Appliance) -> None:
+    host = appliance.signer(1)
+    right = host.get("/etc/keymoot/signer/enclave.yaml")
+    host.put("/etc/keymoot/signer/enclave.yaml", right + b"nonsense: true\n")
+    host.run(f"systemctl restart {ENCLAVE}", check=False)
+    state, code, restarts = host.unit(ENCLAVE, "ActiveState", "ExecMainStatus", "NRestarts")
+    assert (state, code, restarts) == ("failed", "2", "0")
+    assert "nonsense" in host.run(f"journalctl -u {ENCLAVE} -n 5 --no-pager").stdout
+    _await_sentence(host, SIGNER, "No enclave: ")
+    host.put("/etc/keymoot/signer/enclave.yaml", right)
+    host.run(f"systemctl start {ENCLAVE}")
+    appliance.await_ready()
+
+
+def test_an_upgrade_of_one_host_after_the_other_keeps_keys_and_signing(appliance: Appliance) -> None:
+    for host in (*map(appliance.signer, SIGNERS), appliance.coordinator):
+        _install(host, appliance.following)
+        assert host.run("keymoot --version").stdout == f"keymoot {image.NEXT_VERSION}\n"
+        appliance.await_ready()
+        appliance.sign()
+    listed = appliance.keymoot("keys", "list")
+    assert appliance.key["id"] in json.dumps(listed)
+
+
+def test_removal_keeps_everything_and_a_purge_deletes_only_after_a_yes(appliance: Appliance) -> None:
+    host = appliance.signer(3)
+    state = (
+        "/var/lib/keymoot-signer/signer.db /etc/keymoot/signer/enclave.yaml /etc/credstore.encrypted/keymoot.hsm-pin"
+    )
+    host.run("DEBIAN_FRONTEND=noninteractive dpkg --remove keymoot")
+    assert host.run("pgrep -u keymoot-enclave,keymoot-signer", check=False).stdout == ""
+    host.run(f"ls {state}")
+    host.run("DEBIAN_FRONTEND=noninteractive dpkg --purge keymoot")
+    host.run(f"ls {state}")
+    # Installed again, it goes on where it was: the removal has kept the units enabled or not, the shares in any case.
+    _install(host, appliance.following)
+    host.run(f"systemctl enable --now {ENCLAVE} {SIGNER}")
+    appliance.await_ready()
+    appliance.sign()
+    host.run("echo 'keymoot keymoot/delete-state boolean true' | debconf-set-selections")
+    host.run("DEBIAN_FRONTEND=noninteractive dpkg --purge keymoot")
+    assert host.run(f"ls -d {state} /etc/keymoot /var/lib/keymoot-signer", check=False).stdout == ""
