@@ -30,6 +30,7 @@ from enclave.wire import MAX_BODY_BYTES
 from policies.requests import KEY_ID_PATTERN, KEYS_PATH, HashBatch, KeyCreation, SigningBody
 
 SCHEMAS = "#/components/schemas/"
+SIGNATURE_ID_PATTERN = "^sig_[0-9a-f]{32}$"
 KEY_PATH = KEYS_PATH + "/{key}"
 SIGNATURES_PATH = KEY_PATH + "/signatures"
 BATCHES_PATH = KEY_PATH + "/signature-batches"
@@ -283,7 +284,9 @@ def _parameters() -> Json:
     return {
         "key": _parameter("key", "path", "The id of a key, or of the request for it.", {"type": "string"}),
         "ActiveKey": _parameter("key", "path", "The id of a key.", {"type": "string", "pattern": KEY_ID_PATTERN}),
-        "signature": _parameter("signature", "path", "The id of a signing request.", {"type": "string"}),
+        "signature": _parameter(
+            "signature", "path", "The id of a signing request.", {"type": "string", "pattern": SIGNATURE_ID_PATTERN}
+        ),
         "batch": _parameter("batch", "path", "The id of a batch.", {"type": "string"}),
         "cursor": _parameter(
             "cursor",
