@@ -144,7 +144,16 @@ class EnclaveCore:
             self._counting,
         )
         self._creation = creation = KeyCreation(
-            rules, book, self.orders, self.effects, outside.wall_clock, log, freezes, self._gate, config.index
+            rules,
+            book,
+            self.orders,
+            self.effects,
+            outside.wall_clock,
+            log,
+            freezes,
+            self._gate,
+            config.index,
+            self._audit,
         )
         self.dispatch = Dispatch(
             around,

@@ -10,6 +10,7 @@ import msgspec
 from enclave.answers import AlreadyAnswered
 from enclave.asking import Gate
 from enclave.attempts import Attempt, RequestBook, RequestState
+from enclave.audit import AuditLog
 from enclave.effects import Effects
 from enclave.errors import KeymootError, Refused
 from enclave.freezes import Freezes
@@ -68,8 +69,10 @@ class KeyCreation:
         freezes: Freezes,
         gate: Gate,
         index: int,
+        audit: AuditLog,
     ) -> None:
         """`index`: this signer's."""
+        self._audit = audit
         self._freezes, self._gate, self._index = freezes, gate, index
         self._rules, self._book, self._orders, self._effects = rules, book, orders, effects
         self._clock, self._log = wall_clock, log
@@ -197,11 +200,19 @@ class KeyCreation:
         deadline_s = int(self._clock()) + self._rules.gate_deadline_s
         try:
             state.consent_until_s = (await self._gate.ask(info, told, deadline_s, pending, request_id)).expires_at_s
-        except GateSaidNo as no:
-            state.closed, state.said_no = True, no.reason
+        except Refused as refusal:
+            if isinstance(refusal, GateSaidNo):
+                state.closed, state.said_no = True, refusal.reason
+            self._audit_decision(state, "refused", checked, rule=refusal.rule, reason=refusal.reason[:300])
             raise
         finally:
             state.asking, state.pending_until_s = False, 0
+        self._audit_decision(state, "consented", checked, gate=self._rules.gate_mode)
+
+    def _audit_decision(self, state: RequestState, event: str, checked: Checked, **facts: str) -> None:
+        """What came of a question, of which there are three a request at most."""
+        asked = {"client": checked.client.id, "label": checked.label, "request": state.digest.hex()}
+        self._effects.audit(self._audit.record(event, **asked, **facts))
 
     def _tell_pending(self, state: RequestState) -> None:
         if state.pending_until_s and state.attempt is not None:

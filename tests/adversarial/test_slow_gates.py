@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -230,6 +231,23 @@ def test_a_no_to_a_key_is_final(keys: Desk) -> None:
         assert [type(reports[j]) for j in (1, 2)] == [wire.Consented] * 2
         assert (reports[3].rule, reports[3].reason) == ("gate", "no such label")
     assert {r.rule for r in make_key(keys, request)[3] if isinstance(r, wire.RequestRefused)} == {"gate"}
+
+
+def test_the_audit_chain_says_what_gates_decided_about_keys(keys: Desk) -> None:
+    def told(j: int) -> list[dict[str, Any]]:
+        return [json.loads(entry.body) for entry in keys.net.members[j].audit]
+
+    keys.gate.decide = lambda member, question: (member != 3, "no such label")
+    before = [len(told(j)) for j in COMMITTEE]
+    request = keys.client.create_key("hot/7")
+    for _ in range(3):
+        consent(keys, request)
+    new = [told(j)[count:] for j, count in zip(COMMITTEE, before, strict=True)]
+    asked = {"client": keys.client.kid, "label": "hot/7", "request": request.digest("testnet").hex()}
+    yes = {"event": "consented", "gate": "signed", **asked}
+    no = {"event": "refused", "rule": "gate", "reason": "no such label", **asked}
+    shown = [[{name: fact for name, fact in entry.items() if name != "time"} for entry in one] for one in new]
+    assert shown == [[yes], [yes], [no]]
 
 
 def test_a_yes_to_a_signature_is_none_to_a_key(keys: Desk) -> None:
