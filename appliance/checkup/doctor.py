@@ -230,6 +230,8 @@ def _coordinator(directory: Path, around: Around) -> Iterator[Check]:
         config = load_coordinator(directory / "coordinator.yaml")
     except CallerError:
         return
+    good = "each signer's certificate is of its own operator's authority, or one organisation runs all"
+    yield Check("authorities", name, lambda: Looked(good, list(others.authorities(name, config))))
     yield Check("disk", name, partial(disks.check_room, name, config.state))
     yield Check("store", name, partial(disks.check_store, name, config.state))
     pid = confinement.who_locks(config.state, around.root)

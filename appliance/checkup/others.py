@@ -8,10 +8,11 @@ from pathlib import Path
 
 from cryptography import x509
 
-from appliance.checkup.findings import Finding, problem
+from appliance.checkup.findings import Finding, note, problem
 from appliance.checkup.host import certificates
 from appliance.checkup.probe import tls_failure
-from appliance.coordinator.config import load_config, load_roster, split_listen
+from appliance.coordinator.authorities import Authorities
+from appliance.coordinator.config import CoordinatorConfig, load_config, load_roster, split_listen
 from appliance.gate.config import load_config as load_gate
 from appliance.gate.config import load_secrets
 from appliance.tls import client_context
@@ -76,6 +77,30 @@ def gate(directory: Path) -> Iterator[Finding]:
                 f"does not answer on {config.listen}: {why}",
                 f"keymoot gate serve -c {directory / 'gate.yaml'}; if it ends, its last line says why.",
             )
+
+
+def authorities(name: str, config: CoordinatorConfig) -> Iterator[Finding]:
+    """Whether another organisation's authority could let somebody in, in the place of a signer."""
+    roster, files = load_roster(config), config.signers.authorities
+    if not files:
+        if len({signer.operator for signer in roster.signers}) > 1:
+            yield note(
+                name,
+                "any of the signers' authorities may issue a certificate for any signer, and so stop it",
+                "Say under signers.authorities in coordinator.yaml whose authority is whose.",
+            )
+        return
+    for signer in roster.signers:
+        if signer.name not in files:
+            yield problem(
+                name,
+                f"signers.authorities names no authority of {signer.name}, who is refused",
+                f"Add `{signer.name}: FILE` with the ca.pem of {signer.operator}.",
+            )
+    try:
+        Authorities(files)
+    except CallerError as error:
+        yield problem(name, str(error), "Put the operator's ca.pem there; its signer is refused until then.")
 
 
 def reached_at(listen: str, certificate: Path) -> str:

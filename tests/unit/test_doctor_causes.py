@@ -13,12 +13,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from appliance.checkup import doctor
+from appliance.checkup import doctor, others
 from appliance.checkup.checks import Check, Looked, run
+from appliance.coordinator.config import PoolSettings
 from appliance.hsm_check import Checked, ConfiguredKey
 from appliance.signer.config import SignerConfig
 from appliance.signer.status import SignerStatus
 from policies.errors import Unavailable
+from tests.fakes.certificates import Dealer
+from tests.fakes.coordinator_side import Files
 
 ROOT = Path(__file__).parents[2]
 UNIT, SYSTEM = "tests/unit/test_doctor_checks.py", "tests/system/test_doctor.py"
@@ -27,6 +30,7 @@ AWAY = (SYSTEM, "test_a_gate_a_coordinator_and_an_enclave_that_are_away")
 # By check: the tests that see it fail for its causes.
 SEEN_FAILING = {
     "agreement": [(SYSTEM, "test_files_that_are_not_those_that_run")],
+    "authorities": [("tests/unit/test_doctor_causes.py", "test_whose_authority_is_whose")],
     "certificates": [(SYSTEM, "test_clocks_that_differ_and_certificates_that_end")],
     "clock": [(UNIT, "test_a_clock_that_nothing_keeps_right")],
     "clocks": [(SYSTEM, "test_clocks_that_differ_and_certificates_that_end")],
@@ -121,6 +125,27 @@ def test_an_hsm_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # A token that counts wrong PINs is not given one more.
     seen.status = msgspec.structs.replace(STATUS, enclave="hsm-away", reason="the token refused the PIN")
     assert hsm(tmp_path, monkeypatch, MODULE, seen) == ["problem", "the token refused the PIN"]
+
+
+def test_whose_authority_is_whose(tmp_path: Path) -> None:
+    dealer = Dealer.make(3, 1)
+    config = Files(tmp_path).config(dealer, PoolSettings(2, 8, 8))
+
+    def told(**files: Path) -> list[tuple[str, str]]:
+        named = {name.replace("_", "-"): path for name, path in files.items()}
+        changed = msgspec.structs.replace(config.signers, authorities=named)
+        found = others.authorities("c", msgspec.structs.replace(config, signers=changed))
+        return [(one.severity.value, one.what) for one in found]
+
+    ca = tmp_path / "ca.pem"
+    assert told(signer_1=ca, signer_2=ca, signer_3=ca) == []
+    ((severity, what),) = told()
+    assert (severity, what[:35]) == ("note", "any of the signers' authorities may")
+    assert told(signer_1=ca, signer_3=ca) == [
+        ("problem", "signers.authorities names no authority of signer-2, who is refused")
+    ]
+    missing = told(signer_1=ca, signer_2=ca, signer_3=tmp_path / "gone.pem")
+    assert missing == [("problem", f"cannot read the authority {tmp_path / 'gone.pem'}: No such file or directory")]
 
 
 def test_every_check_is_seen_failing() -> None:
