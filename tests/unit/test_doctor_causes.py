@@ -73,6 +73,8 @@ def saying(path: Path, status: SignerStatus) -> Iterator[None]:
         def answer() -> None:
             connection, _ = listener.accept()
             with connection:
+                while connection.recv(4096):
+                    pass
                 connection.sendall(msgspec.json.encode(status))
 
         thread = threading.Thread(target=answer, daemon=True)
