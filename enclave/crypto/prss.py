@@ -93,3 +93,34 @@ def weighted_sums(weights: Weights, columns: Sequence[Sequence[int]]) -> list[in
     for weight, column in rest:
         totals = [total + weight * value for total, value in zip(totals, column, strict=True)]
     return totals
+
+
+def weighted_stream_sums(weights: Weights, streams: Sequence[bytes], q: int) -> list[int]:
+    """Integers that are `Σ_i weights[i]·elements(streams[i])[l]` mod `q` for every `l`, none negative, not reduced.
+
+    A whole stream is two large integers, of its even and of its odd elements, with as many zero bits before each as it
+    has itself: so a stream costs a few passes over bytes, and elements become integers of their own once a sum.
+    Raises `ValueError` where a sum would not fit into such a lane.
+    """
+    count = len(streams[0]) // ELEMENT_BYTES
+    pairs_of_lanes = (count + 1) // 2
+    padding = bytes(2 * pairs_of_lanes * ELEMENT_BYTES - len(streams[0]))
+    negative = -sum(weight for weight in weights.weights if weight < 0)
+    # A multiple of q above whatever is subtracted, so that no lane borrows from the next.
+    offset = q << negative.bit_length() + 1 if negative else 0
+    most = offset + (sum(map(abs, weights.weights)) << 8 * ELEMENT_BYTES)
+    width, lane = (most.bit_length() + 7) // 8, 2 * ELEMENT_BYTES
+    if width > lane:
+        raise ValueError("weights too large for a lane")
+    mask = int.from_bytes((bytes(ELEMENT_BYTES) + b"\xff" * ELEMENT_BYTES) * pairs_of_lanes, "big")
+    first = second = int.from_bytes(offset.to_bytes(lane, "big") * pairs_of_lanes, "big")
+    for weight, stream in zip(weights.weights, streams, strict=True):
+        value = int.from_bytes(padding + stream, "big")
+        first += weight * (value >> 8 * ELEMENT_BYTES & mask)
+        second += weight * (value & mask)
+    totals = [0] * (2 * pairs_of_lanes)
+    convert = int.from_bytes
+    for start, lanes in enumerate((first, second)):
+        data = lanes.to_bytes(lane * pairs_of_lanes, "big")
+        totals[start::2] = [convert(data[end - width : end], "big") for end in range(lane, len(data) + 1, lane)]
+    return totals[len(padding) // ELEMENT_BYTES :]

@@ -50,19 +50,19 @@ def expand(C: tuple[int, ...], t: int, me: int, m: int, sub_seeds: SubSeeds) -> 
     Subset stream: `a ‖ k ‖ mask_w ‖ mask_μ ‖ mask_τ ‖ ρ ‖ β`; pair stream: `zero_w ‖ zero_μ ‖ zero_τ`.
     """
     rand, zero = prss.rand_weights(C, t, me), prss.zero_weights(C, me)
-    subset_streams = [
-        prss.elements(prss.keystream(_stream_key(seed), 5 * m + 2)) for seed in sub_seeds.subsets.values()
-    ]
-    pair_streams = [prss.elements(prss.keystream(_stream_key(seed), 3 * m)) for seed in sub_seeds.pairs.values()]
+    subset_streams = [prss.keystream(_stream_key(seed), 5 * m + 2) for seed in sub_seeds.subsets.values()]
+    pair_streams = [prss.keystream(_stream_key(seed), 3 * m) for seed in sub_seeds.pairs.values()]
+    q, size = Secp256k1.q, m * prss.ELEMENT_BYTES
 
     def rand_column(number: int) -> Column:
-        return prss.weighted_sums(rand, [stream[number * m : (number + 1) * m] for stream in subset_streams])
+        parts = [stream[number * size : (number + 1) * size] for stream in subset_streams]
+        return prss.weighted_stream_sums(rand, parts, q)
 
     def zero_column(number: int) -> Column:
-        return prss.weighted_sums(zero, [stream[number * m : (number + 1) * m] for stream in pair_streams])
+        parts = [stream[number * size : (number + 1) * size] for stream in pair_streams]
+        return prss.weighted_stream_sums(zero, parts, q)
 
-    q = Secp256k1.q
-    rho, beta = prss.weighted_sums(rand, [stream[5 * m :] for stream in subset_streams])
+    rho, beta = prss.weighted_stream_sums(rand, [stream[5 * size :] for stream in subset_streams], q)
     return Material(
         a=_reduce(rand_column(0), q),
         k=_reduce(rand_column(1), q),

@@ -103,3 +103,28 @@ def test_weighted_sums_are_by_column() -> None:
 def test_weighted_sums_refuse_columns_that_do_not_fit(columns: list[list[int]]) -> None:
     with pytest.raises(ValueError, match=r"shorter|longer"):
         prss.weighted_sums(prss.Weights((1, 1)), columns)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("weights", [(1,), (3, -2), (-1, -5, 7), (2**40, -(2**45), 1), (-1,)])
+def test_sums_of_streams_are_those_of_their_elements(weights: tuple[int, ...], count: int) -> None:
+    q = SECP256K1.q
+    drawn = [prss.keystream(bytes([number]) * 32, count) for number in range(len(weights))]
+    for streams in (drawn, [b"\xff" * 32 * count] * len(weights), [bytes(32 * count)] * len(weights)):
+        expected = prss.weighted_sums(prss.Weights(weights), [prss.elements(stream) for stream in streams])
+        totals = prss.weighted_stream_sums(prss.Weights(weights), streams, q)
+        assert [total % q for total in totals] == [total % q for total in expected]
+        assert min(totals) >= 0
+
+
+def test_weights_too_large_for_a_lane_are_refused() -> None:
+    with pytest.raises(ValueError, match="too large"):
+        prss.weighted_stream_sums(prss.Weights((2**256,)), [bytes(32)], SECP256K1.q)
+
+
+@pytest.mark.parametrize("t", [1, 2, 3, 4, 5])
+def test_weights_of_the_widest_committees_fit_into_a_lane(t: int) -> None:
+    C = (1, *range(17 - 2 * t, 17))
+    for j in C:
+        for weights in (prss.rand_weights(C, t, j), prss.zero_weights(C, j)):
+            assert sum(map(abs, weights.weights)).bit_length() < 200
