@@ -24,7 +24,7 @@ from appliance.api.jws import DEFAULT_LIFETIME_S, SIGNATURE_HEADER, ClientKey, n
 from appliance.api.paths import COORDINATOR_PATH, HEALTH_PATHS, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.api.results import ApiError, CertifiedKey, ListedKey, require
 from appliance.api.signatures import verify_signature, what_is_signed
-from policies.errors import CallerError, Unavailable
+from policies.errors import CallerError, Refused, Unavailable
 from policies.requests import (
     KEYS_PATH,
     HashBatch,
@@ -34,7 +34,7 @@ from policies.requests import (
     signatures_path,
 )
 from policies.roster import Roster
-from policies.signed_requests import APPROVE
+from policies.signed_requests import APPROVE, parse_strictly
 
 if TYPE_CHECKING:
     from appliance.profile import Profile
@@ -191,20 +191,28 @@ class AsyncClient:
         """Approve the signing request whose body is `body`, exactly the bytes that were looked at: the coordinator can
         make it stand for nothing else. The request as it stands then.
 
-        Raises `ApiError`, `Unavailable`.
+        Raises `CallerError` where `body` is no signing request, else as `get_signature`.
         """
         path = signatures_path(key_id)
+        try:
+            wanted: SigningBody = parse_strictly(body, SigningBody, "body")  # type: ignore[arg-type]
+        except Refused as refusal:
+            raise CallerError(f"what is to be approved is no signing request: {refusal.reason}") from None
         now_s = int(self._clock())
         approval = sign_request(
             self._signing_key(), self._roster.network, APPROVE, path, body,
             now_s=now_s, jti=new_jti(), lifetime_s=lifetime_s,
         )  # fmt: skip
-        return await self._post(f"{path}/{signature_id}/approvals", Approval(approval), models.Signature)
+        answer = await self._post(f"{path}/{signature_id}/approvals", Approval(approval), models.Signature)
+        return await self._verified(answer, key_id, wanted)
 
     async def get_signature(self, key_id: str, signature_id: str, body: SigningBody | None = None) -> models.Signature:
         """A signing request as it stands. A signature in it is verified: over `body` under its path where `body`
         is given, else over the hash and under the path that the answer names. Raises as `sign`."""
         answer = await self._get(f"{signatures_path(key_id)}/{signature_id}", models.Signature)
+        return await self._verified(answer, key_id, body)
+
+    async def _verified(self, answer: models.Signature, key_id: str, body: SigningBody | None) -> models.Signature:
         if answer.signature is None:
             return answer
         key = await self._remembered(key_id)

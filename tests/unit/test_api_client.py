@@ -19,6 +19,7 @@ from appliance.api import models
 from appliance.api.client import (
     ApiError,
     AsyncClient,
+    AwaitingApprovals,
     CertificateRefused,
     Client,
     Failed,
@@ -38,6 +39,7 @@ from policies.requests import (
     MessageHash,
     SigningBody,
 )
+from policies.signed_requests import split_jws
 from tests.fakes.certificates import KEY_ID, Dealer
 from tests.fakes.servers import serving
 from tests.fakes.tls import TlsFiles
@@ -71,6 +73,7 @@ class FakeApi:
         app.router.add_get("/v1/keys/{id}", self._key)
         app.router.add_post("/v1/keys/{id}/signatures", self._sign)
         app.router.add_get("/v1/keys/{id}/signatures/{sid}", self._signature)
+        app.router.add_post("/v1/keys/{id}/signatures/{sid}/approvals", self._approve)
         return app
 
     async def _create(self, request: web.Request) -> web.Response:
@@ -103,6 +106,10 @@ class FakeApi:
         state = models.SignatureState.SIGNED if done else models.SignatureState.EXECUTING
         signature = signature_of(self._body, state)
         return answer(self.lie_signature(signature) if done else signature)
+
+    async def _approve(self, request: web.Request) -> web.Response:
+        await self._see(request)
+        return answer(self.lie_signature(signature_of(self._body, models.SignatureState.SIGNED)))
 
     async def _see(self, request: web.Request) -> bytes:
         body = await request.read()
@@ -383,3 +390,37 @@ async def test_where_none_answers_the_last_one_is_named(tls: TlsFiles) -> None:
     async with client:
         with pytest.raises(Unavailable, match=r"127\.0\.0\.1:2"):
             await client.get_key(KEY_ID)
+
+
+async def test_what_awaits_approvals_is_no_refusal(tls: TlsFiles) -> None:
+    async with connected(tls) as (api, client):
+        reason = models.Reason(code="policy/approvals", message="2 approvals are needed, 0 given", signer="signer-2")
+        api.lie_signature = lambda s: replace(s, status=models.SignatureState.AWAITING, signature=None, reason=reason)
+        with pytest.raises(AwaitingApprovals, match="sig_1 waits for approvals: 2 approvals are needed") as caught:
+            await client.sign(KEY_ID, HASH, lifetime_s=3600)
+        assert caught.value.id == "sig_1"
+        (_, _, _, jws) = api.seen[0]
+        header = split_jws(jws).header
+        assert header.exp - header.iat == 3600
+
+
+async def test_an_approval_is_of_the_bytes_that_were_looked_at(tls: TlsFiles) -> None:
+    async with connected(tls, alice := generate_client_key("alice")) as (api, client):
+        shown = msgspec.json.encode(HASH)
+        assert (await client.approve(KEY_ID, "sig_1", shown)).status == "Signed"
+        ((_, path, sent, _),) = api.seen
+        assert path == f"/v1/keys/{KEY_ID}/signatures/sig_1/approvals"
+        approval = split_jws(msgspec.json.decode(sent)["approval"])
+        alice.private_key.public_key().verify(approval.signature, approval.signing_input(shown))  # type: ignore[call-arg,union-attr]
+        assert (approval.header.method, approval.header.path) == ("APPROVE", f"/v1/keys/{KEY_ID}/signatures")
+        assert approval.header.exp - approval.header.iat == 24 * 3600
+
+
+async def test_a_signature_that_an_approval_brought_is_verified(tls: TlsFiles) -> None:
+    async with connected(tls) as (api, client):
+        other = value_of(replace(HASH, hash="0x" + "22" * 32))
+        api.lie_signature = lambda signature: replace(signature, signature=other)
+        with pytest.raises(SignatureRefused, match="not over what was asked for"):
+            await client.approve(KEY_ID, "sig_1", msgspec.json.encode(HASH))
+        with pytest.raises(CallerError, match="no signing request"):
+            await client.approve(KEY_ID, "sig_1", b"{}")

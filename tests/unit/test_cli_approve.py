@@ -1,0 +1,42 @@
+"""What an approver is shown: from the body that is signed alone, whatever the coordinator says of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.api.models import ApprovalsWanted, SignatureState
+from appliance.cli.approve import describe
+from policies.errors import CallerError
+from policies.requests import signatures_path
+
+KEY = "key_" + "1" * 32
+BODY = '{"kind":"Hash","hash":"0x%s","externalId":"payout-7","derivationPath":[0,5]}' % ("ab" * 32)
+
+
+def wanted(body: str = BODY, path: str = signatures_path(KEY)) -> ApprovalsWanted:
+    return ApprovalsWanted("sig_1", KEY, SignatureState.AWAITING, "payments", path, body, "2026-01-01", ("bob",))
+
+
+def test_a_bare_hash_is_said_to_be_one() -> None:
+    shown = describe(wanted(), KEY)
+    assert (shown["hash"], shown["external id"], shown["key"]) == ("ab" * 32, "payout-7", f"{KEY} m/0/5")
+    assert (shown["content"], shown["requester"], shown["approved by"]) == (
+        "not known: a bare hash", "payments", "bob",
+    )  # fmt: skip
+
+
+def test_a_message_is_shown() -> None:
+    body = '{"kind":"Message","message":"0x686579","hash":"EIP-191","externalId":"m"}'
+    shown = describe(wanted(body), KEY)
+    assert (shown["- message"], shown["- hash"]) == ("0x686579", "EIP-191")
+
+
+@pytest.mark.parametrize("body", ["", "{}", BODY[:-1] + ',"kind":"Hash"}', BODY + " x", "\ud800"])
+def test_what_cannot_be_read_is_not_approved(body: str) -> None:
+    with pytest.raises(CallerError, match="cannot be read"):
+        describe(wanted(body), KEY)
+
+
+def test_a_request_of_another_key_is_not_approved() -> None:
+    with pytest.raises(CallerError, match="not for key_1"):
+        describe(wanted(path=signatures_path("key_" + "2" * 32)), KEY)
