@@ -180,10 +180,14 @@ class RequestState:
             raise Refused("request/attempts", f"this request was put to the gate {MAX_ATTEMPTS} times")
         self.asked += 1
 
-    def count_attempt(self, outstanding: Outstanding) -> None:
-        """Let this authorization be outstanding; an older one can't be used any more. Raises `Refused` beyond three."""
+    def check_attempts(self) -> None:
+        """Raises `Refused` where three were authorised."""
         if self.attempts >= MAX_ATTEMPTS:
             raise Refused("request/attempts", f"this request was attempted {MAX_ATTEMPTS} times")
+
+    def count_attempt(self, outstanding: Outstanding) -> None:
+        """Let this authorization be outstanding; an older one can't be used any more. Raises `Refused` beyond three."""
+        self.check_attempts()
         self.attempts += 1
         self.outstanding = outstanding
 

@@ -269,6 +269,8 @@ class Authoriser:
             raise Refused("presignature", "a batch needs one presignature for each hash")
         # SPEC 4.10: since it was approved, another request of its name may have been answered.
         self.book.answers.check(state.name, attempt.after)
+        # Before anything is held for it.
+        state.check_attempts()
         charge = state.check_permitted()
         terms = make_terms(approval, attempt, state.digest, self._holdings.prss.epoch)
         if unknown := [name for name in attempt.presignatures if not self._holds(name, terms)]:

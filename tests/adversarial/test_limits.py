@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from enclave import wire
+from enclave.attempts import MAX_ATTEMPTS
 from enclave.errors import CallerError
 from enclave.ledger_keeping import KEEP_EVERY_S
 from policies.limits import Anomaly, Each, Limit, OnAnomaly, Reaction
@@ -169,6 +170,19 @@ def test_what_is_abandoned_or_expires_is_held_no_more() -> None:
     assert [used(desk, j) for j in COMMITTEE] == [0, 0, 0]
     authorise(desk)
     desk.net.advance(31)
+    assert signs(desk)
+
+
+def test_an_attempt_too_many_holds_no_room() -> None:
+    """Else one that orders it again before each expiry keeps others out for as long as the request is approved."""
+    desk = make_desk(Limit(name="hourly", within="1h", signatures=1))
+    asked = request(desk)
+    for _ in range(MAX_ATTEMPTS):
+        assert len(authorizations_of(authorise(desk, asked))) == 3
+    desk.net.advance(29)
+    reason = f"this request was attempted {MAX_ATTEMPTS} times"
+    assert refusals(authorise(desk, asked)) == {("request/attempts", reason)}
+    desk.net.advance(2)
     assert signs(desk)
 
 
