@@ -134,6 +134,8 @@ MISTAKES = [
     ("sign hash nokey " + HASH + " --profile {client}/client.yaml", 2, "is not a key's id"),
     ("sign hash " + KEY + " @{missing} --profile {client}/client.yaml", 2, "cannot read"),
     ("sign hash " + KEY + " @{garbage} --profile {client}/client.yaml", 2, "something else than hex"),
+    ("approve " + KEY + " sig_1 --profile {client}/client.yaml", 3, "Connection refused"),
+    ("approve nokey sig_1 --profile {client}/client.yaml", 2, "is not a key's id"),
     ("sign batch " + KEY + " {missing} --profile {client}/client.yaml", 2, "cannot read"),
     ("sign batch " + KEY + " {garbage} --profile {client}/client.yaml", 2, "line 1"),
     ("sign batch " + KEY + " {empty_file} --profile {client}/client.yaml", 2, "not a batch"),
