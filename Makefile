@@ -1,9 +1,11 @@
 # Two commands on a fresh Debian or Ubuntu with make and root or sudo: `make demo` and `make test`.
 BIN := .venv/bin
+# What `make test-appliance` runs.
+BOOTED := tests/booted
 # Real networks in one process, all else in the other: see tests/conftest.py.
 TWO_AT_ONCE := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb test-appliance clean
+.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb oci test-appliance clean
 
 help:
 	@echo "make demo    three signers, a coordinator and gates on this machine: makes a key, signs, verifies"
@@ -12,6 +14,7 @@ help:
 	@echo "make bench   measures presigning, the online step and whole requests"
 	@echo "make bench-wan   the same with signers 50 ms away from the coordinator"
 	@echo "make deb     builds the Debian package into build/"
+	@echo "make oci     builds the image for containers into build/ (root; no container engine)"
 	@echo "make test-appliance   installs it on booted systems (root): killed, hung, unplugged, upgraded, removed"
 	@echo "make clean   removes the virtual environment and all caches"
 
@@ -52,10 +55,13 @@ bench-wan: bootstrap
 deb:
 	@packaging/build-deb
 
+oci:
+	@packaging/oci/build.py
+
 # What booting hosts needs beside the checks; without root, or where nothing can be booted, it is skipped and says why.
 test-appliance: bootstrap
-	@packaging/bootstrap --packages debootstrap systemd-container iproute2 debhelper dpkg-dev lintian || true
-	KEYMOOT_APPLIANCE=1 $(BIN)/python -m pytest -m appliance tests/booted -rs
+	@packaging/bootstrap --packages debootstrap systemd-container iproute2 debhelper dpkg-dev lintian crun || true
+	KEYMOOT_APPLIANCE=1 $(BIN)/python -m pytest -m appliance $(BOOTED) -rs
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from appliance import configure, layout, templates
 from appliance.api.credentials import token_sha256
-from appliance.api.jws import base64url
-from tests.booted.machines import Host
+from appliance.api.jws import ClientKey, base64url
+from tests.booted.machines import Host, until
 
 NETWORK, CLIENT = "booted", "payouts"
 SOFTHSM = "/usr/lib/softhsm/libsofthsm2.so"
@@ -69,6 +69,32 @@ def set_up_signer(host: Host, index: int, coordinator_ca: bytes, gate_ca: bytes)
     )
 
 
+def put_behind_a_socket(host: Host, instance: str) -> None:
+    """A token behind a daemon, with the drop-in for it, and that instance's enclave, which only tries the token."""
+    unit = f"/etc/systemd/system/keymoot-enclave@{instance}.service.d"
+    pin, configuration = secrets.token_hex(8), layout.SignerHost(instance).configuration
+    socket = "/run/hsmd/pkcs11"
+    host.run(
+        f"runuser -u keymoot-enclave -g softhsm -- softhsm2-util --init-token --free --label behind --so-pin {pin} "
+        f"--pin {pin} && systemd-run --unit=hsmd -p Type=exec -p RuntimeDirectory=hsmd "
+        f"p11-kit server -f -n {socket} --provider {SOFTHSM} --user keymoot-enclave --group keymoot "
+        f"pkcs11:token=behind && mkdir -p {unit} {configuration} && cp {DROP_INS}/hsm-unix-socket.conf {unit}/ && "
+        f"systemd-creds encrypt --name=hsm-pin - {layout.SignerHost(instance).pin_file}",
+        pin.encode(),
+    )
+    until("the daemon listens", lambda: host.run(f"test -S {socket}", check=False).returncode == 0, 30)
+    config = host.get("/etc/keymoot/signer/enclave.yaml").decode()
+    client = host.run("ls /usr/lib/*/pkcs11/p11-kit-client.so").stdout.strip()
+    config = config.replace(f'"{SOFTHSM}"', client).replace('token_label: "keymoot"', "token_label: behind")
+    assert client in config
+    assert "behind" in config
+    host.put(f"{configuration}/enclave.yaml", config.encode())
+    command = f"/usr/lib/keymoot/bin/python3 -I -m enclave hsm-check --config {configuration}/enclave.yaml"
+    once = f"[Service]\nType=oneshot\nRestart=no\nExecStart=\nExecStart={command}\n"
+    host.put(f"{unit}/once.conf", once.encode())
+    host.run("systemctl daemon-reload")
+
+
 def take_in(host: Host, roster: bytes, policy: bytes) -> bytes:
     """A signer's second run; the handler's copy of the gate's secrets."""
     host.put("/root/roster.yaml", roster)
@@ -92,6 +118,11 @@ def write_client(directory: Path, host: Host, roster: bytes) -> bytes:
     host.put(
         "/etc/keymoot/coordinator/coordinator.yaml", config.replace("  readers:\n", f"  readers:\n{reader}").encode()
     )
+    return policy(key)
+
+
+def policy(key: ClientKey) -> bytes:
+    """Everything under any label is this client's."""
     return f"""version: 1
 clients:
   - id: {CLIENT}

@@ -23,6 +23,8 @@ PACKAGES = (
     "libseccomp2",
     "adduser",
     "debconf",
+    "p11-kit",
+    "p11-kit-modules",
 )
 NEXT_VERSION = "0.1.1"
 

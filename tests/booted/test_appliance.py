@@ -122,13 +122,11 @@ def _skipped_where_it_fails() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def appliance(tmp_path_factory) -> Iterator[Appliance]:
+def appliance(building: Future[Path], tmp_path_factory) -> Iterator[Appliance]:
     directory = tmp_path_factory.mktemp("booted")
-    with ThreadPoolExecutor(2) as pool:
-        building = pool.submit(image.build_package)
-        with _skipped_where_it_fails():
-            base = pool.submit(image.base).result()
-        package = building.result()
+    with _skipped_where_it_fails():
+        base = image.base()
+    package = building.result()
     following = image.next_version(package, directory)
     with Site(directory) as site, ThreadPoolExecutor(1) as aside:
         # Nothing of Keymoot is on it yet.
@@ -284,6 +282,15 @@ def test_a_mistake_in_the_configuration_is_told_and_not_retried(appliance: Appli
     host.put("/etc/keymoot/signer/enclave.yaml", right)
     host.run(f"systemctl start {ENCLAVE}")
     appliance.await_ready()
+
+
+def test_a_module_that_needs_a_socket_has_it_by_a_drop_in(appliance: Appliance) -> None:
+    host = appliance.signer(2)
+    enrol.put_behind_a_socket(host, "two")
+    host.run("systemctl start keymoot-enclave@two")
+    log = host.run("journalctl -u keymoot-enclave@two -o cat --no-pager").stdout.splitlines()
+    (told,) = [json.loads(line) for line in log if line.startswith('{"lib":')]
+    assert (told["token"], told["profile"]) == ("behind", "hmac-kdf")
 
 
 def test_an_upgrade_of_one_host_after_the_other_keeps_keys_and_signing(appliance: Appliance) -> None:
