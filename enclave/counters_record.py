@@ -82,7 +82,7 @@ def restore(ledger: Ledger, records: Sequence[CountersRecord]) -> tuple[ChainEnd
 
 
 def _counters(ledger: Ledger) -> Iterator[KeptCounter]:
-    ledger.sweep()
+    ledger.sweep(ledger.clock.now_s())
     for key, counter in ledger.counters.items():
         slots = tuple(
             (slot, amount.to_bytes(max(1, -(-amount.bit_length() // 8)), "big")) for slot, amount in counter.slots

@@ -156,7 +156,9 @@ class Freezes:
             raise Refused("stop/operator", told)
 
     def _frozen(self, order: StopOrder, operator: str) -> tuple[Freeze, ...]:
-        kept = [freeze for freeze in self._state.freezes if freeze.pattern not in order.labels]
+        # Everything needs no pattern beside it, and always fits: only an unfreezing of everything ends it.
+        before = () if EVERYTHING in order.labels else self._state.freezes
+        kept = [freeze for freeze in before if freeze.pattern not in order.labels]
         new = [Freeze(pattern, operator, order.serial, order.reason) for pattern in order.labels]
         if len(kept) + len(new) > MAX_FREEZES:
             raise Refused("stop/order", f"{MAX_FREEZES} patterns are frozen: freeze everything (`{EVERYTHING}`)")

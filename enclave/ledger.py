@@ -18,6 +18,8 @@ SLOTS = 32
 MAX_COUNTERS = 4096
 MAX_SLOTS = 8192
 MAX_DESTINATIONS = 2048
+# Requests that were seized at once may have passed the bounds together, by less than this.
+MAX_FOLDED = 2 * MAX_SLOTS
 SWEEP_EVERY_S = 1
 
 
@@ -128,8 +130,14 @@ class Ledger:
         return facts
 
     def fold(self, counted_at_s: int, charged: Iterable[tuple[str, int, int]], destinations: Iterable[str]) -> None:
-        """SPEC 7.5: what an audit entry says was charged: key, window and amount of each count."""
-        for key, window_s, amount in charged:
+        """SPEC 7.5: what an audit entry says was charged: key, window and amount of each count. Raises `Refused` where
+        that is more than this enclave ever charged (the entries are a store's, and not yet known to be its own)."""
+        counts = tuple(charged)
+        if len(self.counters) + len(counts) > MAX_FOLDED or self._slots + len(counts) > MAX_FOLDED:
+            self.sweep(counted_at_s)
+            if len(self.counters) + len(counts) > MAX_FOLDED or self._slots + len(counts) > MAX_FOLDED:
+                raise Refused("policy/limits", "the store's audit chain charges more counters than an enclave keeps")
+        for key, window_s, amount in counts:
             self._count(key, window_s, counted_at_s, amount)
         self._reach(destinations)
 
@@ -139,9 +147,8 @@ class Ledger:
         self.destinations.clear()
         self._slots = 0
 
-    def sweep(self) -> None:
-        """Forget what counts no more."""
-        now_s = self.clock.now_s()
+    def sweep(self, now_s: int) -> None:
+        """Forget what counts no more at `now_s`."""
         for key in [key for key, counter in self.counters.items() if not counter.used(now_s)]:
             del self.counters[key]
         self.recount()
@@ -193,7 +200,7 @@ class Ledger:
         now_s = self.clock.now_s()
         if now_s >= self._next_sweep_s:
             self._next_sweep_s = now_s + SWEEP_EVERY_S
-            self.sweep()
+            self.sweep(now_s)
         if not self._has_room(counts):
             raise Refused("policy/limits", "too many counters: use shorter windows, or count fewer things apart")
 

@@ -200,13 +200,12 @@ class LedgerKeeping:
     def _fold_entry(self, entry: AuditEntry) -> None:
         if b'"counted_at":' not in entry.body:
             return
-        # It is of this chain, so this enclave wrote it; a reason of its own may quote the name.
-        facts = msgspec.json.decode(entry.body, type=_Charged)
-        counts = []
-        for text in facts.charged:
-            amount, _, key = text.partition(" ")
-            window = key.split(" ")[1]
-            counts.append((key, int(window.removesuffix("s")), int(amount)))
+        # A reason may quote the name, and a store may invent entries: only at its end the chain proves itself.
+        try:
+            facts = msgspec.json.decode(entry.body, type=_Charged)
+            counts = [_count(text) for text in facts.charged]
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise Refused("policy/limits", f"audit entry {entry.seq} cannot be read: {error}"[:300]) from None
         self._anchor = Anchor(facts.counted_at, facts.time)
         self._ledger.fold(facts.counted_at, counts, facts.destinations)
 
@@ -255,3 +254,12 @@ class LedgerKeeping:
         self._keeping = False
         if isinstance(task.outcome, KeymootError):
             self._log.warning("counters not stored", reason=str(task.outcome)[:300])
+
+
+def _count(text: str) -> tuple[str, int, int]:
+    """Key, window in seconds and amount, of `AMOUNT NAME WINDOWs …`. Raises `ValueError`."""
+    amount, name, window, *_ = text.split(" ")
+    key, window_s = text[len(amount) + 1 :], int(window.removesuffix("s"))
+    if int(amount) < 1 or window_s < 1 or not name:
+        raise ValueError(f"not a count: {text[:100]}")
+    return key, window_s, int(amount)

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 MAX_DEPTH = 16
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# The closing quote may be missing: searched for from every quote of a text without one, it would cost a square.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 
 

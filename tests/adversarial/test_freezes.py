@@ -14,6 +14,7 @@ import pytest
 from appliance.api.jws import ClientKey, generate_client_key
 from appliance.api.stop import countersign, sign_order
 from enclave import wire
+from enclave.wire import MAX_FREEZES
 from policies.clients import Algorithm, Client
 from policies.errors import CallerError
 from policies.model import Policy
@@ -119,6 +120,16 @@ def test_a_pattern_freezes_its_labels_alone(stop: Stop) -> None:
     stop.unfreeze("hot/*")
     only(sign(stop.desk, number=2), wire.Authorized)
     assert [freeze.pattern for freeze in stop.send("x.y.z").freezes] == ["cold/**", "hot/2"]
+
+
+def test_everything_can_be_frozen_however_much_is_frozen_already(stop: Stop) -> None:
+    """One operator, whose key was stolen, must not keep the others from stopping a signer."""
+    stop.freeze(*(f"junk/{number}" for number in range(MAX_FREEZES)))
+    refusal = stop.send(*stop.signed(stop.order("freeze", "junk/more"), "olga"))
+    assert refusal.refused == "stop/order: 64 patterns are frozen: freeze everything (`**`)"
+    stop.freeze()
+    assert [freeze.pattern for freeze in stop.send("x.y.z").freezes] == ["**"]
+    assert refused(sign(stop.desk))[0] == "frozen"
 
 
 def test_no_key_is_made_for_a_frozen_label(stop: Stop) -> None:

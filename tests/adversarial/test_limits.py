@@ -14,8 +14,9 @@ import pytest
 
 from enclave import wire
 from enclave.attempts import MAX_ATTEMPTS
+from enclave.audit import entry_hash
 from enclave.errors import CallerError
-from enclave.ledger_keeping import KEEP_EVERY_S
+from enclave.ledger_keeping import KEEP_EVERY_S, START
 from policies.limits import Anomaly, Each, Limit, OnAnomaly, Reaction
 from policies.model import Policy
 from policies.requests import EthereumTransaction, HashBatch, signature_batches_path, signatures_path
@@ -393,7 +394,26 @@ def test_a_store_that_is_slow_is_waited_for() -> None:
         desk.net.run()
 
 
-@pytest.mark.parametrize("page", ["none", "altered", "gap"])
+# Facts that no enclave wrote: hashed as a chain, which takes no key.
+INVENTED = {
+    "no-number": {"counted_at": "x"},
+    "no-window": {"counted_at": 1, "charged": ["1 a"]},
+    "no-amount": {"counted_at": 1, "charged": ["x hourly 3600s"]},
+    "negative": {"counted_at": 1, "charged": ["-9 hourly 3600s"]},
+}
+
+
+def invent(page: str, audit: list[wire.AuditEntry], entries: list[wire.AuditEntry]) -> list[wire.AuditEntry]:
+    """`entries` with other bodies and the hashes that belong to them."""
+    told, first, body = [], entries[0].seq, msgspec.json.encode({"time": 1} | INVENTED[page])
+    head = audit[first - 2].hash if first > 1 else START.head
+    for entry in entries:
+        head = entry_hash(head, entry.seq, body)
+        told.append(msgspec.structs.replace(entry, body=body, hash=head))
+    return told
+
+
+@pytest.mark.parametrize("page", ["none", "altered", "gap", *INVENTED])
 def test_a_store_that_hands_over_another_chain_leaves_limits_refused(page: str) -> None:
     desk = make_desk(HOURLY)
     assert signs(desk)
@@ -408,8 +428,10 @@ def test_a_store_that_hands_over_another_chain_leaves_limits_refused(page: str) 
             elif page == "altered":
                 less = [entry.body.replace(b'"1 hourly', b'"0 hourly') for entry in entries]
                 entries = [msgspec.structs.replace(entry, body=body) for entry, body in zip(entries, less, strict=True)]
-            else:
+            elif page == "gap":
                 entries = [entry for entry in entries if b"charged" not in entry.body]
+            else:
+                entries = invent(page, net.members[1].audit, entries)
             message = wire.AuditPage(tuple(entries))
         honest(j, message)
 

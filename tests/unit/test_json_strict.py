@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -29,6 +30,15 @@ def test_deep_nesting_is_refused_whatever_the_recursion_limit(opening: bytes) ->
             parse_json(opening * 100_000)
     finally:
         sys.setrecursionlimit(before)
+
+
+@pytest.mark.parametrize("data", [b'"' + b'\\"' * 60_000, b'"' * 120_001, b'"' + b"\\" * 120_000, b'"a' * 60_001])
+def test_what_does_not_end_costs_no_more_than_what_does(data: bytes) -> None:
+    """A string without its end was searched for from each of its quotes: 16 kB took a second, 128 kB minutes."""
+    started_s = time.process_time()
+    with pytest.raises(JsonInvalid):
+        parse_json(data)
+    assert time.process_time() - started_s < 1
 
 
 def test_depth_counts_brackets_outside_strings_only() -> None:

@@ -11,7 +11,7 @@ from enclave.audit import AuditLog, ChainEnd
 from enclave.counters_record import PART_BYTES, restore, snapshot
 from enclave.counting_clock import Anchor, CountingClock
 from enclave.errors import Refused
-from enclave.ledger import MAX_COUNTERS, MAX_DESTINATIONS, MAX_SLOTS, SLOTS, Counter, Ledger
+from enclave.ledger import MAX_COUNTERS, MAX_DESTINATIONS, MAX_FOLDED, MAX_SLOTS, SLOTS, Counter, Ledger
 from enclave.log import Log
 from enclave.wire import MAX_COUNTER_RECORDS, MAX_MESSAGE_BYTES, Attach, AuditEntry, Record, decode, encode
 from policies.counters import MAX_COUNTS, Charge, Count
@@ -127,6 +127,20 @@ def test_slots_are_bounded() -> None:
     with pytest.raises(Refused, match="too many counters"):
         fill()
     assert sum(len(counter.slots) for counter in ledger.counters.values()) <= MAX_SLOTS
+
+
+def test_entries_of_a_store_fill_no_memory_without_end() -> None:
+    """What is folded is known to be this enclave's own only at its end."""
+    ledger, _ = make()
+    with pytest.raises(Refused, match="more counters than an enclave keeps"):
+        for entry in range(MAX_FOLDED):
+            ledger.fold(1000, [(f"x 60s label={entry}/{number}", 60, 1) for number in range(MAX_COUNTS)], ())
+    assert len(ledger) <= MAX_FOLDED
+    ledger.clear()
+    # Those whose windows are over make room, as they did when they were charged.
+    for entry in range(MAX_FOLDED // 8):
+        ledger.fold(1000 + 70 * entry, [(f"x 60s label={entry}/{number}", 60, 1) for number in range(16)], ())
+    assert len(ledger) <= MAX_FOLDED
 
 
 # --- records ---
