@@ -132,10 +132,12 @@ def test_slots_are_bounded() -> None:
 def test_entries_of_a_store_fill_no_memory_without_end() -> None:
     """What is folded is known to be this enclave's own only at its end."""
     ledger, _ = make()
+    full = MAX_FOLDED // MAX_COUNTS
+    for entry in range(full):
+        ledger.fold(1000, [(f"x 60s label={entry}/{number}", 60, 1) for number in range(MAX_COUNTS)], ())
     with pytest.raises(Refused, match="more counters than an enclave keeps"):
-        for entry in range(MAX_FOLDED):
-            ledger.fold(1000, [(f"x 60s label={entry}/{number}", 60, 1) for number in range(MAX_COUNTS)], ())
-    assert len(ledger) <= MAX_FOLDED
+        ledger.fold(1000, [(f"x 60s label={full}/{number}", 60, 1) for number in range(MAX_COUNTS)], ())
+    assert len(ledger) == full * MAX_COUNTS
     ledger.clear()
     # Those whose windows are over make room, as they did when they were charged.
     for entry in range(MAX_FOLDED // 8):
