@@ -24,7 +24,7 @@ from enclave.creation import KeyCreation
 from enclave.dispatch import Dispatch
 from enclave.effects import Effects
 from enclave.errors import KeymootError, Refused
-from enclave.freezes import Freezes, FreezeStore
+from enclave.freezes import Freezes, FreezeState, FreezeStore
 from enclave.gate_keys import GateKeys
 from enclave.hsm import Hsm
 from enclave.ledger import Ledger
@@ -59,8 +59,8 @@ class Outside:
     `told_of_hsm()`: counters and durations of the HSM, and `queues()`: what waits, both for `Status`. `accepted()`: the
     states of peers that its operator has accepted. `freezes`: where the enclave keeps what it is frozen for. `reload()`
     reads the configuration again, and raises `CallerError`. `requests_after_s`: Unix time before which no request is
-    taken, in case the clock was set back. `counting_clock`: one for the life of the process; None makes one of the two
-    clocks.
+    taken, in case the clock was set back. `unkept_freezes`: see `Freezes`. `counting_clock`: one for the life of the
+    process; None makes one of the two clocks.
     """
 
     wall_clock: Callable[[], float]
@@ -76,6 +76,7 @@ class Outside:
     told_of_hsm: Callable[[], tuple[dict[str, int], dict[str, tuple[int, ...]]]] = lambda: ({}, {})
     queues: Callable[[], dict[str, int]] = dict
     requests_after_s: int = 0
+    unkept_freezes: FreezeState | None = None
     counting_clock: CountingClock | None = None
 
 
@@ -127,6 +128,7 @@ class EnclaveCore:
             outside.freezes,
             outside.wall_clock,
             self._tell,
+            outside.unkept_freezes,
         )
         self.reload = Reload(config, rules, freezes, outside.reload, outside.wall_clock, self._tell)
         book, log = RequestBook(outside.wall_clock), RequestLog(outside.log, outside.clock)
@@ -176,6 +178,11 @@ class EnclaveCore:
         """Destroy what must be used once, here and in the worker; how many presignatures that cost."""
         self.batches.give_up(doubt)
         return self.pool.drop(lambda *_: True)
+
+    @property
+    def unkept_freezes(self) -> FreezeState | None:
+        """What is frozen, where it could not be written: for the core that comes after this one."""
+        return self._freezes.unkept
 
     def _make_links(self) -> Links:
         identity = Identity(

@@ -52,13 +52,16 @@ class Freezes:
         store: FreezeStore,
         wall_clock: Callable[[], float],
         tell: Tell,
+        unkept: FreezeState | None = None,
     ) -> None:
-        """`operators()`: those of the policy in force. `tell(event, facts)`: for the log and the audit chain."""
+        """`operators()`: those of the policy in force. `tell(event, facts)`: for the log and the audit chain. `unkept`:
+        the state of this process, where it could not be written; it is newer than that on disk."""
         self._network, self._signer, self._operators = network, signer, operators
         self._store, self._clock, self._tell = store, wall_clock, tell
         self.counters: dict[str, int] = {}
         self._begun = False
-        self._state, self._kept = self._read()
+        self.unkept = unkept
+        self._state, self._kept = (unkept, True) if unkept is not None else self._read()
 
     @property
     def in_force(self) -> tuple[Freeze, ...]:
@@ -205,12 +208,12 @@ class Freezes:
 
     def _write(self, state: FreezeState) -> None:
         self._store.write(msgspec.json.encode(state))
-        self._state, self._kept = state, True
+        self._state, self._kept, self.unkept = state, True, None
 
     def _not_kept(self, order: StopOrder, freezes: tuple[Freeze, ...], error: CallerError) -> Refused:
         """A freeze holds in memory at least; an unfreeze that is not kept would come undone, so it is none."""
         if order.action == "freeze":
-            self._state = msgspec.structs.replace(self._state, freezes=freezes)
+            self._state = self.unkept = msgspec.structs.replace(self._state, freezes=freezes)
             self._tell("freeze-not-kept", {"reason": str(error)[:300]})
             return Refused("stop/kept", f"frozen until the next restart, since this could not be written: {error}")
         return Refused("stop/kept", f"not unfrozen, since this could not be written: {error}")

@@ -198,7 +198,9 @@ def _serve(
             # As after a restart: nothing that this boot made, was told or remembers is used again.
             lost, present = core.drop(doubt), core.reload.config
             _tell_dropped(doubt, lost, log)
-            outside = replace(outside, requests_after_s=int(doubt.forgotten_until_s))
+            outside = replace(
+                outside, requests_after_s=int(doubt.forgotten_until_s), unkept_freezes=core.unkept_freezes
+            )
 
 
 def _each_second(

@@ -294,6 +294,23 @@ def test_a_freeze_that_cannot_be_kept_holds_and_an_unfreeze_does_not(stop: Stop)
     only(sign(stop.desk, number=2), wire.Authorized)
 
 
+def test_a_freeze_that_cannot_be_kept_holds_where_memory_is_dropped(stop: Stop) -> None:
+    """It is told to hold until the next restart, and that an enclave's memory is in doubt is none."""
+    net = stop.desk.net
+    net.freeze_stores[FROZEN].broken = True
+    stop.send(*stop.signed(stop.order("freeze", "cold/*"), "olga"))
+    for _ in range(2):
+        net.drop_memory(FROZEN)
+        net.presence(COMMITTEE)
+        net.run()
+        assert [freeze.pattern for freeze in net.members[FROZEN].core.status().freezes] == ["cold/*"]
+    net.freeze_stores[FROZEN].broken = False
+    stop.unfreeze("cold/*")
+    net.drop_memory(FROZEN)
+    assert net.members[FROZEN].core.status().freezes == ()
+    assert restarted(stop) == ()
+
+
 # --- who may ---
 
 

@@ -25,6 +25,7 @@ from enclave import wire
 from enclave.assembly import EnclaveCore, Outside
 from enclave.config import EnclaveConfig, EnclaveFile, GateConfig
 from enclave.crypto.curve import SECP256K1
+from enclave.freezes import FreezeState
 from enclave.gate_keys import GateKeys
 from enclave.hsm import HsmAway, HsmConfig, SealBroken
 from enclave.log import Log
@@ -157,6 +158,7 @@ class Net:
         self.accepted: dict[int, tuple[AcceptedState, ...]] = {}
         # What each enclave keeps of freezes; policies of single signers, also after a reload; how files are read again.
         self.freeze_stores: dict[int, FreezeMemory] = {}
+        self.unkept_freezes: dict[int, FreezeState | None] = {}
         self.policies: dict[int, Policy] = {}
         self.reread: Callable[[EnclaveConfig], EnclaveConfig] = lambda config: config.with_policy(
             config.file, self.policies.get(config.index, self.policy)
@@ -224,6 +226,7 @@ class Net:
             accepted=lambda: self.accepted.get(j, ()),
             freezes=self.freeze_stores.setdefault(j, FreezeMemory()),
             reload=lambda: self.reread(config),
+            unkept_freezes=self.unkept_freezes.pop(j, None),
         )
         core = EnclaveCore(config, lambda: self.gate_keys, outside)
         member = Member(j, hsm, core, store, logged)
@@ -238,6 +241,11 @@ class Net:
         self.members[j].audit = list(disk.audit)
         self.members[j].answers = dict(answers)
         self.attach(j)
+
+    def drop_memory(self, j: int) -> None:
+        """The process of enclave `j` goes on, with a new core: its memory is in doubt."""
+        self.unkept_freezes[j] = self.members[j].core.unkept_freezes
+        self.reboot(j)
 
     def start_copy(self, j: int, disk: Disk) -> Member:
         """Start another enclave of signer `j` on a copy of its disk and HSM; it is online in place of the first one,
