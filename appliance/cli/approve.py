@@ -50,6 +50,7 @@ def approve(
 
 def describe(wanted: ApprovalsWanted, key_id: str) -> dict[str, str]:
     """The request in words, from its body alone. Raises `CallerError` where it cannot be read, or is of another key."""
+    from policies.decoded import MessageDecoded
     from policies.gate_messages import show_decoded
     from policies.keccak import keccak256
     from policies.payloads import decode_payload
@@ -71,6 +72,8 @@ def describe(wanted: ApprovalsWanted, key_id: str) -> dict[str, str]:
     if isinstance(decoded, dict):
         # None of them takes another's place.
         fields |= {f"- {name}": value if isinstance(value, str) else _text(value) for name, value in decoded.items()}
+        if isinstance(payload.decoded, MessageDecoded) and (text := _as_text(payload.decoded.message)) is not None:
+            fields["- message as text"] = text
     else:
         fields["content"] = "not known: a bare hash"
     return fields | {"approved by": ", ".join(wanted.approved_by) or "nobody yet"}
@@ -78,3 +81,12 @@ def describe(wanted: ApprovalsWanted, key_id: str) -> dict[str, str]:
 
 def _text(value: object) -> str:
     return msgspec.json.encode(value).decode()
+
+
+def _as_text(message: bytes) -> str | None:
+    """The message as a JSON string, where a terminal shows exactly that; else None, and its hex has to do."""
+    try:
+        text = _text(message.decode("utf-8"))
+    except UnicodeDecodeError:
+        return None
+    return text if message and printable(text) == text else None

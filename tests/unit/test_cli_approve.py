@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from appliance.api.models import ApprovalsWanted, SignatureState
@@ -29,6 +30,24 @@ def test_a_message_is_shown() -> None:
     body = '{"kind":"Message","message":"0x686579","hash":"EIP-191","externalId":"m"}'
     shown = describe(wanted(body), KEY)
     assert (shown["- message"], shown["- hash"]) == ("0x686579", "EIP-191")
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("pay Ürsula 7 €".encode(), '"pay Ürsula 7 €"'),
+        (b"two\nlines \x1b[2J", '"two\\nlines \\u001b[2J"'),
+        # What a terminal would turn round or squeeze, and what is no text, is hex alone.
+        ("pay \u202e7".encode(), None),
+        (b"two  spaces", None),
+        (b"\xff\xfe", None),
+        (b"", None),
+    ],
+)
+def test_a_message_that_prints_exactly_is_shown_as_text_beside_its_hex(message: bytes, text: str | None) -> None:
+    body = {"kind": "Message", "message": "0x" + message.hex(), "hash": "EIP-191", "externalId": "m"}
+    shown = describe(wanted(msgspec.json.encode(body).decode()), KEY)
+    assert (shown["- message"], shown.get("- message as text")) == ("0x" + message.hex(), text)
 
 
 @pytest.mark.parametrize("body", ["", "{}", BODY[:-1] + ',"kind":"Hash"}', BODY + " x", "\ud800"])
