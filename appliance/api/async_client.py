@@ -306,6 +306,20 @@ class AsyncClient:
             await asyncio.to_thread(batches.verify_batch, answer, body, key.public_key)
         return answer
 
+    @at_any
+    async def list_batches(self, key_id: str, *, limit: int = LISTED) -> tuple[batches.BatchSummary, ...]:
+        """The key's first `limit` batches, oldest first, as the coordinator says: `get_batch` verifies one. Raises
+        `ApiError`, `Unavailable`."""
+        path, cursor = signature_batches_path(key_id), ""
+        listed: list[batches.BatchSummary] = []
+        while len(listed) < limit:
+            page = await self._get(path, batches.SignatureBatchList, {"cursor": cursor} if cursor else {})
+            listed += page.items[: limit - len(listed)]
+            if page.next_cursor is None or not page.items:
+                break
+            cursor = page.next_cursor
+        return tuple(listed)
+
     # --- inside -----------------------------------------------------------------------------------------
 
     def _certify(self, answer: models.Key) -> CertifiedKey:

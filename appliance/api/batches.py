@@ -48,6 +48,25 @@ class SignatureBatch(ApiStruct, frozen=True):
     reason: Reason | None = None
 
 
+class BatchSummary(ApiStruct, frozen=True):
+    """A batch in a list: where it stands, without its results."""
+
+    id: str
+    key_id: str
+    status: BatchState
+    count: int
+    external_id: str
+    created_at: str
+    reason: Reason | None = None
+
+
+class SignatureBatchList(ApiStruct, frozen=True):
+    """One page of a key's batches, oldest first."""
+
+    items: tuple[BatchSummary, ...]
+    next_cursor: str | None = None
+
+
 def verify_batch(answer: SignatureBatch, body: HashBatch, child_key: Callable[[Sequence[int]], bytes]) -> None:
     """Every signature of an ended batch, over its hash and under its child key (`child_key` of a path, 33 bytes).
 

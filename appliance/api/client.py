@@ -142,6 +142,10 @@ class Client:
         """See `AsyncClient.get_batch`."""
         return self._run(self._client.get_batch(key_id, batch_id, body))
 
+    def list_batches(self, key_id: str, *, limit: int = LISTED) -> tuple[batches.BatchSummary, ...]:
+        """See `AsyncClient.list_batches`."""
+        return self._run(self._client.list_batches(key_id, limit=limit))
+
     def get_signature(self, key_id: str, signature_id: str, body: SigningBody | None = None) -> models.Signature:
         """See `AsyncClient.get_signature`."""
         return self._run(self._client.get_signature(key_id, signature_id, body))

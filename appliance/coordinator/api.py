@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from appliance.api.batches import UNFINISHED as UNFINISHED_BATCH
-from appliance.api.batches import SignatureBatch
+from appliance.api.batches import SignatureBatch, SignatureBatchList
 from appliance.api.models import Key, KeyList, KeyState, Readiness, Signature, SignatureList, SignatureState
 from appliance.api.paths import COORDINATOR_PATH, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.coordinator.admission import READER, SIGNED, Admission
@@ -32,10 +32,10 @@ from appliance.coordinator.network import Network, Shortage
 from appliance.coordinator.network_views import show_health, show_pools, show_readiness, show_signers
 from appliance.coordinator.openapi import OPERATIONS, describe
 from appliance.coordinator.problems import Handler, NotFound, Unprocessable, answering_problems, problem
-from appliance.coordinator.views import show_batch, show_key, show_keys, show_signature
+from appliance.coordinator.views import show_batch, show_key, show_keys, show_signature, summarise_batch
 from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
-from appliance.store.accepted import CONFLICT, ExternalIdTaken
+from appliance.store.accepted import CONFLICT, ExternalIdTaken, RequestState
 from appliance.store.coordinator import SignatureRow
 from appliance.store.keys import KeyRow
 from policies.errors import CallerError
@@ -87,6 +87,7 @@ class Api:
                 web.get(KEYS_PATH + "/{key}/signatures/{signature}/approvals", self._show_wanted),
                 web.post(KEYS_PATH + "/{key}/signatures/{signature}/approvals", self._approve),
                 web.post(KEYS_PATH + "/{key}/signature-batches", self._create_batch),
+                web.get(KEYS_PATH + "/{key}/signature-batches", self._list_batches),
                 web.get(KEYS_PATH + "/{key}/signature-batches/{batch}", self._get_batch),
                 web.get("/v1/healthz", self._health),
                 web.get("/healthz", self._health),
@@ -149,11 +150,12 @@ class Api:
         return _json(show_key(self._key_row(request.match_info["key"]), self._roster))
 
     async def _list_signatures(self, request: web.Request) -> web.Response:
-        key_id = request.match_info["key"]
-        if self._store.keys.get(key_id) is None:
-            raise NotFound("there is no key of this id")
-        rows = self._store.signatures_after(key_id, _cursor(request), PAGE)
+        rows = self._store.signatures_after(self._known_key_id(request), _cursor(request), PAGE)
         return _json(SignatureList(tuple(show_signature(row) for row in rows), _following(rows)))
+
+    async def _list_batches(self, request: web.Request) -> web.Response:
+        rows = self._store.batches.after(self._known_key_id(request), _cursor(request), PAGE)
+        return _json(SignatureBatchList(tuple(summarise_batch(row) for row in rows), _following(rows)))
 
     async def _get_signature(self, request: web.Request) -> web.Response:
         return _json(show_signature(self._signature_row(request)))
@@ -202,6 +204,12 @@ class Api:
     async def _show_coordinator(self, _: web.Request) -> web.Response:
         return _json(self._identity.show(self._network, self._wall_clock()))
 
+    def _known_key_id(self, request: web.Request) -> str:
+        key_id = request.match_info["key"]
+        if self._store.keys.get(key_id) is None:
+            raise NotFound("there is no key of this id")
+        return key_id
+
     def _active_key(self, request: web.Request) -> CertifiedKey:
         key_id = request.match_info["key"]
         key = self._keybook.get(key_id) if re.match(KEY_ID_PATTERN, key_id) else None
@@ -247,7 +255,7 @@ def _cursor(request: web.Request) -> int:
     return int(cursor)
 
 
-def _following(rows: Sequence[KeyRow] | Sequence[SignatureRow]) -> str | None:
+def _following(rows: Sequence[RequestState]) -> str | None:
     """The cursor of the next page; None where this one is the last."""
     return str(rows[-1].seq) if len(rows) == PAGE else None
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from appliance.api import models
-from appliance.api.batches import SignatureBatch
+from appliance.api.batches import SignatureBatch, SignatureBatchList
 from appliance.api.paths import COORDINATOR_PATH, HEALTH_PATHS, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.coordinator.approving import ApprovalBody
 from appliance.coordinator.limits import (
@@ -153,6 +153,15 @@ OPERATIONS = (
         SignatureBatch,
         body=HashBatch,
         problems=(404, *POSTED),
+    ),
+    Operation(
+        "get",
+        BATCHES_PATH,
+        "listSignatureBatches",
+        "The batches of a key, oldest first, without their results.",
+        SignatureBatchList,
+        paged=True,
+        problems=(404,),
     ),
     Operation(
         "get",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import msgspec
 import structlog
 
-from appliance.api.batches import BatchResult, BatchState, SignatureBatch
+from appliance.api.batches import BatchResult, BatchState, BatchSummary, SignatureBatch
 from appliance.api.certificates import encode_acknowledgement
 from appliance.api.models import (
     Certificate,
@@ -20,8 +20,8 @@ from appliance.api.models import (
     SignatureState,
     SignatureValue,
 )
-from appliance.store.accepted import shown_external_id
-from appliance.store.batches import BatchRow
+from appliance.store.accepted import RequestState, shown_external_id
+from appliance.store.batches import BatchRow, BatchSummaryRow
 from appliance.store.certificates import decode_certificate
 from appliance.store.coordinator import SignatureRow
 from appliance.store.failures import Damaged
@@ -106,8 +106,22 @@ def show_batch(row: BatchRow) -> SignatureBatch:
         )
 
 
+def summarise_batch(row: BatchSummaryRow) -> BatchSummary:
+    """A batch in a list. Raises `Damaged`."""
+    with _whole(row):
+        return BatchSummary(
+            id=row.id,
+            key_id=row.key_id,
+            status=BatchState(row.state),
+            count=row.count,
+            external_id=shown_external_id(row.external_id),
+            created_at=_time(row.created_at_ms),
+            reason=_reason(row),
+        )
+
+
 @contextmanager
-def _whole(row: KeyRow | SignatureRow | BatchRow) -> Iterator[None]:
+def _whole(row: RequestState) -> Iterator[None]:
     """What cannot be read in a row is `Damaged`: it was well when it was written."""
     try:
         yield
@@ -117,7 +131,7 @@ def _whole(row: KeyRow | SignatureRow | BatchRow) -> Iterator[None]:
         raise Damaged(row.id, str(error)) from None
 
 
-def _reason(row: KeyRow | SignatureRow | BatchRow) -> Reason | None:
+def _reason(row: RequestState) -> Reason | None:
     return Reason(row.reason_code, row.reason_message, row.reason_signer) if row.reason_code else None
 
 

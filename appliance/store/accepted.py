@@ -44,20 +44,25 @@ def request_columns() -> list[Column[Any]]:
     ]
 
 
-class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of `request_columns`."""
+class RequestState(msgspec.Struct, frozen=True, kw_only=True):
+    """Of `request_columns` what lists need: where a request stands, without the request."""
 
     seq: int
     id: str
     external_id: str
-    path: str
-    body: bytes
-    jws: str
     state: str
     created_at_ms: int
     reason_code: str
     reason_message: str
     reason_signer: str
+
+
+class RequestRow(RequestState, frozen=True, kw_only=True):
+    """A row of `request_columns`."""
+
+    path: str
+    body: bytes
+    jws: str
 
 
 external_ids = Table(

@@ -12,6 +12,7 @@ from appliance.store.accepted import (
     Acceptance,
     Accepted,
     RequestRow,
+    RequestState,
     accept,
     metadata,
     request_columns,
@@ -47,8 +48,21 @@ class BatchRow(RequestRow, frozen=True, kw_only=True):
     result: bytes | None
 
 
+class BatchSummaryRow(RequestState, frozen=True, kw_only=True):
+    """A batch without what was asked and what came of it: a page of whole ones could hold 100 MB."""
+
+    key_id: str
+    count: int
+
+
 _BATCH_BY_ID = Statement(select(batches).where(batches.c.id == parameter("row")))
 _UNFINISHED_BATCHES = Statement(select(batches).where(batches.c.state.in_(UNFINISHED)).order_by(batches.c.seq))
+_BATCHES_AFTER = Statement(
+    select(*(batches.c[name] for name in BatchSummaryRow.__struct_fields__))
+    .where(batches.c.key_id == parameter("key"), batches.c.seq > parameter("after"))
+    .order_by(batches.c.seq)
+    .limit(parameter("most"))
+)
 
 
 class SignatureBatches:
@@ -81,6 +95,11 @@ class SignatureBatches:
         """A batch by its id. Raises `Unavailable`."""
         rows = fetch(self._database, _BATCH_BY_ID, {"row": batch_id})
         return parse_row(rows[0], BatchRow, batch_id) if rows else None
+
+    def after(self, key_id: str, seq: int, limit: int) -> list[BatchSummaryRow]:
+        """At most `limit` batches of a key that came after number `seq`, oldest first. Raises `Unavailable`."""
+        values = {"key": key_id, "after": seq, "most": limit}
+        return parse_rows(fetch(self._database, _BATCHES_AFTER, values), BatchSummaryRow)
 
     def unfinished(self) -> list[BatchRow]:
         """Batches that have not ended. Raises `Unavailable`."""

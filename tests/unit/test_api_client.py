@@ -16,6 +16,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import utils
 
 from appliance.api import models
+from appliance.api.batches import BatchState, BatchSummary, SignatureBatchList
 from appliance.api.client import (
     ApiError,
     AsyncClient,
@@ -74,6 +75,7 @@ class FakeApi:
         app.router.add_post("/v1/keys/{id}/signatures", self._sign)
         app.router.add_get("/v1/keys/{id}/signatures/{sid}", self._signature)
         app.router.add_post("/v1/keys/{id}/signatures/{sid}/approvals", self._approve)
+        app.router.add_get("/v1/keys/{id}/signature-batches", self._batches)
         return app
 
     async def _create(self, request: web.Request) -> web.Response:
@@ -110,6 +112,15 @@ class FakeApi:
     async def _approve(self, request: web.Request) -> web.Response:
         await self._see(request)
         return answer(self.lie_signature(signature_of(self._body, models.SignatureState.SIGNED)))
+
+    async def _batches(self, request: web.Request) -> web.Response:
+        """Without an end."""
+        first = int(request.query.get("cursor", "0"))
+        items = tuple(
+            BatchSummary(f"batch_{number}", KEY_ID, BatchState.SIGNED, 3, str(number), "now")
+            for number in range(first, first + 2)
+        )
+        return answer(SignatureBatchList(items, str(first + 2)))
 
     async def _see(self, request: web.Request) -> bytes:
         body = await request.read()
@@ -402,6 +413,12 @@ async def test_what_awaits_approvals_is_no_refusal(tls: TlsFiles) -> None:
         (_, _, _, jws) = api.seen[0]
         header = split_jws(jws).header
         assert header.exp - header.iat == 3600
+
+
+async def test_batches_are_listed_as_many_as_are_asked_for(tls: TlsFiles) -> None:
+    async with connected(tls) as (_, client):
+        listed = await client.list_batches(KEY_ID, limit=5)
+        assert [one.id for one in listed] == [f"batch_{number}" for number in range(5)]
 
 
 async def test_an_approval_is_of_the_bytes_that_were_looked_at(tls: TlsFiles) -> None:

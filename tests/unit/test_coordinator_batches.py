@@ -10,10 +10,11 @@ import coincurve
 import pytest
 
 from appliance.api.derivation import derive
+from appliance.coordinator import api
 from appliance.coordinator.server import Coordinator
 from enclave import wire
 from tests.fakes.coordinator_side import FakeNetwork, until
-from tests.unit.test_coordinator_requests import make_key
+from tests.unit.test_coordinator_requests import creation, make_key
 
 PATHS = ((), (0, 5), (0, 6))
 
@@ -188,6 +189,23 @@ async def test_after_a_restart_an_unfinished_batch_goes_on_and_a_finished_one_is
             assert await net.get(f"{path_of(key_id)}/{done['id']}") == (200, done)
             status, shown = await net.post(path_of(key_id), batch(external_id="batch-2"))
             assert (status, shown["status"], shown["id"]) == (200, "Signed", hanging["id"])
+
+
+async def test_batches_of_a_key_are_listed_oldest_first_a_page_at_a_time_without_their_results(
+    net: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "PAGE", 2)
+    key_id = await make_key(net)
+    other = (await net.post("/v1/keys", creation("key-2")))[1]["id"]
+    made = [(await net.post(path_of(key_id), batch(external_id=f"batch-{n}")))[1] for n in range(3)]
+    await net.post(path_of(other), batch(external_id="of-another-key"))
+    summaries = [{name: value for name, value in one.items() if name != "results"} for one in made]
+    status, page = await net.get(path_of(key_id))
+    assert (status, page["items"]) == (200, summaries[:2])
+    status, rest = await net.get(f"{path_of(key_id)}?cursor={page['nextCursor']}")
+    assert (status, rest["items"], rest.get("nextCursor")) == (200, summaries[2:], None)
+    assert (await net.get(path_of(key_id) + "?cursor=x"))[0] == 400
+    assert (await net.get(path_of("key_" + "0" * 32)))[0] == 404
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,9 @@ async def test_answers_are_as_described(net: FakeNetwork) -> None:
     one_batch = batches + "/{batch}"
     assert await caller.call("get", one_batch, f"{batch_path}/{batch['id']}") == batch
     await caller.call("get", one_batch, f"{batch_path}/none")
+    (summary,) = (await caller.call("get", batches, batch_path))["items"]
+    assert summary == {name: value for name, value in batch.items() if name != "results"}
+    await caller.call("get", batches, "/v1/keys/none/signature-batches")
     for path in ("/v1/signers", "/v1/pools", "/readyz", "/healthz", "/v1/healthz", "/openapi.json"):
         await caller.call("get", path)
     assert caller.answered == {
@@ -178,7 +181,8 @@ async def test_answers_are_as_described(net: FakeNetwork) -> None:
         *(("post", signatures, status) for status in ("200", "201", "202", "400", "404")),
         *(("get", signatures, status) for status in ("200", "400", "404")), ("get", keys, "401"),
         ("get", keys, "200"), ("get", keys, "400"), ("get", key, "200"), ("get", key, "404"),
-        ("post", batches, "201"), ("get", one_batch, "200"), ("get", one_batch, "404"),
+        ("post", batches, "201"), ("get", batches, "200"), ("get", batches, "404"),
+        ("get", one_batch, "200"), ("get", one_batch, "404"),
         ("get", one, "200"), ("get", one, "404"), ("get", "/v1/signers", "200"), ("get", "/v1/pools", "200"),
         ("get", "/readyz", "200"), ("get", "/healthz", "200"), ("get", "/v1/healthz", "200"),
         ("get", "/openapi.json", "200"),
