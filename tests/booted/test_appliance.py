@@ -318,7 +318,8 @@ def test_removal_keeps_everything_and_a_purge_deletes_only_after_a_yes(appliance
     host.run("DEBIAN_FRONTEND=noninteractive dpkg --remove keymoot")
     assert host.run("pgrep -u keymoot-enclave,keymoot-signer", check=False).stdout == ""
     host.run(f"ls {state}")
-    host.run("DEBIAN_FRONTEND=noninteractive dpkg --purge keymoot")
+    purged = host.run("DEBIAN_FRONTEND=noninteractive dpkg --purge keymoot")
+    assert "were left in" in purged.stderr
     host.run(f"ls {state}")
     # Installed again, it goes on where it was: the removal has kept the units enabled or not, the shares in any case.
     _install(host, appliance.following)
@@ -326,7 +327,8 @@ def test_removal_keeps_everything_and_a_purge_deletes_only_after_a_yes(appliance
     appliance.await_ready()
     appliance.sign()
     host.run("echo 'keymoot keymoot/delete-state boolean true' | debconf-set-selections")
-    host.run("DEBIAN_FRONTEND=noninteractive dpkg --purge keymoot")
+    purged = host.run("DEBIAN_FRONTEND=noninteractive dpkg --purge keymoot")
+    assert "were left in" not in purged.stderr
     assert host.run(f"ls -d {state} /etc/keymoot /var/lib/keymoot-signer", check=False).stdout == ""
 
 
