@@ -29,6 +29,7 @@ _NOT_EQUAL, _EQUAL, _MASKED_EQUAL = 1, 4, 7
 _CLONE_THREAD = 0x00010000
 _PROT_EXEC, _WRITE_AND_EXEC = 4, 2 | 4
 _INT = 0xFFFF_FFFF
+_SHM_EXEC = 0o100000
 _FIONBIO = 0x5421
 
 # Nobody needs these after the start. A PKCS#11 module reads and writes files, and may start threads.
@@ -159,6 +160,7 @@ class Seccomp:
             (_NOT_PERMITTED, "mmap", (_Comparison(2, _MASKED_EQUAL, _WRITE_AND_EXEC, _WRITE_AND_EXEC),)),
             (_NOT_PERMITTED, "mprotect", (_Comparison(2, _MASKED_EQUAL, _PROT_EXEC, _PROT_EXEC),)),
             (_NOT_PERMITTED, "pkey_mprotect", (_Comparison(2, _MASKED_EQUAL, _PROT_EXEC, _PROT_EXEC),)),
+            (_NOT_PERMITTED, "shmat", (_Comparison(2, _MASKED_EQUAL, _SHM_EXEC, _SHM_EXEC),)),
             # The kernel takes an int: what stands in the upper half of the register must not matter.
             (_NOT_PERMITTED, "prctl", (_Comparison(0, _MASKED_EQUAL, _INT, _PR_SET_DUMPABLE),)),
         ]

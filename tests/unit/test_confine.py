@@ -32,13 +32,22 @@ def threaded():
 libc = ctypes.CDLL(None, use_errno=True)
 # As wide as a register: what the kernel takes for an int may have more bits set.
 libc.syscall.argtypes, libc.syscall.restype = (ctypes.c_long,) * 6, ctypes.c_long
-PRCTL = {"x86_64": 157, "aarch64": 167}[os.uname().machine]
+PRCTL, SHMGET, SHMAT = {"x86_64": (157, 29, 30), "aarch64": (167, 194, 196)}[os.uname().machine]
+SHM_EXEC = 0o100000
 
 def call(number, *arguments):
     result = libc.syscall(number, *arguments, *[0] * (5 - len(arguments)))
     if result == -1:
         raise OSError(ctypes.get_errno(), str(number))
     return result
+
+def attach(flags):
+    # The segment is gone with this process.
+    segment = call(SHMGET, 0, 4096, 0o700)
+    try:
+        call(SHMAT, segment, 0, flags)
+    finally:
+        libc.shmctl(segment, 0, None)
 
 confinement = Confinement(network=sys.argv[2] == "network")
 if sys.argv[1] == "enclave":
@@ -57,6 +66,8 @@ print(json.dumps({
     "unix": attempt(lambda: socket.socket(socket.AF_UNIX).close()),
     "kill": attempt(lambda: os.kill(os.getppid(), 0)),
     "writable code": attempt(lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC).close()),
+    "shared memory": attempt(lambda: attach(0)),
+    "shared code": attempt(lambda: attach(SHM_EXEC)),
     "dumpable": attempt(lambda: call(PRCTL, 4, 1)),
     "dumpable, wide": attempt(lambda: call(PRCTL, 1 << 32 | 4, 1)),
 }))
@@ -86,6 +97,8 @@ def test_an_enclave_computes_and_keeps_files_and_starts_no_program(network, tmp_
         "unix": "done",
         "kill": REFUSED,
         "writable code": REFUSED,
+        "shared memory": "done",
+        "shared code": REFUSED,
         "dumpable": REFUSED,
         "dumpable, wide": REFUSED,
     }
@@ -104,6 +117,8 @@ def test_a_presign_worker_opens_no_file_and_no_socket(tmp_path):
         "unix": REFUSED,
         "kill": REFUSED,
         "writable code": REFUSED,
+        "shared memory": REFUSED,
+        "shared code": REFUSED,
         "dumpable": REFUSED,
         "dumpable, wide": REFUSED,
     }
