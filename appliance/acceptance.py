@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -41,12 +40,5 @@ def accept(config: Path, signer: str, version: int, boot: str) -> Path:
     new = AcceptedState(signer, version, boot)
     lines = [*(line for line in known if line != new), new][-MAX_ACCEPTED:]
     text = "".join(f'  - {{signer: {each.signer}, version: {each.version}, boot: "{each.boot}"}}\n' for each in lines)
-    _replace(path, (_HEAD + text).encode())
+    pki.replace(path, (_HEAD + text).encode())
     return path
-
-
-def _replace(path: Path, data: bytes) -> None:
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    pki.write_new(new, data)
-    os.replace(new, path)

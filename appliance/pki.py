@@ -6,9 +6,11 @@ P-256 throughout. Certificates admit a process to a socket; they are never what 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import os
+import stat
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -130,6 +132,22 @@ def write_new(path: Path, data: bytes, mode: int = PUBLIC_MODE) -> None:
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(file.fileno(), mode)
         file.write(data)
+
+
+def replace(path: Path, data: bytes, mode: int = PUBLIC_MODE) -> None:
+    """Put a file in the place of `path`, whole or not at all: with the owner and mode of the one that is there, and
+    `mode` where there is none. Raises `CallerError`."""
+    new = path.with_name(path.name + ".new")
+    try:
+        new.unlink(missing_ok=True)
+        write_new(new, data, mode)
+        with contextlib.suppress(FileNotFoundError):
+            old = path.stat()
+            os.chown(new, old.st_uid, old.st_gid)
+            new.chmod(stat.S_IMODE(old.st_mode))
+        os.replace(new, path)
+    except OSError as error:
+        raise CallerError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _name(common_name: str) -> x509.Name:

@@ -14,7 +14,7 @@ from typing import IO
 
 import msgspec
 
-from appliance import enrolment
+from appliance.setup.enclave_tool import enclave_tool
 from appliance.store.signer import SignerStore
 from enclave import wire
 from policies.errors import CallerError, Unavailable
@@ -70,8 +70,20 @@ def _ask(tool_in: IO[bytes], tool_out: IO[bytes], record: wire.Record) -> wire.R
 def _tool(config: pathlib.Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """The enclave's tool, for the block. Raises what it says where it fails."""
     pipe = subprocess.PIPE
-    command = enrolment.enclave_command("rewrap", config)
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as tool:  # noqa: S603
+    with (
+        enclave_tool(config) as made,
+        made.sealing() as more,
+        subprocess.Popen(  # noqa: S603
+            made.command("rewrap", *more),
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=made.environment,
+            user=None if made.user is None else made.user.uid,
+            group=None if made.user is None else made.user.gid,
+            extra_groups=None if made.user is None else made.user.groups,
+        ) as tool,
+    ):
         assert tool.stdin is not None
         assert tool.stdout is not None
         assert tool.stderr is not None

@@ -6,6 +6,7 @@ import argparse
 import base64
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -30,18 +31,17 @@ MAX_SECRETS_BYTES = 16 * 1024
 def main(arguments: list[str]) -> int:
     """Parse, run, and turn our errors into one line and an exit code: 2 the caller's, 3 something is away."""
     parser = argparse.ArgumentParser(prog="python -m enclave", description=__doc__)
-    commands = {
-        "run": _run,
-        "provision": _provision,
+    commands = {"run": _run, "provision": _provision, "describe": _describe}
+    sealing = {
         "seal-gate-secret": _seal_gate_secret,
         "rotate-gate-secret": _rotate_gate_secret,
         "finish-gate-rotation": _finish_gate_rotation,
-        "describe": _describe,
+        "rewrap": _rewrap,
     }
-    commands["rewrap"] = _rewrap
-    parser.add_argument("command", choices=[*commands, "hsm-check", "hsm-tokens", "verify-evidence"])
+    parser.add_argument("command", choices=[*commands, *sealing, "hsm-check", "hsm-tokens", "verify-evidence"])
     parser.add_argument("--config", type=Path, help="enclave.yaml")
     parser.add_argument("--hsm", help="hsm-check without a configuration: its hsm section, as JSON")
+    parser.add_argument("--gate-secrets", type=Path, help="the gate's sealed secrets, in place of those of --config")
     parser.add_argument("--evidence", type=Path, help="verify-evidence: the file")
     parser.add_argument("--roster", type=Path, help="verify-evidence: roster.yaml")
     options = parser.parse_args(arguments)
@@ -55,6 +55,8 @@ def main(arguments: list[str]) -> int:
             _verify_evidence(options.evidence, options.roster)
         elif options.config is None:
             parser.error("--config is missing")
+        elif options.command in sealing:
+            sealing[options.command](_sealing_config(options.config, options.gate_secrets))
         else:
             commands[options.command](options.config)
     except Unavailable as error:
@@ -101,21 +103,26 @@ def _describe(path: Path) -> None:
     sys.stdout.write(msgspec.json.encode(shown).decode() + "\n")
 
 
-def _seal_gate_secret(path: Path) -> None:
+def _sealing_config(path: Path, gate_secrets: Path | None) -> EnclaveConfig:
+    config = load_config(path)
+    return config if gate_secrets is None else replace(config, gate_secrets=gate_secrets)
+
+
+def _seal_gate_secret(config: EnclaveConfig) -> None:
     """Read the secrets from standard input and write the sealed file that the configuration names."""
     secrets = _read_secrets()
-    _change_gate_secrets(path, lambda hsm, config: seal_gate_secrets(hsm, *_gate_place(config), secrets))
+    _change_gate_secrets(config, lambda hsm: seal_gate_secrets(hsm, *_gate_place(config), secrets))
 
 
-def _rotate_gate_secret(path: Path) -> None:
+def _rotate_gate_secret(config: EnclaveConfig) -> None:
     """Read new secrets from standard input; the present ones stay in use beside them."""
     secrets = _read_secrets()
-    _change_gate_secrets(path, lambda hsm, config: rotate_gate_secrets(hsm, *_gate_place(config), secrets))
+    _change_gate_secrets(config, lambda hsm: rotate_gate_secrets(hsm, *_gate_place(config), secrets))
 
 
-def _finish_gate_rotation(path: Path) -> None:
+def _finish_gate_rotation(config: EnclaveConfig) -> None:
     """Retire the older secrets."""
-    _change_gate_secrets(path, lambda hsm, config: finish_rotation(hsm, *_gate_place(config)))
+    _change_gate_secrets(config, lambda hsm: finish_rotation(hsm, *_gate_place(config)))
 
 
 def _read_secrets() -> bytes:
@@ -129,18 +136,17 @@ def _gate_place(config: EnclaveConfig) -> tuple[str, int, Path]:
     return config.file.network, config.index, config.gate_secrets
 
 
-def _change_gate_secrets(path: Path, change: Callable[[Hsm, EnclaveConfig], None]) -> None:
-    config = load_config(path)
+def _change_gate_secrets(config: EnclaveConfig, change: Callable[[Hsm], None]) -> None:
     hsm = open_hsm(config.hsm, config.file.network, config.index)
     try:
-        change(hsm, config)
+        change(hsm)
     finally:
         hsm.close()
 
 
-def _rewrap(path: Path) -> None:
+def _rewrap(config: EnclaveConfig) -> None:
     """Bring the records on standard input under the present sealing key."""
-    rewrap(load_config(path), sys.stdin.buffer, sys.stdout.buffer)
+    rewrap(config, sys.stdin.buffer, sys.stdout.buffer)
 
 
 def _hsm_check(path: Path | None, section: str | None) -> None:

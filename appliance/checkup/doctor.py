@@ -139,8 +139,9 @@ def _hsm(seen: _Seen) -> Looked:
         return Looked("", [problem(seen.name, seen.status.reason, "Put the right PIN there; the enclave takes it up.")])
     environment = {**os.environ, **unit_settings.environment("" if process is None else process.unit)}
     if load_yaml(path, _EnclaveFile).hsm.pin.startswith("credential:") and CREDENTIALS not in environment:
-        what = "the PIN is a systemd credential, which nobody can read while the enclave's unit does not run"
-        return Looked("", [note(seen.name, f"not tried: {what}", "Start the unit, or be root, and run this again.")])
+        # Run each day, this could be the wrong PIN that locks the token; who asks for one attempt gets it.
+        what = "the PIN is a systemd credential, and the enclave's unit does not run or this is not root"
+        return Looked("", [note(seen.name, f"not tried: {what}", f"As root, once: keymoot hsm check -c {path}")])
     # A vendor's module is not run as root where the enclave does not.
     user = None if process is None else unit_settings.user_of(process.uid, process.unit)
     told = check_module(enrolment.enclave_command("hsm-check", path), HSM_TIMEOUT_S, environment, user)

@@ -45,22 +45,22 @@ def secret(
         if rotate or generate is not None or ed25519:
             raise CallerError("--finish stands alone: it ends a rotation that --rotate began")
         with working("Sealing the secrets…"):
-            enrolment.run_enclave_tool(enrolment.enclave_command("finish-gate-rotation", config))
+            _seal(config, "finish-gate-rotation", b"")
         report(as_json, "The older secrets count no more.", {}, [TAKEN_UP])
         return
     if ed25519 and generate is None:
         raise CallerError("--ed25519 says which keys --generate makes")
-    command = enrolment.enclave_command("rotate-gate-secret" if rotate else "seal-gate-secret", config)
+    action = "rotate-gate-secret" if rotate else "seal-gate-secret"
     if generate is None:
         secrets = _read_secrets()
         with working("Sealing the secrets…"):
-            enrolment.run_enclave_tool(command, secrets)
+            _seal(config, action, secrets)
     else:
         secrets, copy = enrolment.new_secret_files(ed25519=ed25519)
         pki.write_new(generate, copy, pki.SECRET_MODE)
         try:
             with working("Sealing the secrets…"):
-                enrolment.run_enclave_tool(command, secrets)
+                _seal(config, action, secrets)
         except BaseException:
             generate.unlink()
             raise
@@ -71,6 +71,14 @@ def secret(
         steps.append("Once the handler uses them: keymoot gate secret --finish")
     handler = {} if generate is None else {"handler_copy": str(generate)}
     report(as_json, "The gate's secrets are sealed.", handler, steps)
+
+
+def _seal(config: Path, action: str, secrets: bytes) -> None:
+    from appliance.enrolment import run_enclave_tool
+    from appliance.setup.enclave_tool import enclave_tool
+
+    with enclave_tool(config) as tool, tool.sealing() as more:
+        run_enclave_tool(tool.command(action, *more), secrets, tool.environment, user=tool.user)
 
 
 def _read_secrets() -> bytes:

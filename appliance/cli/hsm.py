@@ -37,20 +37,23 @@ def check(
 ) -> None:
     """Try every operation of a PKCS#11 module, with keys that live no longer than the check.
 
+    With the configuration of an installed signer, and as root, it is tried as its enclave's user, with the PIN that
+    systemd keeps for it.
+
     Exit codes: 0 usable, 1 not usable, 2 the caller's mistake (PIN, library, label), 3 no token there.
     """
-    from appliance import enrolment
     from appliance.hsm_check import check_module
+    from appliance.setup.enclave_tool import enclave_tool
 
     if (config is None) == (not lib):
         raise CallerError("name the HSM by --config, or by --lib, --pin and --token-label or --slot")
-    if config is not None:
-        command = enrolment.enclave_command("hsm-check", config)
-    else:
-        section = _section(lib=lib, pin=_absolute(pin), token_label=token_label, slot=slot, init_args=init_args)
-        command = [sys.executable, "-I", "-m", "enclave", "hsm-check", "--hsm", json.dumps(section)]
     with working("Trying the module's operations…"):
-        checked = check_module(command)
+        if config is not None:
+            with enclave_tool(config) as tool:
+                checked = check_module(tool.command("hsm-check"), environment=tool.environment, user=tool.user)
+        else:
+            section = _section(lib=lib, pin=_absolute(pin), token_label=token_label, slot=slot, init_args=init_args)
+            checked = check_module([sys.executable, "-I", "-m", "enclave", "hsm-check", "--hsm", json.dumps(section)])
     if as_json:
         show_json({**msgspec.to_builtins(checked), "usable": checked.profile is not None})
     else:

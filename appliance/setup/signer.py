@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ import msgspec
 
 from appliance import configure, enrolment, pki
 from appliance.setup import answers, staging
+from appliance.setup.enclave_tool import EnclaveTool
 from appliance.setup.hosts import Place
 from appliance.setup.pins import FilePin, Pin
 from appliance.signer.config import load_config
@@ -201,7 +200,7 @@ def _seal_gate_secrets(place: Place, said: answers.Answers, found: EnclaveFile, 
         return
     try:
         with kept.environment() as environment:
-            _seal(place, found.gate.secrets, secrets, environment)
+            _seal(place, secrets, environment)
     except BaseException:
         if out is not None:
             out.unlink()
@@ -209,25 +208,10 @@ def _seal_gate_secrets(place: Place, said: answers.Answers, found: EnclaveFile, 
     done.did.append("the gate's secrets sealed")
 
 
-def _seal(place: Place, name: str, secrets: bytes, environment: dict[str, str]) -> None:
-    """In the directory itself, or, where that is root's, by the enclave's user in one of its own."""
-    if place.owner is None:
-        command = enrolment.enclave_command("seal-gate-secret", place.directory / ENCLAVE)
-        enrolment.run_enclave_tool(command, secrets, environment)
-        return
-    own = Path(tempfile.mkdtemp(prefix="keymoot-setup-"))
-    try:
-        for file in (ENCLAVE, ROSTER, POLICY):
-            shutil.copyfile(place.directory / file, own / file)
-            os.chown(own / file, place.owner.uid, place.owner.gid)
-        os.chown(own, place.owner.uid, place.owner.gid)
-        command = enrolment.enclave_command("seal-gate-secret", own / ENCLAVE)
-        enrolment.run_enclave_tool(command, secrets, environment, user=place.owner)
-        sealed = os.open(own / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with os.fdopen(sealed, "rb") as file_:
-            pki.write_new(place.directory / name, file_.read(), 0o640)
-    finally:
-        shutil.rmtree(own)
+def _seal(place: Place, secrets: bytes, environment: dict[str, str]) -> None:
+    tool = EnclaveTool(place.directory / ENCLAVE, environment, place.owner)
+    with tool.sealing() as more:
+        enrolment.run_enclave_tool(tool.command("seal-gate-secret", *more), secrets, environment, user=place.owner)
 
 
 def _read_secrets(path: Path) -> bytes:

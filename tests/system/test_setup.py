@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import grp
 import json
 import os
@@ -13,20 +14,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
 from appliance import layout, unit_settings
+from appliance.cli.app import app
 from appliance.pki import make_ca
 from appliance.setup import answers, staging
+from appliance.setup.enclave_tool import enclave_tool
 from appliance.setup.hosts import Place, coordinator_place, signer_place
 from appliance.setup.modules import installed, tokens
 from appliance.setup.pins import EncryptedPin, FilePin, Pin, from_bytes
-from appliance.setup.signer import is_configured, set_up
+from appliance.setup.signer import Done, is_configured, set_up
+from appliance.store.signer import SignerStore
+from enclave import wire
+from enclave.hsm import open_hsm
+from enclave.hsm.records import SealedRecord
+from enclave.shares import record_context
+from enclave.wire import decode
 from policies.errors import CallerError, Unavailable
 from tests.fakes.command_line import an_identity, write_identity
 from tests.fakes.leaks import KnownSecret, files, leaks
@@ -350,29 +362,62 @@ def test_places_of_an_installed_host_need_its_users(monkeypatch: pytest.MonkeyPa
     assert (place.units, keeping().reference) == ((), "file:pin")
 
 
-def test_an_installed_signer(
-    request: pytest.FixtureRequest, coordinator_ca: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the package lays it out, with the users that every Debian has."""
+@dataclass
+class Installed:
+    """A signer as the package lays it out, with a user that every Debian has as its enclave's."""
+
+    root: Path
+    user: str
+    token: SoftToken
+    said: answers.Answers
+    place: Place
+    keeping: Callable[[], FilePin]
+    done: Done
+
+    @property
+    def config(self) -> Path:
+        return self.place.directory / "enclave.yaml"
+
+    def take_in_the_rest(self) -> Done:
+        """Roster, policy and the gate's secrets."""
+        for name in ("t", "u"):
+            (self.root / name).mkdir()
+            write_identity(self.root / name / "identity.json", an_identity(name))
+        (self.root / "s").symlink_to(self.place.directory)
+        roster, out = roster_of(self.root, "s", "t", "u"), self.root / "for-the-gate.json"
+        later = msgspec.structs.replace(self.said, roster=roster, policy=POLICY, gate_secrets_out=out)
+        return set_up(self.place, later, self.keeping(), lambda: Pin("nobody is asked"))
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """pytest's own directories are root's alone."""
+    with tempfile.TemporaryDirectory(prefix="km-installed-", dir="/tmp") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
+
+
+# As root, too, since a directory of root's may hold the interpreter of these tests.
+@pytest.fixture(params=["daemon", "root"])
+def installed_signer(
+    request: pytest.FixtureRequest, open_directory: Path, coordinator_ca: Path, monkeypatch: pytest.MonkeyPatch
+) -> Installed:
     if os.getuid() != 0:
         pytest.skip("needs root")
-    # pytest's own directories are root's alone.
-    made = Path(tempfile.mkdtemp(prefix="km-installed-", dir="/tmp"))
-    request.addfinalizer(lambda: shutil.rmtree(made))
-    made.chmod(0o755)
-    tmp_path = made
-    token, conf = a_token(tmp_path, "s")
-    for name, value in (("CONFIGURATION", tmp_path / "etc"), ("CREDENTIAL_STORE", tmp_path / "credstore")):
+    made, user = open_directory, request.param
+    token, conf = a_token(made, "s")
+    for name, value in (("CONFIGURATION", made / "etc"), ("CREDENTIAL_STORE", made / "credstore")):
         monkeypatch.setattr(layout, name, value)
     for name in ("ENCLAVE_USER", "GROUP"):
-        monkeypatch.setattr(layout, name, "daemon")
+        monkeypatch.setattr(layout, name, user)
     monkeypatch.setenv("SOFTHSM2_CONF", str(conf))
-    subprocess.run(["chown", "-R", "daemon", str(token.directory)], check=True)
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    subprocess.run(["chown", "-R", user, str(token.directory)], check=True)
     if subprocess.run(
-        ["setpriv", "--reuid=daemon", "--clear-groups", "test", "-x", sys.executable], check=False
+        ["setpriv", f"--reuid={user}", "--clear-groups", "test", "-x", sys.executable], check=False
     ).returncode:
         pytest.skip("the interpreter of these tests is root's alone")
-    said = answers.read_answers(answers_file(tmp_path, "s", coordinator_ca, "signed"))
+    said = answers.read_answers(answers_file(made, "s", coordinator_ca, "signed"))
     place, keeping = signer_place(None, None)
     try:
         done = set_up(place, said, keeping(), lambda: Pin(token.user_pin))
@@ -380,6 +425,13 @@ def test_an_installed_signer(
         if "systemd-creds" in str(error):
             pytest.skip(str(error))
         raise
+    return Installed(made, user, token, said, place, keeping, done)
+
+
+def test_an_installed_signer(installed_signer: Installed) -> None:
+    tmp_path, token, place, done = (
+        installed_signer.root, installed_signer.token, installed_signer.place, installed_signer.done
+    )  # fmt: skip
     assert (done.sealing, place.directory) == ("gcm", tmp_path / "etc" / "signer")
     assert stat.S_IMODE(place.directory.stat().st_mode) == layout.DIRECTORY_MODE
     text = (place.directory / "enclave.yaml").read_text()
@@ -390,19 +442,106 @@ def test_an_installed_signer(
     stored = (tmp_path / "credstore" / "keymoot.hsm-pin").read_bytes()
     assert token.user_pin.encode() not in stored
     # The HSM's keys are the enclave's user's, who has to open them.
-    assert {path.owner() for path in (token.directory / "tokens").rglob("*.object")} == {"daemon"}
+    assert {path.owner() for path in (token.directory / "tokens").rglob("*.object")} == {installed_signer.user}
     # Later, nobody is asked for the PIN again; what is sealed is root's, and for the enclave's group to read.
-    for name in ("t", "u"):
-        (tmp_path / name).mkdir()
-        write_identity(tmp_path / name / "identity.json", an_identity(name))
-    (tmp_path / "s").symlink_to(place.directory)
-    later = msgspec.structs.replace(
-        said, roster=roster_of(tmp_path, "s", "t", "u"), policy=POLICY, gate_secrets_out=tmp_path / "for-the-gate.json"
-    )
-    done = set_up(place, later, keeping(), lambda: Pin("nobody is asked"))
+    done = installed_signer.take_in_the_rest()
     assert (done.did[-1], done.missing) == ("the gate's secrets sealed", [])
     sealed = (place.directory / "gate-secrets.sealed").stat()
     assert (sealed.st_uid, sealed.st_gid, stat.S_IMODE(sealed.st_mode)) == (0, place.group, 0o640)
+
+
+def run_here(*arguments: str | Path) -> str:
+    """`keymoot` in this process, which knows where the installed host is. Standard output."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    return done.stdout
+
+
+def test_what_an_installed_signers_operator_does_with_its_hsm(installed_signer: Installed) -> None:
+    """None of it has a credential from systemd: the enclave's unit does not even run."""
+    installed_signer.take_in_the_rest()
+    config, out = installed_signer.config, installed_signer.root / "handler.json"
+    sealed = config.parent / "gate-secrets.sealed"
+
+    def of_root() -> bytes:
+        about = sealed.stat()
+        assert (about.st_uid, about.st_gid, stat.S_IMODE(about.st_mode)) == (0, installed_signer.place.group, 0o640)
+        return sealed.read_bytes()
+
+    checked = json.loads(run_here("hsm", "check", "-c", config, "--json"))
+    assert checked["usable"]
+    assert [key["good"] for key in checked["keys"]] == [True, True]
+    first = of_root()
+    run_here("gate", "secret", "-c", config, "--rotate", "--generate", out)
+    assert len(rotated := of_root()) > len(first)
+    run_here("gate", "secret", "-c", config, "--finish")
+    assert len(finished := of_root()) < len(rotated)
+    run_here("gate", "secret", "-c", config, "--generate", installed_signer.root / "other.json")
+    assert of_root() != finished
+    # What the module writes stays the enclave's, and nothing of the PIN or of what was opened for the tools is left.
+    owners = {path.owner() for path in (installed_signer.token.directory / "tokens").rglob("*.object")}
+    assert owners == {installed_signer.user}
+    assert not [*Path("/run").glob("keymoot-setup-*"), *Path(tempfile.gettempdir()).glob("keymoot-sealing-*")]
+
+
+def test_an_installed_signers_records_come_under_a_new_sealing_key(
+    installed_signer: Installed,
+) -> None:
+    installed_signer.take_in_the_rest()
+    config, signer = installed_signer.config, installed_signer.config.with_name("signer.yaml")
+    store = installed_signer.root / "state" / "signer.db"
+    store.parent.mkdir()
+    lines = signer.read_text().splitlines()
+    signer.write_text("\n".join(f"state: {store}" if line.startswith("state:") else line for line in lines) + "\n")
+    with closing(open_hsm(installed_signer.token.config, "net", 1)) as hsm:
+        sealed = hsm.seal(record_context("net", 1, "key", "k", 2), b"a share")
+    subprocess.run(["chown", "-R", installed_signer.user, store.parent, installed_signer.token.directory], check=True)
+
+    async def put() -> None:
+        opened = SignerStore.open(store)
+        await opened.put_records([wire.Record("key", "k", 2, sealed)])
+        await opened.close()
+
+    asyncio.run(put())
+    text = config.read_text().replace("hsm:\n", "hsm:\n  retired_key_labels: [keymoot-seal-1]\n")
+    config.write_text(text.replace("sealing_key_label: keymoot-seal-1", "sealing_key_label: keymoot-seal-2"))
+    assert "keymoot-seal-2" in config.read_text()
+    told = json.loads(run_here("hsm", "rewrap", "-c", config, "--signer", signer, "--json"))
+    assert (told["records"], told["rewrapped"], told["broken"]) == (1, 1, [])
+    secrets = config.parent / "gate-secrets.sealed"
+    assert decode(secrets.read_bytes(), SealedRecord).key_label == "keymoot-seal-2"
+    assert (secrets.stat().st_uid, stat.S_IMODE(secrets.stat().st_mode)) == (0, 0o640)
+    told = json.loads(run_here("hsm", "rewrap", "-c", config, "--signer", signer, "--json"))
+    assert (told["already"], told["rewrapped"]) == (1, 0)
+
+
+def test_an_installed_signers_pin_is_roots_to_use(installed_signer: Installed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    with pytest.raises(CallerError, match="a credential that systemd encrypted: run this as root"):
+        enclave_tool(installed_signer.config).__enter__()
+
+
+def test_what_the_enclaves_user_left_in_place_of_sealed_secrets(
+    installed_signer: Installed,
+) -> None:
+    installed_signer.take_in_the_rest()
+    sealed = installed_signer.config.parent / "gate-secrets.sealed"
+    before = sealed.read_bytes()
+    with enclave_tool(installed_signer.config) as tool:
+        for leave in (
+            lambda path: path.symlink_to("/etc/shadow"),
+            os.mkfifo,
+            Path.mkdir,
+            lambda path: (path.write_bytes(b"x"), os.chown(path, 4711, 4711)),
+        ):
+            made = tool.sealing()
+            name = Path(made.__enter__()[1])
+            name.unlink()
+            leave(name)
+            with pytest.raises(CallerError, match="what the enclave's tool left"):
+                made.__exit__(None, None, None)
+            assert not name.parent.exists()
+    assert sealed.read_bytes() == before
 
 
 def test_a_pin_encrypted_for_this_machine(tmp_path: Path) -> None:
