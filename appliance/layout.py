@@ -19,6 +19,8 @@ ENCLAVE_USER, SIGNER_USER, COORDINATOR_USER = "keymoot-enclave", "keymoot-signer
 # private keys are root's alone (0600) and reach their process as credentials.
 DIRECTORY_MODE = 0o2750
 PIN_CREDENTIAL = "hsm-pin"
+# Where the enclave's unit lets it load a PKCS#11 module from (ExecPaths=).
+EXECUTABLE = (Path("/usr"), Path("/opt"))
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ def signer_at(directory: Path) -> SignerHost | None:
     if directory == SignerHost().configuration:
         return SignerHost()
     return SignerHost(directory.name) if directory == SignerHost(directory.name).configuration else None
+
+
+def may_load(lib: Path) -> bool:
+    """Whether the enclave's unit lets it load a module from there without a drop-in."""
+    return any(lib.resolve().is_relative_to(place) for place in EXECUTABLE)
 
 
 def network_drop_in(addresses: list[str]) -> str:

@@ -30,12 +30,17 @@ class _Gate(msgspec.Struct, frozen=True):
     secrets: str = "gate-secrets.sealed"  # a file's name
 
 
+class _Hsm(msgspec.Struct, frozen=True):
+    lib: str
+
+
 class EnclaveFile(msgspec.Struct, frozen=True):
     """What a setup looks at of an enclave.yaml that is there."""
 
     network: str
     signer: str
     gate: _Gate
+    hsm: _Hsm
 
 
 @dataclass
@@ -47,6 +52,7 @@ class Done:
     name: str = ""
     fingerprint: str = ""
     sealing: str = ""
+    lib: str = ""
     roster_digest: str = ""
     policy_digest: str = ""
     did: list[str] = field(default_factory=list)
@@ -70,7 +76,7 @@ def set_up(place: Place, said: answers.Answers, kept: FilePin, ask_pin: Callable
     else:
         _configure(place, said, kept, ask_pin, done)
     found = load_yaml(directory / ENCLAVE, EnclaveFile)
-    done.network, done.name = found.network, found.signer
+    done.network, done.name, done.lib = found.network, found.signer, found.hsm.lib
     identity = _provisioned(place, said, found, kept, ask_pin, done)
     done.fingerprint = identity.fingerprint
     _take_in(place, said.roster, ROSTER, done, lambda path: _check_roster(path, identity))
@@ -112,7 +118,7 @@ def _configure(place: Place, said: answers.Answers, kept: FilePin, ask_pin: Call
         load_config(place.directory / SIGNER)
         done.did.append("configuration written")
         # Before anybody is told of a signer: what cannot be opened now is a mistake in the answers.
-        _provision(place, said, EnclaveFile(setup.network, setup.name, _Gate("none")), kept, done)
+        _provision(place, said, EnclaveFile(setup.network, setup.name, _Gate("none"), _Hsm(setup.hsm.lib)), kept, done)
         undo.pop_all()
 
 

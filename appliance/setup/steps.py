@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from appliance import layout
 from appliance.enrolment import IDENTITY_FILE
 from appliance.setup.answers import Answers
 from appliance.setup.coordinator import SIGNERS_CA
@@ -31,6 +34,11 @@ def _signer(done: Done, place: Place, again: str) -> list[str]:
     elif secrets:
         steps.append(f"Set the gate's secrets: {again} --gate-secrets-out FILE, and move FILE to the gate's handler.")
     if place.units:
+        if done.lib and not layout.may_load(Path(done.lib)):
+            steps.append(
+                f"Let the enclave load {done.lib}: systemctl edit {place.units[0]}, with [Service] and "
+                f"ExecPaths={Path(done.lib).resolve().parent}, and of the libraries that it needs."
+            )
         steps.append(f"Start: systemctl enable --now {' '.join(place.units)}")
     else:
         steps += [

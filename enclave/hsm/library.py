@@ -84,7 +84,10 @@ def load_library(config: HsmConfig) -> Library:
         return pkcs11.lib(path)
     except p11.PKCS11Error as error:
         if "while loading" in str(error):
-            raise HsmMisconfigured(f"cannot load the PKCS#11 library {path}: correct hsm.lib or install it") from error
+            raise HsmMisconfigured(
+                f"cannot load the PKCS#11 library {path}: correct hsm.lib or install it; where it is there, the unit "
+                "must allow its directory (ExecPaths=)"
+            ) from error
         raise HsmAway(
             f"the PKCS#11 library {path} does not initialize: {type(error).__name__}",
             "check the library's own configuration and that its token directory or server is reachable",

@@ -13,6 +13,8 @@ from tests.booted.machines import Host, until
 
 NETWORK, CLIENT = "booted", "payouts"
 SOFTHSM = "/usr/lib/softhsm/libsofthsm2.so"
+# Where other vendors' packages put theirs.
+IN_OPT = "/opt/vendor/lib/libsofthsm2.so"
 DROP_INS = "/usr/share/doc/keymoot/examples/drop-ins"
 
 
@@ -45,7 +47,9 @@ def write_gate(directory: Path, index: int) -> bytes:
 
 
 def set_up_signer(host: Host, index: int, coordinator_ca: bytes, gate_ca: bytes) -> None:
-    """Token, drop-ins of this host, first run."""
+    """Token, drop-ins of this host, first run. The third signer's module is in /opt."""
+    module = IN_OPT if index == 3 else SOFTHSM
+    host.run(f"mkdir -p $(dirname {IN_OPT}) && cp {SOFTHSM} {IN_OPT}")
     pin = secrets.token_hex(8)
     unit = "/etc/systemd/system/keymoot-{}.service.d"
     host.run(
@@ -63,7 +67,7 @@ def set_up_signer(host: Host, index: int, coordinator_ca: bytes, gate_ca: bytes)
     host.run(
         f"systemctl daemon-reload && keymoot setup --no-input --role signer --pin-stdin --network {NETWORK} "
         f"--name signer-{index} --operator op{index} --coordinator c=https://{coordinator_address(index)}:8443 "
-        f"--coordinator-ca /root/c.pem --lib {SOFTHSM} --token-label keymoot --gate-mode signed "
+        f"--coordinator-ca /root/c.pem --lib {module} --token-label keymoot --gate-mode signed "
         f"--gate https://{gate_address(index)}:8090/validate --gate-ca /root/gate.pem --json",
         pin.encode(),
     )

@@ -293,6 +293,16 @@ def test_a_module_that_needs_a_socket_has_it_by_a_drop_in(appliance: Appliance) 
     assert (told["token"], told["profile"]) == ("behind", "hmac-kdf")
 
 
+def test_a_module_in_opt_is_loaded_and_a_directory_of_dev_can_be_shown(appliance: Appliance) -> None:
+    host = appliance.signer(3)
+    (pid,) = host.unit(ENCLAVE, "MainPID")
+    assert enrol.IN_OPT in host.run(f"cat /proc/{pid}/maps").stdout
+    host.run("mkdir /dev/vendor && touch /dev/vendor/server")
+    command = "systemd-run --quiet --wait --pipe -p PrivateDevices=yes -p DevicePolicy=closed {} ls /dev/vendor"
+    assert host.run(command.format(""), check=False).returncode != 0
+    assert host.run(command.format("-p BindPaths=/dev/vendor")).stdout == "server\n"
+
+
 def test_an_upgrade_of_one_host_after_the_other_keeps_keys_and_signing(appliance: Appliance) -> None:
     over = Event()
     with ThreadPoolExecutor(1) as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 from pathlib import Path
 
 import msgspec
@@ -12,11 +13,17 @@ import pytest
 from appliance import layout, templates
 from appliance.coordinator import config as coordinator_config
 from appliance.credential_files import resolved
+from appliance.setup import modules
+from appliance.setup.answers import Answers
+from appliance.setup.hosts import Place
+from appliance.setup.signer import Done
+from appliance.setup.steps import next_steps
 from appliance.signer import config as signer_config
 from enclave.config import EnclaveFile
 from policies.errors import CallerError
 from policies.load import load_yaml
 
+ROOT = Path(__file__).parents[2]
 HSM = templates.Hsm("/usr/lib/softhsm/libsofthsm2.so", "keymoot", f"credential:{layout.PIN_CREDENTIAL}")
 
 
@@ -93,6 +100,30 @@ def test_who_may_connect_to_an_enclave():
         _ = enclave_file(signer_user="nobody-such").peer_uid
     with pytest.raises(msgspec.ValidationError, match="one of them"):
         enclave_file(signer_uid=1, signer_user="root")
+
+
+def test_every_module_that_setup_finds_may_be_loaded_by_the_enclaves_unit():
+    unit = (ROOT / "packaging/systemd/keymoot-enclave.service.in").read_text()
+    (allowed,) = re.findall(r"^ExecPaths=(.*)$", unit, re.MULTILINE)
+    assert [Path(place.removeprefix("-")) for place in allowed.split()] == list(layout.EXECUTABLE)
+    for patterns in modules.KNOWN.values():
+        for pattern in patterns:
+            assert layout.may_load(Path("/", pattern))
+
+
+def test_a_module_elsewhere_needs_a_drop_in_which_setup_names(tmp_path):
+    lib = tmp_path / "vendor/lib.so"
+    place = Place(layout.SignerHost().configuration, units=layout.SignerHost().units)
+
+    def told(at: Path) -> list[str]:
+        steps = next_steps(Answers(role="signer"), Done(place.directory, lib=str(at)), place)
+        return [step for step in steps if "ExecPaths=" in step]
+
+    assert told(Path("/opt/vendor/lib.so")) == []
+    assert told(lib) == [
+        f"Let the enclave load {lib}: systemctl edit keymoot-enclave.service, with [Service] and "
+        f"ExecPaths={lib.parent}, and of the libraries that it needs."
+    ]
 
 
 def test_the_drop_in_of_a_signers_network():
