@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from enclave.answers import Answers
 from enclave.errors import Refused
@@ -24,6 +24,8 @@ MAX_ATTEMPTS = 3
 MAX_REQUESTS = 20_000
 # Hashes of all remembered requests together: a batch counts for as many as it names.
 MAX_ITEMS = 200_000
+# Those of one client: nobody fills the memory alone.
+MAX_ITEMS_OF_CLIENT = MAX_ITEMS // 2
 FORGOTTEN_AT_ONCE = 256
 # Requests of one client that were signed for longer than usual, to wait for approvals.
 MAX_WAITING = 256
@@ -89,9 +91,10 @@ class RequestState:
 
     `attempt` is the newest, answered when the decision is there; `asking`: policy and gate are at it, or a key is being
     made; `asked`: how often; `approval` is their yes; `outstanding`: signed, not used; `closed`: never
-    again (the gate said no, or the key was made); `weight`: the most hashes that any attempt was for.
+    again (the gate said no, or the key was made); `weight`: the most hashes that any attempt was for that was not
+    refused; `client_id`: whose they are, empty for a key's request, which has none.
     `name`, `body`: SPEC 4.10, empty until they are known; `answering`: a share is computed, or a key made.
-    `approvers`: by whom it was approved when it lacked approvals; `waits_for`: its client, if it was signed for long.
+    `approvers`: by whom it was approved when it lacked approvals; `waits`: it was signed for long.
     `refusals`: audited since the last question; `unaudited`: refusals that no audit entry tells of yet. `noticed`:
     whether it counts among refused requests.
     `verified_s`: when its JWS verified; `fresh_until_s`: until then it must be remembered; `done`: it was carried out.
@@ -103,6 +106,8 @@ class RequestState:
     digest: bytes
     keep_until_s: float
     fresh_until_s: float
+    client_id: str = ""
+    waits: bool = False
     verified_s: int = 0
     pending_until_s: int = 0
     consent_until_s: int = 0
@@ -123,7 +128,6 @@ class RequestState:
     unaudited: int = 0
     noticed: bool = False
     approvers: frozenset[str] | None = None
-    waits_for: str = ""
     charged: bool = False
     release: Callable[[], None] | None = None
 
@@ -200,6 +204,7 @@ class RequestBook:
         self._requests: dict[bytes, RequestState] = {}
         self._by_attempt: dict[tuple[str, bytes], RequestState] = {}
         self._items = 0
+        self._items_of: Counter[str] = Counter()
         self._waiting: Counter[str] = Counter()
         self._next_sweep_s = 0.0
         self.answers = Answers()
@@ -212,21 +217,23 @@ class RequestBook:
         state = self._requests.get(digest)
         return state if state is not None and state.keep_until_s >= self._clock() else None
 
-    def open(self, digest: bytes, keep_until_s: float, fresh_until_s: float, waits_for: str = "") -> RequestState:
-        """The request's state, new or known. `waits_for`: its client, where it was signed for long, and so may be
-        remembered for days. Raises `Refused` where the book is full, too many of the client wait, or it is closed."""
+    def open(
+        self, digest: bytes, keep_until_s: float, fresh_until_s: float, client_id: str = "", waits: bool = False
+    ) -> RequestState:
+        """The request's state, new or known. `waits`: it was signed for long, and so may be remembered for days. Raises
+        `Refused` where the book is full, too many of the client wait, or it is closed."""
         self._sweep()
         state = self.get(digest)
         if state is None:
             if not self._make_room(1, 0):
                 raise Refused("busy", f"{MAX_REQUESTS} requests are remembered; try again in some minutes")
-            if waits_for:
-                if self._waiting[waits_for] >= MAX_WAITING:
-                    raise Refused("busy", f"{MAX_WAITING} requests of {waits_for} wait for approvals")
-                self._waiting[waits_for] += 1
+            if waits:
+                if self._waiting[client_id] >= MAX_WAITING:
+                    raise Refused("busy", f"{MAX_WAITING} requests of {client_id} wait for approvals")
+                self._waiting[client_id] += 1
             now_s = int(self._clock())
-            state = self._requests[digest] = RequestState(digest, keep_until_s, fresh_until_s, now_s)
-            state.waits_for = waits_for
+            state = RequestState(digest, keep_until_s, fresh_until_s, client_id, waits, now_s)
+            self._requests[digest] = state
         state.check_open()
         return state
 
@@ -237,13 +244,34 @@ class RequestBook:
         state.attempt = attempt
         self._by_attempt[attempt.coordinator, attempt.ceremony] = state
 
+    def settle(self, state: RequestState) -> None:
+        """An order was answered, and nothing was authorised: of its hashes only those are remembered that are approved
+        or were answered. Else whoever is refused, again and again, would keep everybody else out."""
+        if state.asking or state.answering:
+            return
+        if state.approval is not None and state.approval.until_s <= self._clock():
+            state.approval = None
+            state.withdraw()
+        if state.attempt is not None:
+            state.attempt = replace(state.attempt, presignatures=())
+        kept, answer = len(state.approval.items) if state.approval is not None else 0, self.answers.newest(state.name)
+        if answer is not None and isinstance(answer.report, BatchShareReport):
+            kept = max(kept, len(answer.report.s))
+        self._set_weight(state, min(state.weight, kept))
+
     def _weigh(self, state: RequestState, items: int) -> None:
         """Never less than before: an approval remembers as many hashes as the attempt that it came with."""
         weight = max(state.weight, items)
         more = weight - state.weight
+        if more and self._items_of[state.client_id] + more > MAX_ITEMS_OF_CLIENT:
+            raise Refused("busy", f"{MAX_ITEMS_OF_CLIENT} hashes of {state.client_id} are remembered; try again later")
         if not self._make_room(0, more, state):
             raise Refused("busy", f"{MAX_ITEMS} hashes are remembered; try again in some minutes")
-        self._items += more
+        self._set_weight(state, weight)
+
+    def _set_weight(self, state: RequestState, weight: int) -> None:
+        self._items += weight - state.weight
+        self._items_of[state.client_id] += weight - state.weight
         state.weight = weight
 
     def claim(self, state: RequestState, name: bytes, body: bytes, stored: Answer | None) -> None:
@@ -290,8 +318,8 @@ class RequestBook:
 
     def _forget(self, state: RequestState) -> None:
         del self._requests[state.digest]
-        self._items -= state.weight
-        if state.waits_for:
-            self._waiting[state.waits_for] -= 1
+        self._set_weight(state, 0)
+        if state.waits:
+            self._waiting[state.client_id] -= 1
         self._forget_attempt(state)
         self.answers.forget(state.name, state.digest)

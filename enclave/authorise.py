@@ -100,8 +100,8 @@ class Authoriser:
             state, request = self.book.get(order.request.digest(self._rules.roster.network)), None
             if state is None:
                 request = self._verify(order.request)
-                waits_for = request.client_id if request.lifetime_s > MAX_LIFETIME_S else ""
-                state = self.book.open(request.digest, *self._remembered_until_s(request), waits_for)
+                waits = request.lifetime_s > MAX_LIFETIME_S
+                state = self.book.open(request.digest, *self._remembered_until_s(request), request.client_id, waits)
             self._begin_attempt(coordinator, state, order)
             begun = True
             if state.asking:
@@ -327,6 +327,7 @@ class Authoriser:
         ceremony = order.ceremony
         if state is not None and state.attempt is not None:
             coordinator, ceremony = state.attempt.coordinator, state.attempt.ceremony
+            self.book.settle(state)
         self._count("requests_recalled")
         self._effects.report(coordinator, Recalled(ceremony, answer))
 
@@ -351,6 +352,7 @@ class Authoriser:
             entries = self._audit_refusal(state, rule, reason)
             if begun and state.attempt is not None:
                 coordinator, ceremony = state.attempt.coordinator, state.attempt.ceremony
+            self.book.settle(state)
         self._effects.report(coordinator, RequestRefused(ceremony, rule, reason[:500]), entries)
 
     def _audit_refusal(self, state: RequestState, rule: str, reason: str) -> tuple[AuditEntry, ...]:

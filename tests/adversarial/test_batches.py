@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -10,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from enclave import wire
+from enclave import attempts, wire
 from enclave.asked import understand
-from enclave.attempts import MAX_ATTEMPTS, MAX_ITEMS, Attempt, RequestBook
+from enclave.attempts import MAX_ATTEMPTS, MAX_ITEMS, MAX_ITEMS_OF_CLIENT, Attempt, RequestBook
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import Refused
 from policies.model import Kind
@@ -20,6 +21,7 @@ from policies.requests import Hash, HashBatch, signature_batches_path, signature
 from tests.adversarial.conftest import COMMITTEE, Desk
 from tests.adversarial.test_payload_kinds import permit_only
 from tests.adversarial.test_signing import FINISHED, finish, only, refusals, remaining, verify
+from tests.fakes.clients import TestClient, open_policy
 from tests.fakes.enclaves import authorizations_of
 
 HASHES = tuple(hashlib.sha256(bytes([i])).digest() for i in range(4))
@@ -355,12 +357,58 @@ def test_what_is_remembered_of_batches_is_bounded() -> None:
     book = RequestBook(lambda: now[0])
     attempt = Attempt("main", b"c" * 16, COMMITTEE, tuple(wire.PresignatureName(bytes(32), l) for l in range(1, 1001)))
     for number in range(MAX_ITEMS // 1000):
-        state = book.open(number.to_bytes(32, "big"), 100.0, 100.0)
+        state = book.open(number.to_bytes(32, "big"), 100.0, 100.0, f"client-{number % 2}")
         for ceremony in (b"1" * 16, b"2" * 16):
             book.begin(state, Attempt("main", ceremony, COMMITTEE, attempt.presignatures))
         # A smaller attempt makes no room: what was approved for the larger one is still remembered.
         book.begin(state, Attempt("main", b"3" * 16, COMMITTEE, attempt.presignatures[:1]))
-    with pytest.raises(Refused, match="busy"):
+    with pytest.raises(Refused, match="200000 hashes are remembered"):
         book.begin(book.open(b"\xff" * 32, 100.0, 100.0), attempt)
     now[0] = 200.0
     book.begin(book.open(b"\xfe" * 32, 300.0, 300.0), attempt)
+
+
+def test_one_client_fills_half_of_what_is_remembered_of_batches() -> None:
+    now = [0.0]
+    book = RequestBook(lambda: now[0])
+    named = tuple(wire.PresignatureName(bytes(32), l) for l in range(1, 1001))
+
+    def order(number: int, client_id: str) -> None:
+        digest = number.to_bytes(32, "big")
+        book.begin(book.open(digest, 100.0, 100.0, client_id), Attempt("main", digest[:16], COMMITTEE, named))
+
+    for number in range(MAX_ITEMS_OF_CLIENT // 1000):
+        order(number, "greedy")
+    with pytest.raises(Refused, match="100000 hashes of greedy are remembered"):
+        order(1000, "greedy")
+    order(1001, "modest")
+    now[0] = 200.0
+    order(1002, "greedy")
+
+
+def test_what_was_refused_keeps_nobody_else_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by the policy, nor because its coordinator named more presignatures than the batch has hashes."""
+    monkeypatch.setattr(attempts, "MAX_ITEMS", 4)
+    stranger = TestClient(desk.net.clock, "stranger")
+    policy = open_policy(desk.client)
+    for j in COMMITTEE:
+        desk.net.policies[j] = msgspec.structs.replace(policy, clients=(*policy.clients, stranger.entry))
+        desk.net.members[j].core.reload.run()
+    hostile = dataclasses.replace(desk, client=stranger)
+    for _ in range(3):
+        refused = authorise(desk, batch_request(hostile, HASHES[:3], ((),)), names(desk, 1, 2, 3))
+        assert {rule.partition("/")[0] for rule in refusals(refused)} == {"policy"}
+        small = batch_request(desk, HASHES[:1], ((),))
+        assert refusals(authorise(desk, small, names(desk, 1, 2, 3))) == {"presignature"}
+    only(authorise(desk, batch_request(desk, HASHES[:3], ((),)), names(desk, 1, 2, 3)), wire.BatchAuthorized)
+
+
+def test_a_batch_that_is_approved_weighs_what_it_has(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many presignatures a later order names for it; and it can still be authorised."""
+    monkeypatch.setattr(attempts, "MAX_ITEMS", 4)
+    first = batch_request(desk, HASHES[:1], ((),))
+    only(authorise(desk, first, names(desk, 1)), wire.BatchAuthorized)
+    assert refusals(authorise(desk, first, names(desk, 1, 2, 3, 4))) == {"presignature"}
+    only(authorise(desk, batch_request(desk, HASHES[:3], ((),)), names(desk, 2, 3, 4)), wire.BatchAuthorized)
+    only(authorise(desk, first, names(desk, 1)), wire.BatchAuthorized)
+    assert refusals(authorise(desk, batch_request(desk, HASHES[:1], ((),)), names(desk, 1))) == {"busy"}
