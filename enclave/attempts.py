@@ -9,15 +9,15 @@ is no room.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from enclave.answers import Answers
 from enclave.errors import Refused
 from enclave.gate import GateSaidNo
+from enclave.lacking import Lacking
 from enclave.shares import KeyFacts
 from enclave.wire import Answer, Authorization, BatchAuthorization, BatchShareReport, PresignatureName
-from policies.clients import Client
 from policies.counters import NOTHING, Charge
 
 MAX_ATTEMPTS = 3
@@ -94,7 +94,7 @@ class RequestState:
     again (the gate said no, or the key was made); `weight`: the most hashes that any attempt was for that was not
     refused; `client_id`: whose they are, empty for a key's request, which has none.
     `name`, `body`: SPEC 4.10, empty until they are known; `answering`: a share is computed, or a key made.
-    `approvers`: by whom it was approved when it lacked approvals; `waits`: it was signed for long.
+    `lacking`: with which approvals it lacked some; `waits`: it was signed for long.
     `refusals`: audited since the last question; `unaudited`: refusals that no audit entry tells of yet. `noticed`:
     whether it counts among refused requests.
     `verified_s`: when its JWS verified; `fresh_until_s`: until then it must be remembered; `done`: it was carried out.
@@ -127,7 +127,7 @@ class RequestState:
     refusals: int = 0
     unaudited: int = 0
     noticed: bool = False
-    approvers: frozenset[str] | None = None
+    lacking: Lacking = field(default_factory=Lacking)
     charged: bool = False
     release: Callable[[], None] | None = None
 
@@ -147,12 +147,6 @@ class RequestState:
             or self.answering
             or (outstanding is not None and outstanding.authorization.expires_at_s >= now_s)
         )
-
-    def has_more(self, approvers: Sequence[Client]) -> bool:
-        """Whether the request came with more approvals than when it last lacked some: at most 17 times."""
-        known, now = self.approvers, frozenset(one.id for one in approvers)
-        self.approvers = now | (known or frozenset())
-        return known is None or not now <= known
 
     def withdraw(self) -> None:
         """What was authorised and not used can't be used any more."""

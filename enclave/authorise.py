@@ -191,6 +191,8 @@ class Authoriser:
         key = await self._key(order.key_id, record)
         acknowledgement, batch = key.acknowledgement, isinstance(order, BatchSignOrder)
         self._counting.freezes.check(acknowledgement.label)
+        approved_by = frozenset(one.id for one in request.approvers)
+        state.lacking.check(approved_by, self._clock())
         state.count_question()
         asked = await understand(request, acknowledgement, batch, self._holdings.pause)
         try:
@@ -206,7 +208,8 @@ class Authoriser:
             permission = await self._counting.permit(request.client, asked, label, state.digest, request_id)
         except Refused as refusal:
             # SPEC 4.13: it may come back with more approvals.
-            if refusal.rule == "policy/approvals" and state.has_more(request.approvers):
+            if refusal.rule == "policy/approvals":
+                state.lacking.keep(approved_by, refusal.reason, self._clock())
                 state.asked -= 1
             raise
         until_s = max(request.expires_at_s, int(self._clock()) + AUTHORIZATION_S)

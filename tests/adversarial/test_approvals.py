@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from enclave import attempts, wire
+from enclave import attempts, authorise, lacking, wire
+from enclave.asked import understand
+from enclave.errors import Refused
 from policies.model import Policy
 from policies.requests import Hash, signatures_path
 from tests.adversarial.conftest import COMMITTEE, Desk
@@ -146,15 +148,45 @@ def test_a_revoked_approver_does_not_count(treasury: Treasury) -> None:
     assert refused(let_go(treasury.desk, held))[0] == "policy/approvals"
 
 
-def test_a_request_is_put_to_the_policy_again_only_for_more_approvals(treasury: Treasury) -> None:
-    """Else a coordinator could have it understood again and again."""
+def test_who_leaves_approvals_out_is_in_nobodys_way(treasury: Treasury) -> None:
+    """However often: to lack approvals is no question to the gate."""
+    request = treasury.request()
+    alice, bob = treasury.approval("alice", request), treasury.approval("bob", request)
+    for _ in range(attempts.MAX_ATTEMPTS + 2):
+        for given in ((), (alice,), (bob,)):
+            assert refusals(treasury.ask(request, *given)) == LACKS
+    finish(treasury.desk, authorizations_of(treasury.ask(request, alice, bob)))
+
+
+def test_what_lacked_approvals_is_not_understood_again_at_once(
+    treasury: Treasury, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a coordinator could have it parsed and its keys derived again and again."""
+    understood = []
+
+    async def counted(*asked: Any) -> Any:
+        understood.append(asked)
+        return await understand(*asked)
+
+    monkeypatch.setattr(authorise, "understand", counted)
     request = treasury.request()
     alice = treasury.approval("alice", request)
-    assert refusals(treasury.ask(request)) == LACKS
-    assert refusals(treasury.ask(request, alice)) == LACKS
-    for _ in range(attempts.MAX_ATTEMPTS):
+    for given in ((alice,), (), (alice,), (alice, alice)):
+        assert refusals(treasury.ask(request, *given)) == LACKS
+    assert len(understood) == len(COMMITTEE)
+    treasury.net.advance(lacking.AGAIN_AFTER_S)
+    for _ in range(2):
         assert refusals(treasury.ask(request, alice)) == LACKS
-    assert refusals(treasury.ask(request, alice)) == {"request/attempts"}
+    assert len(understood) == 2 * len(COMMITTEE)
+
+
+def test_which_approvals_were_too_few_is_bounded() -> None:
+    book = lacking.Lacking()
+    for number in range(lacking.MAX_SETS + 1):
+        book.keep(frozenset({str(number)}), "too few", 0.0)
+    book.check(frozenset({"0"}), 1.0)
+    with pytest.raises(Refused, match="too few"):
+        book.check(frozenset({"1"}), 1.0)
 
 
 def test_only_where_the_policy_asks_for_approvals_is_a_request_signed_for_long(treasury: Treasury) -> None:
