@@ -11,9 +11,8 @@ import alembic.command
 import alembic.config
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError
 
-from appliance.store.failures import FULL_REMEDY, StoreFailed, store_failure
+from appliance.store.failures import DATABASE_ERRORS, FULL_REMEDY, StoreFailed, store_failure
 
 MIGRATIONS = pathlib.Path(__file__).parent / "migrations"
 FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
@@ -43,7 +42,7 @@ class Database:
                 _migrate(connection, path, schema)
             migrating.dispose()
             return cls(path, lock, _engine(path, None), _engine(path, None))
-        except DBAPIError as error:
+        except DATABASE_ERRORS as error:
             os.close(lock)
             raise store_failure(path, error) from error
         except StoreFailed:

@@ -23,7 +23,8 @@ REMEDIES = {
     "SQLITE_CORRUPT": RESTORE_REMEDY,
     "SQLITE_NOTADB": "the file is no database: restore it from a backup",
 }
-DATABASE_ERRORS = (DBAPIError, sqlite3.Error)
+# SQLite repeats a damaged schema in its message, which the driver then cannot decode.
+DATABASE_ERRORS = (DBAPIError, sqlite3.Error, UnicodeDecodeError)
 # The file that indexes the write-ahead log could not grow: nothing was written.
 FULL_TOO = ("SQLITE_IOERR_SHMSIZE",)
 LASTING = ("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB")
@@ -49,8 +50,10 @@ class Damaged(Unavailable):
         super().__init__(f"{what} is damaged in the store: {reason[:200]}", DAMAGED_REMEDY)
 
 
-def store_failure(path: pathlib.Path | str, error: DBAPIError | sqlite3.Error) -> StoreFailed:
+def store_failure(path: pathlib.Path | str, error: DBAPIError | sqlite3.Error | UnicodeDecodeError) -> StoreFailed:
     """`error` in an operator's words."""
+    if isinstance(error, UnicodeDecodeError):
+        return StoreFailed(path, "its schema is no text", RESTORE_REMEDY, lasting=True)
     cause = error.orig if isinstance(error, DBAPIError) else error
     code = getattr(cause, "sqlite_errorname", "") if isinstance(cause, sqlite3.Error) else ""
     root = "SQLITE_FULL" if code in FULL_TOO else "_".join(code.split("_")[:2])

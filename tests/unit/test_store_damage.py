@@ -221,6 +221,18 @@ async def test_a_file_with_flipped_bits_is_read_or_refused_with_a_remedy(tmp_pat
             await use(path)
 
 
+async def test_a_schema_that_is_no_text_any_more_is_refused_with_a_remedy(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "s.db"
+    await SignerStore.open(path).close()
+    data = path.read_bytes()
+    assert b"tableaudit" in data
+    path.write_bytes(
+        data.replace(b"tableaudit", b"table\xe9udit").replace(b"CREATE TABLE audit", b"CREXTE TABLE audit")
+    )
+    with pytest.raises(StoreFailed, match="restore it from a backup"):
+        SignerStore.open(path)
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.7, 0.999])
 def test_a_truncated_log_loses_its_end_and_nothing_before(tmp_path: pathlib.Path, kept: float) -> None:
     path = tmp_path / "s.db"
