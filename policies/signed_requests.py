@@ -119,6 +119,14 @@ def claimed_client(jws: str) -> str:
         return ""
 
 
+def claimed_expiry_s(jws: str) -> int:
+    """Until when a request claims to be valid (Unix seconds), unverified; 0 where it does not say."""
+    try:
+        return split_jws(jws).header.exp
+    except Refused:
+        return 0
+
+
 def parse_strictly(data: bytes, kind: type[T], rule: str) -> T:
     """`data` as JSON that no two parsers read differently. Raises `Refused` with `rule`, and nothing else."""
     try:

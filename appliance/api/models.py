@@ -22,7 +22,8 @@ class KeyState(StrEnum):
 
 class SignatureState(StrEnum):
     """`Pending` → `Executing` → `Signed` | `Failed` | `Rejected` | `AwaitingApprovals`, from where another
-    client's approval makes it `Pending` again, and its end `Failed` (`approvals/late`)."""
+    client's approval makes it `Pending` again, and its end `Failed` (`approvals/late`). Where too many of its client
+    wait already it is `Failed` (`approvals/too-many`)."""
 
     PENDING = "Pending"
     EXECUTING = "Executing"

@@ -17,10 +17,11 @@ from appliance.expiry import iso
 from appliance.store import CoordinatorStore
 from appliance.store.coordinator import SignatureRow
 from policies.errors import Refused, Unavailable
-from policies.signed_requests import claimed_client, split_jws
+from policies.signed_requests import claimed_client, claimed_expiry_s
 
 LATE = "approvals/late"
 LOOK_EVERY_S = 5.0
+ENDED_AT_ONCE = 256
 
 log = structlog.get_logger()
 
@@ -48,7 +49,7 @@ class Approving:
             requester=claimed_client(row.jws),
             path=row.path,
             body=body,
-            expires=iso(_expires_s(row.jws)),
+            expires=iso(claimed_expiry_s(row.jws)),
             approved_by=tuple(one.approver for one in self._store.approvals.of(row.id)),
         )
 
@@ -93,14 +94,6 @@ class Deadlines:
 
     async def end_late(self, now_s: float) -> None:
         """Look once, at `now_s` (Unix seconds). Raises `Unavailable`."""
-        for signature_id, jws in self._store.awaiting():
-            if _expires_s(jws) <= now_s and await self._store.end_late(signature_id, LATE):
+        for signature_id in self._store.awaiting.due(now_s, ENDED_AT_ONCE):
+            if await self._store.end_late(signature_id, LATE):
                 log.info("request-ended", id=signature_id, outcome="Failed", reason=LATE)
-
-
-def _expires_s(jws: str) -> int:
-    """Until when what was accepted with it is valid (Unix seconds); no longer where the store has lost it."""
-    try:
-        return split_jws(jws).header.exp
-    except Refused:
-        return 0

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -17,11 +18,13 @@ from appliance.coordinator.batches import BatchRequest, BatchSigning, Item, Item
 from appliance.coordinator.errors import CeremonyEnded, Rejected
 from appliance.coordinator.keybook import KeyBook
 from appliance.coordinator.keygen import Pending, keygen
+from appliance.coordinator.limits import MAX_AWAITING
 from appliance.coordinator.messages import message_hash
 from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing, SigningRequest
 from appliance.store import CoordinatorStore
 from appliance.store.accepted import AWAITING, CONFLICT
+from appliance.store.awaiting import Awaited
 from appliance.store.failures import QueueFull, StoreFailed
 from appliance.store.waiting import Waiting
 from enclave import wire
@@ -29,11 +32,15 @@ from policies.errors import Unavailable
 from policies.gate_messages import show_time
 from policies.requests import SigningBody
 from policies.roster import Roster
+from policies.signed_requests import claimed_client, claimed_expiry_s
 
 KEYGENS_AT_ONCE = 4
 APPROVALS_RULE = "policy/approvals"
+TOO_MANY_AWAIT = "approvals/too-many"
 QUEUE_PAUSE_S = 0.1
 GATE_PENDING = "gate/pending"
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -111,13 +118,27 @@ class Execution:
                 value = await self._signing.sign(request)
                 break
             except (Rejected, CeremonyEnded, Unavailable) as error:
-                state = await self._end(signature_id, self._store.end_signature, error)
+                state = await self._end_signature(signature_id, client, error)
                 if state != AWAITING or not await self._approved_meanwhile(signature_id, approved):
                     return state
                 approved = self._approvals(signature_id)
         await self._written(partial(self._store.finish_signature, signature_id, msgspec.json.encode(value)))
         await self._no_more_waiting(signature_id)
         return SignatureState.SIGNED
+
+    async def _end_signature(
+        self, signature_id: str, client: wire.ClientRequest, error: Rejected | CeremonyEnded | Unavailable
+    ) -> str:
+        """As `_end`; a request that lacks approvals waits for them, unless too many of its client do."""
+        if not isinstance(error, Rejected) or error.rule != APPROVALS_RULE:
+            return await self._end(signature_id, self._store.end_signature, error)
+        facts = Awaited(signature_id, claimed_client(client.jws), claimed_expiry_s(client.jws))
+        reason = (error.rule, error.reason, self._network.signers.name(error.signer))
+        if await self._written(partial(self._store.await_approvals, facts, MAX_AWAITING, *reason)):
+            await self._no_more_waiting(signature_id)
+            return AWAITING
+        too_many = f"{MAX_AWAITING} requests of {facts.client} await approvals already"
+        return await self._end(signature_id, self._store.end_signature, CeremonyEnded(TOO_MANY_AWAIT, too_many))
 
     async def _approved_meanwhile(self, signature_id: str, approved: tuple[str, ...]) -> bool:
         """Whether approvals came while the request was under way, when nobody takes it up for them."""
@@ -188,8 +209,6 @@ class Execution:
         name = self._network.signers.name
         if isinstance(error, Rejected):
             state, rest = "Rejected", (error.rule, error.reason, name(error.signer))
-            if _awaits(error) and end == self._store.end_signature:
-                state = AWAITING
         elif isinstance(error, CeremonyEnded):
             state, rest = "Failed", (error.code, error.reason, name(error.signer))
         else:
@@ -200,7 +219,7 @@ class Execution:
         await self._no_more_waiting(request_id)
         return state
 
-    async def _written(self, write: Callable[[], Awaitable[None]]) -> None:
+    async def _written(self, write: Callable[[], Awaitable[T]]) -> T:
         """Do `write`, once more whenever a full disk or a full queue has room again: what came of a request is not
         given up. As many wait here as requests are under way.
 
@@ -218,11 +237,6 @@ class Execution:
 async def _shown_nowhere(request_id: str, code: str, message: str, signers: str) -> None:
     """Requests for keys have one state until they end: the log says why it lasts."""
     log.info("gate-pending", id=request_id, code=code, reason=message, signers=signers)
-
-
-def _awaits(error: Exception) -> bool:
-    """Whether a signer's policy asks for more approvals."""
-    return isinstance(error, Rejected) and error.rule == APPROVALS_RULE
 
 
 def _shown(result: ItemResult) -> BatchResult:

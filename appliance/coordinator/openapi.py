@@ -87,7 +87,7 @@ PROBLEMS = {
     415: "The body is not application/json, or compressed. Code `unsupported-media-type`.",
     422: "Well-formed, and yet it cannot be carried out: another scheme than the network's, typed data that has no "
     "hash, a path without a key. Code `unprocessable`.",
-    429: "More than one client may take. Code `rate-limited` or `too-many-in-flight`.",
+    429: "More than one client may take. Code `rate-limited`, `too-many-in-flight` or `too-many-awaiting` (approvals).",
     503: "Not possible now; `detail` says what is missing and what to do. Code `unavailable` or `not-ready`.",
 }
 # What every operation may answer, and what a signed request may besides.

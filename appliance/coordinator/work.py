@@ -15,8 +15,10 @@ from appliance.api.derivation import derive
 from appliance.coordinator.batches import BatchSigning, Item, batch_items
 from appliance.coordinator.execution import Execution
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
+from appliance.coordinator.limits import MAX_AWAITING
 from appliance.coordinator.messages import message_hash
 from appliance.coordinator.network import Network
+from appliance.coordinator.rates import Limited
 from appliance.coordinator.signing import Signing
 from appliance.coordinator.unfinished import client_request, wanted_items, wanted_label, wanted_signature
 from appliance.durations import DurationsBy
@@ -29,10 +31,11 @@ from enclave import wire
 from policies.errors import Unavailable
 from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
-from policies.signed_requests import claimed_client
+from policies.signed_requests import CLOCK_SKEW_S, MAX_LIFETIME_S, claimed_client, claimed_expiry_s
 
 MAX_UNDER_WAY = 4096
 MAX_BATCHES_UNDER_WAY = 64
+AWAITING_RETRY_S = 60
 
 log = structlog.get_logger()
 
@@ -90,6 +93,7 @@ class Work:
         # Typed data that has no hash is refused before it is accepted.
         message_hash(body)
         request = self._accepted("sig_", client, body.external_id)
+        self._check_place(request)
         key_id, kind = acknowledgement.key_id, type(body).__name__
         accepted = await self._store.accept_signature(request, key_id, kind, body.derivation_path)
         self._log_accepted(accepted.id, kind, client, new=accepted.new)
@@ -145,6 +149,15 @@ class Work:
     def _check_room(self) -> None:
         if len(self._tasks) >= MAX_UNDER_WAY:
             raise Unavailable(f"{MAX_UNDER_WAY} requests are under way", "try again shortly")
+
+    def _check_place(self, request: Accepted) -> None:
+        """Raises `Limited` for a new request that was signed to wait for approvals, where too many of its client do."""
+        signed_for_s = claimed_expiry_s(request.jws) - self._clock()
+        if signed_for_s <= MAX_LIFETIME_S + CLOCK_SKEW_S or self._store.awaiting.of(request.client) < MAX_AWAITING:
+            return
+        if not self._store.knows(request):
+            told = f"{MAX_AWAITING} requests of {request.client} await approvals: have some approved, or let them end"
+            raise Limited("too-many-awaiting", told, AWAITING_RETRY_S)
 
     def _accepted(self, prefix: str, client: wire.ClientRequest, external_id: str) -> Accepted:
         path = client.path.encode()

@@ -9,6 +9,8 @@ import msgspec
 from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, String, Table, delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 
+from appliance.store.database import Database
+from appliance.store.rows import fetch
 from appliance.store.statements import Statement, parameter
 from policies.errors import Bug, CallerError
 
@@ -147,6 +149,11 @@ def accept(
         raise ExternalIdTaken(f"externalId {request.external_id} was used for another request")
     run = restart.run(connection, {"row": known["id"], "new_jws": request.jws}).rowcount == 1
     return Acceptance(str(known["id"]), new=False, run=run)
+
+
+def is_known(database: Database, request: Accepted) -> bool:
+    """Whether the external id stands for a request. Raises `Unavailable`."""
+    return bool(fetch(database, _SELECT_EXTERNAL, {"external_id": request.name}))
 
 
 def restarting(table: Table) -> Statement:

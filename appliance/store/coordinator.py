@@ -16,6 +16,7 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Table,
+    func,
     select,
     update,
 )
@@ -30,6 +31,7 @@ from appliance.store.accepted import (
     Releasing,
     RequestRow,
     accept,
+    is_known,
     metadata,
     release,
     request_columns,
@@ -37,6 +39,7 @@ from appliance.store.accepted import (
     restarting,
 )
 from appliance.store.approvals import Approvals
+from appliance.store.awaiting import Awaited, AwaitingApprovals, begin_waiting, end_waiting
 from appliance.store.batches import SignatureBatches, batches
 from appliance.store.database import Database
 from appliance.store.keys import Keys, keys
@@ -86,7 +89,7 @@ _UNFINISHED_SIGNATURE = update(signatures).where(
 _AWAITING_SIGNATURE = update(signatures).where(signatures.c.id == parameter("row"), signatures.c.state == AWAITING)
 _TAKE_UP = Statement(_AWAITING_SIGNATURE.values(state="Pending", **NO_REASON))
 _END_LATE = Statement(_AWAITING_SIGNATURE.values(state="Failed", reason_code=parameter("code")))
-_AWAITING = Statement(select(signatures.c.id, signatures.c.jws).where(signatures.c.state == AWAITING))
+_AWAITING = Statement(select(func.count().label("number")).where(signatures.c.state == AWAITING))
 _FINISH = Statement(_UNFINISHED_SIGNATURE.values(state="Signed", result=parameter("signed"), **NO_REASON))
 _END = Statement(
     _UNFINISHED_SIGNATURE.values(
@@ -109,6 +112,7 @@ class CoordinatorStore:
         self.batches = SignatureBatches(database, self._writer)
         self.waits = WaitingRequests(database, self._writer)
         self.approvals = Approvals(database, self._writer)
+        self.awaiting = AwaitingApprovals(database)
 
     @classmethod
     def open(cls, path: pathlib.Path) -> CoordinatorStore:
@@ -146,6 +150,10 @@ class CoordinatorStore:
             lambda connection: accept(connection, request, _INSERT_SIGNATURE, _RESTART_SIGNATURE, values)
         )
 
+    def knows(self, request: Accepted) -> bool:
+        """Whether its external id stands for a request. Raises `Unavailable`."""
+        return is_known(self._database, request)
+
     async def release(self, request_id: str) -> None:
         """The request's external id stands for nothing any more, since the signers know it as another request's."""
         await self._writer.submit(lambda connection: release(connection, _RELEASE, request_id))
@@ -159,30 +167,47 @@ class CoordinatorStore:
         )
 
     async def end_late(self, signature_id: str, code: str) -> bool:
-        """Whether the request awaited approvals: it has `Failed` then. Which ones it lacked stays its reason."""
+        """Whether the request awaited approvals: it has `Failed` then. Which ones it lacked stays its reason. One that
+        is under way is due again when it awaits approvals again."""
         values = {"row": signature_id, "code": code}
-        return await self._writer.submit(lambda connection: _END_LATE.run(connection, values).rowcount == 1)
+
+        def write(connection: Connection) -> bool:
+            end_waiting(connection, signature_id)
+            return _END_LATE.run(connection, values).rowcount == 1
+
+        return await self._writer.submit(write)
+
+    async def await_approvals(self, facts: Awaited, most: int, code: str, message: str, signer: str) -> bool:
+        """Let the request be `AwaitingApprovals`, and say which ones; False, and nothing is written, where `most`
+        others of its client are."""
+        values = {"row": facts.id, "to": AWAITING, "code": code, "message": message, "signer": signer}
+
+        def write(connection: Connection) -> bool:
+            if not begin_waiting(connection, facts, most):
+                return False
+            _advance(connection, _END, values)
+            return True
+
+        return await self._writer.submit(write)
 
     async def set_executing(self, signature_id: str, code: str, message: str, signer: str) -> None:
         """A gate takes its time: whose, and what is known of it."""
         values = {"to": "Executing", "code": code, "message": message, "signer": signer}
-        await self._advance(_END, signature_id, values)
+        await self._writer.submit(lambda connection: _advance(connection, _END, {"row": signature_id, **values}))
 
     async def finish_signature(self, signature_id: str, result: bytes) -> None:
         """The verified signature, JSON of a `SignatureValue`. State `Signed`."""
-        await self._advance(_FINISH, signature_id, {"signed": result})
+        await self._end(_FINISH, signature_id, {"signed": result})
 
     async def end_signature(self, signature_id: str, state: str, code: str, message: str, signer: str) -> None:
-        """No signature comes of it, or not yet: `Failed`, `Rejected` or `AwaitingApprovals`, and why."""
+        """No signature comes of it: `Failed` or `Rejected`, and why."""
         values = {"to": state, "code": code, "message": message, "signer": signer}
-        await self._advance(_END, signature_id, values)
+        await self._end(_END, signature_id, values)
 
-    async def _advance(self, statement: Statement, signature_id: str, values: Mapping[str, object]) -> None:
-        parameters = {"row": signature_id, **values}
-
+    async def _end(self, statement: Statement, signature_id: str, values: Mapping[str, object]) -> None:
         def write(connection: Connection) -> None:
-            if statement.run(connection, parameters).rowcount != 1:
-                raise Bug(f"signature {signature_id} has ended already")
+            _advance(connection, statement, {"row": signature_id, **values})
+            end_waiting(connection, signature_id)
 
         await self._writer.submit(write)
 
@@ -202,6 +227,11 @@ class CoordinatorStore:
         """Signing requests that have not ended."""
         return parse_rows(fetch(self._database, _UNFINISHED_SIGNATURES, {}), SignatureRow)
 
-    def awaiting(self) -> list[tuple[str, str]]:
-        """Ids and JWS of the signing requests that await approvals."""
-        return [(str(row["id"]), str(row["jws"])) for row in fetch(self._database, _AWAITING, {})]
+    def awaiting_approvals(self) -> int:
+        """How many signing requests await approvals now."""
+        return int(fetch(self._database, _AWAITING, {})[0]["number"])
+
+
+def _advance(connection: Connection, statement: Statement, values: Mapping[str, object]) -> None:
+    if statement.run(connection, values).rowcount != 1:
+        raise Bug(f"signature {values['row']} has ended already")
