@@ -77,6 +77,15 @@ def test_the_package_has_the_version_of_the_project():
     assert (DEBIAN / "changelog").read_text().startswith(f"keymoot ({version}) ")
 
 
+def test_each_signer_of_a_host_has_a_port_for_its_metrics():
+    unit = (ROOT / "packaging/systemd/keymoot-signer.service.in").read_text()
+    (first, last) = re.findall(r"^SocketBindAllow=tcp:(\d+)-(\d+)$", unit, re.MULTILINE)[0]
+    assert int(last) - int(first) == 15
+    page = (ROOT / "packaging/METRICS.md").read_text()
+    assert f"metrics: 127.0.0.1:{first}" in page
+    assert f"lets a signer listen on {first} to {last}:" in page
+
+
 def test_drop_ins_are_listed_in_the_manual():
     page = (DEBIAN / "keymoot-appliance.7").read_text().replace("\\-", "-")
     drop_ins = sorted(path.name for path in (ROOT / "packaging/systemd/drop-ins").iterdir())
