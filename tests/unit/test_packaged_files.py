@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance import layout
 from appliance.coordinator.config import CoordinatorConfig
 from appliance.gate.config import GateConfig
 from appliance.profile import ProfileFile
@@ -84,6 +85,12 @@ def test_each_signer_of_a_host_has_a_port_for_its_metrics():
     page = (ROOT / "packaging/METRICS.md").read_text()
     assert f"metrics: 127.0.0.1:{first}" in page
     assert f"lets a signer listen on {first} to {last}:" in page
+
+
+def test_the_manual_encrypts_the_pin_as_setup_does():
+    page = (DEBIAN / "keymoot-appliance.7").read_text().replace("\\-", "-")
+    (key,) = set(re.findall(r'"(--with-key=\S+)"', (ROOT / "appliance/setup/pins.py").read_text()))
+    assert f"systemd-creds encrypt {key} --name={layout.PIN_CREDENTIAL} PIN-FILE {layout.SignerHost().pin_file}" in page
 
 
 def test_drop_ins_are_listed_in_the_manual():
