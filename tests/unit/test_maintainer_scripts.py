@@ -1,4 +1,4 @@
-"""What a purge of the package does to shares and keys, by the maintainer's own script and the real debconf."""
+"""What the package's own scripts do: a purge to shares and keys, asked by the real debconf; an upgrade that fails."""
 
 from __future__ import annotations
 
@@ -56,6 +56,17 @@ class Host:
         assert self._run(self._script("postinst"), "configure", "").returncode == 0
         (self.root / "keymoot.templates").unlink()  # as dpkg does before it purges
 
+    def upgrade(self, systemctl: str) -> subprocess.CompletedProcess[str]:
+        """What postinst does after an upgrade; `systemctl`: the script in its place."""
+        tools = self.root / "bin"
+        tools.mkdir()
+        (tools / "systemctl").write_text(f"#!/bin/sh\n{systemctl}\n")
+        (tools / "systemctl").chmod(0o755)
+        (self.root / "run/systemd/system").mkdir(parents=True)
+        self._environment["PATH"] = f"{tools}:{self._environment['PATH']}"
+        shutil.copy(DEBIAN / "keymoot.templates", self.root / "keymoot.templates")
+        return self._run(self._script("postinst"), "configure", "0.0.9")
+
     def answer(self, value: str) -> None:
         """An answer given beforehand."""
         told = f"keymoot keymoot/delete-state boolean {value}\n"
@@ -78,7 +89,7 @@ class Host:
     def _script(self, name: str, confmodule: Path = DEBCONF / "confmodule") -> Path:
         """The package's script, with this root's paths."""
         text = (DEBIAN / f"keymoot.{name}").read_text().replace(str(DEBCONF / "confmodule"), str(confmodule))
-        for place in ("/etc/", "/var/lib/"):
+        for place in ("/etc/", "/var/lib/", "/run/systemd/"):
             text = text.replace(f" {place}", f" {self.root}{place}").replace(f'"{place}', f'"{self.root}{place}')
         # As dpkg runs it: debconf knows the package by the name of the script.
         script = self.root / f"keymoot.{name}"
@@ -135,6 +146,19 @@ def test_where_debconf_does_not_know_the_question_everything_is_kept(host):
     done = host.purge()
     assert (done.returncode, host.left()) == (0, list(STATE))
     assert KEPT in done.stderr
+
+
+def test_an_upgrade_tells_what_does_not_run_after_it(host):
+    failed = "keymoot-enclave.service loaded failed failed Keymoot enclave"
+    done = host.upgrade(f'case "$1" in try-restart) exit 1;; list-units) echo "{failed}";; esac')
+    assert done.returncode == 0
+    assert failed in done.stderr
+    assert "run keymoot doctor" in done.stderr
+
+
+def test_an_upgrade_after_which_all_runs_says_nothing(host):
+    done = host.upgrade('[ "$1" != list-units ] || echo none')
+    assert (done.returncode, "keymoot" in done.stderr, "none" in done.stderr) == (0, False, False)
 
 
 @pytest.mark.parametrize(("typed", "left"), [("yes\n", []), ("no\n", list(STATE)), ("\n", list(STATE))])
