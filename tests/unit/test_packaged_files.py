@@ -93,6 +93,29 @@ def test_the_manual_encrypts_the_pin_as_setup_does():
     assert f"systemd-creds encrypt {key} --name={layout.PIN_CREDENTIAL} PIN-FILE {layout.SignerHost().pin_file}" in page
 
 
+def test_a_file_that_git_does_not_know_is_in_no_package(tmp_path):
+    tracked = {
+        "packaging/debian/changelog": "other (9)\n",
+        "pyproject.toml": 'version = "1"\n',
+        "examples/README.md": "a",
+    }
+    tools = {"packaging/build-deb": (ROOT / "packaging/build-deb").read_text(), "packaging/bootstrap": "#!/bin/sh\n"}
+    for name, text in (tracked | tools).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    for command in (("init", "-q"), ("add", ".")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    (tmp_path / "examples/README.md").write_text("changed")
+    (tmp_path / "examples/gate-secrets.json").touch()
+    # It ends at the changelog's version, when the files are copied.
+    done = subprocess.run([tmp_path / "packaging/build-deb"], capture_output=True, text=True, check=False)
+    assert "does not begin with version 1" in done.stderr
+    assert "git does not know it (git add): examples/gate-secrets.json" in done.stderr
+    copied = tmp_path / "build/deb/keymoot/examples"
+    assert [(path.name, path.read_text()) for path in copied.iterdir()] == [("README.md", "changed")]
+
+
 def test_drop_ins_are_listed_in_the_manual():
     page = (DEBIAN / "keymoot-appliance.7").read_text().replace("\\-", "-")
     drop_ins = sorted(path.name for path in (ROOT / "packaging/systemd/drop-ins").iterdir())
