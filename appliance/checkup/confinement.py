@@ -5,9 +5,11 @@ A process is found by what it holds: an enclave by its socket, a signer and a co
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import socket
+import stat
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,14 +23,20 @@ from appliance.checkup.probe import TIMEOUT_S
 
 # The highest exposure that `systemd-analyze security` may find, of 10, by the kind of process.
 MOST_EXPOSED = {"enclave": 1.0, "signer": 1.5, "coordinator": 1.5}
+# An enclave that reaches its HSM over the network (hsm.network, and the package's drop-in for it).
+MOST_EXPOSED_NETWORK = 1.5
+# In the directory of a signer, none of which its own process needs.
+NOT_THE_SIGNERS = ("pin", "gate-secrets.json", "ca.key")
 # So much of an enclave's memory must be locked where the machine swaps. The rest is code and libraries.
 LEAST_LOCKED = 0.5
+_FILTERS = r"^Seccomp_filters:\s+(\d+)"
 _UCRED = struct.Struct("3i")
 
 
 @dataclass(frozen=True)
 class Running:
-    """A process as /proc shows it: sizes in KiB, `core_bytes` None for no limit, `unit` empty without systemd."""
+    """A process as /proc shows it: sizes in KiB, `unit` empty without systemd, `groups` all of its groups, `filters` of
+    system calls, and the most of them that a child of it has."""
 
     pid: int
     uid: int
@@ -36,6 +44,9 @@ class Running:
     locked_kib: int
     core_limited: bool
     unit: str
+    groups: frozenset[int] = frozenset()
+    filters: int = 0
+    child_filters: int = 0
 
 
 def who_listens(path: Path) -> int | None:
@@ -77,7 +88,24 @@ def running(pid: int, root: Path = Path("/")) -> Running | None:
         locked_kib=_number(r"^VmLck:\s+(\d+)", status),
         core_limited=core is not None and core[1] == "0",
         unit=unit[1] if unit else "",
+        groups=_groups(status),
+        filters=_number(_FILTERS, status),
+        child_filters=max((_number(_FILTERS, child) for child in _children(place)), default=0),
     )
+
+
+def _groups(status: str) -> frozenset[int]:
+    """The effective group and the supplementary ones."""
+    told = re.findall(r"^Gid:\s+\d+\s+(\d+)|^Groups:\s*([\d ]*)$", status, flags=re.MULTILINE)
+    return frozenset(int(group) for effective, more in told for group in (effective, *more.split()) if group)
+
+
+def _children(place: Path) -> Iterator[str]:
+    """What /proc says of the processes that a process has started."""
+    with contextlib.suppress(OSError):
+        for child in (place / "task" / place.name / "children").read_text().split():
+            with contextlib.suppress(OSError):
+                yield (place.parent / child / "status").read_text()
 
 
 def check_memory(name: str, process: Running, root: Path = Path("/")) -> Looked:
@@ -126,11 +154,24 @@ def check_separation(name: str, enclave: Running, signer: Running | None, files:
             )
         ]
         return Looked("", found)
-    owned = [path.name for path in files if path.exists() and path.stat().st_uid == signer.uid]
+    return Looked("the signer's user owns and writes none of the enclave's files", list(_opened(name, signer, files)))
+
+
+def _opened(name: str, signer: Running, files: list[Path]) -> Iterator[Finding]:
+    """What its owner or a group that it shares with the enclave opens to the signer's process."""
+    there = [(path, path.stat()) for path in files if path.exists()]
+    owned = [path.name for path, about in there if about.st_uid == signer.uid]
     if owned:
         remedy = f"chown root {' '.join(owned)}, and let the group of the enclave's user read them."
-        return Looked("", [problem(name, f"the signer's user owns {', '.join(owned)}", remedy)])
-    return Looked("the signer's user owns none of the enclave's files")
+        yield problem(name, f"the signer's user owns {', '.join(owned)}", remedy)
+    shared = [(path, stat.S_IMODE(about.st_mode)) for path, about in there if about.st_gid in signer.groups]
+    for path, mode in shared:
+        if mode & stat.S_IWGRP:
+            what = f"the signer's user may write {path.name} (mode {mode:04o}), as one of its group"
+            yield problem(name, what, f"chmod g-w {path}; a umask of 022 keeps it so.")
+        if mode & stat.S_IRGRP and path.name in NOT_THE_SIGNERS:
+            what = f"the signer's user may read {path.name} (mode {mode:04o}), as one of its group"
+            yield problem(name, what, f"chown it to the enclave's user or root and chmod 0600 {path}; renew it.")
 
 
 def systemd_exposure(unit: str) -> float | None:
@@ -145,14 +186,31 @@ def systemd_exposure(unit: str) -> float | None:
     return float(found[1]) if found else None
 
 
+def check_filter(name: str, enclave: Running) -> Looked:
+    """Whether an enclave has narrowed its own system calls, which it does once its HSM's module is loaded."""
+    remedy = "See `not confined` in its log; libseccomp (Debian: libseccomp2) has to be there. Restart it then."
+    if not enclave.filters:
+        return Looked("", [warning(name, "nothing filters the system calls of its enclave", remedy)])
+    # Its worker has its own filter from the first moment, over those of the unit.
+    if enclave.filters < enclave.child_filters:
+        what = "its enclave has not narrowed its system calls yet: it does once its HSM was ready for the first time"
+        return Looked("", [warning(name, what, "See `keymoot hsm check -c enclave.yaml`.")])
+    return Looked(f"{enclave.filters} filters of system calls")
+
+
 def check_hardening(
-    kind: str, name: str, process: Running, exposure: Callable[[str], float | None] = systemd_exposure
+    kind: str,
+    name: str,
+    process: Running,
+    exposure: Callable[[str], float | None] = systemd_exposure,
+    *,
+    network: bool = False,
 ) -> Looked:
-    """How exposed the unit of a process is."""
+    """How exposed the unit of a process is. `network`: of an enclave whose HSM is reached over the network."""
     if not process.unit:
         what = f"its {kind} does not run under systemd: nothing confines it"
         return Looked("", [note(name, what, "Use the units of the Debian package.")])
-    level, most = exposure(process.unit), MOST_EXPOSED[kind]
+    level, most = exposure(process.unit), MOST_EXPOSED_NETWORK if network else MOST_EXPOSED[kind]
     if level is None:
         return Looked("", [note(name, f"nothing can say how exposed {process.unit} is", "See systemd-analyze.")])
     if level > most:

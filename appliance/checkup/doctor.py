@@ -46,6 +46,7 @@ class _HsmSection(msgspec.Struct, frozen=True):
     """What is needed here of the section `hsm`."""
 
     pin: str
+    network: bool = False
 
 
 class _EnclaveFile(msgspec.Struct, frozen=True):
@@ -208,11 +209,18 @@ def _confined(seen: _Seen, around: Around) -> Iterator[Check]:
     signer = None if pid is None else confinement.running(pid, around.root)
     if enclave is not None:
         yield Check("memory", seen.name, partial(confinement.check_memory, seen.name, enclave, around.root))
-        yield Check("hardening", seen.name, partial(_hardening, "enclave", seen.name, enclave, around))
-        files = [seen.directory, *(seen.directory / name for name in disks.TRUSTED)]
+        yield Check("hardening", seen.name, partial(_enclaves_hardening, seen, enclave, around))
+        yield Check("filter", seen.name, partial(confinement.check_filter, seen.name, enclave))
+        names = (*disks.TRUSTED, *confinement.NOT_THE_SIGNERS)
+        files = [seen.directory, *(seen.directory / name for name in names)]
         yield Check("separation", seen.name, partial(confinement.check_separation, seen.name, enclave, signer, files))
     if signer is not None:
         yield Check("hardening", seen.name, partial(_hardening, "signer", seen.name, signer, around))
+
+
+def _enclaves_hardening(seen: _Seen, enclave: confinement.Running, around: Around) -> Looked:
+    network = load_yaml(seen.directory / "enclave.yaml", _EnclaveFile).hsm.network
+    return confinement.check_hardening("enclave", seen.name, enclave, around.exposure, network=network)
 
 
 def _hardening(kind: str, name: str, process: confinement.Running, around: Around) -> Looked:

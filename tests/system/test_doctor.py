@@ -82,7 +82,7 @@ def test_everything_is_well_and_nothing_secret_is_shown(net: LocalNet) -> None:
     assert [one for one in checks if one["check"] not in OF_THE_MACHINE and one["result"] != "ok"] == []
     assert {one["check"] for one in checks} == OF_THE_MACHINE | {
         *("configuration", "hsm", "processes", "connections", "clocks", "agreement", "gate", "certificates"),
-        *("disk", "store", "files", "network"),
+        *("disk", "store", "files", "filter", "network"),
     }
     assert all(one["remedy"] for one in checks if one["result"] != "ok")
     said = {one["check"]: one["what"] for one in checks if one["subject"] in ("signer-1", "network")}
@@ -209,7 +209,7 @@ def test_hosts_with_one_process_alone(net: LocalNet, tmp_path: Path) -> None:
         text.replace("socket: run", f"socket: {full}/run").replace("file:pin", f"file:{full}/pin")
     )
     told = examined(enclave)
-    assert set(told) == {"configuration", "hsm", "memory", "hardening", "separation", "files"}
+    assert set(told) == {"configuration", "hsm", "memory", "hardening", "filter", "separation", "files"}
     assert wrong(told) == {"configuration": "the gate's secrets are missing"}
     text = (full / "signer.yaml").read_text()
     for name in ("run/", "state/", "signer.key", "gate-ca.pem"):

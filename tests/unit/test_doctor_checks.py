@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import fcntl
 import os
@@ -160,6 +161,51 @@ def test_the_signers_user_owns_nothing_of_the_enclaves(tmp_path: Path) -> None:
     assert results(confinement.check_separation("s", a_running(), None, files)) == []
 
 
+def test_what_the_group_of_signer_and_enclave_opens(tmp_path: Path) -> None:
+    files = [tmp_path, *(tmp_path / name for name in ("policy.yaml", "pin", "enclave.yaml"))]
+    for path in files[1:]:
+        path.touch(0o640)
+    owner, group = tmp_path.stat().st_uid, tmp_path.stat().st_gid
+    tmp_path.chmod(0o2750)
+    (tmp_path / "policy.yaml").chmod(0o664)
+    enclave = a_running(owner + 2)
+    shares = dataclasses.replace(a_running(owner + 1), groups=frozenset({group}))
+    assert results(confinement.check_separation("s", enclave, shares, files)) == [
+        ("problem", "the signer's user may write policy.yaml (mode 0664), as one of its group"),
+        ("problem", "the signer's user may read pin (mode 0640), as one of its group"),
+    ]
+    stranger = dataclasses.replace(shares, groups=frozenset({group + 1}))
+    assert results(confinement.check_separation("s", enclave, stranger, files)) == []
+    tmp_path.chmod(0o2770)
+    (told, *_) = results(confinement.check_separation("s", enclave, shares, files[:1]))
+    assert told == ("problem", f"the signer's user may write {tmp_path.name} (mode 2770), as one of its group")
+
+
+def test_groups_and_filters_of_a_process(tmp_path: Path) -> None:
+    root = a_process(tmp_path, 7)
+    status = root / "proc/7/status"
+    with status.open("a") as file:
+        file.write("Gid:\t5\t6\t6\t6\nGroups:\t7 8 \nSeccomp:\t2\nSeccomp_filters:\t3\n")
+    (root / "proc/7/task/7").mkdir(parents=True)
+    (root / "proc/7/task/7/children").write_text("8 9 ")
+    (root / "proc/8").mkdir()
+    (root / "proc/8/status").write_text("Seccomp_filters:\t4\n")
+    found = confinement.running(7, root)
+    assert found is not None
+    assert (found.groups, found.filters, found.child_filters) == ({6, 7, 8}, 3, 4)
+
+
+def test_the_enclaves_own_filter() -> None:
+    def told(filters: int, child_filters: int) -> list[tuple[str, str]]:
+        running = dataclasses.replace(a_running(), filters=filters, child_filters=child_filters)
+        return results(confinement.check_filter("s", running))
+
+    assert told(0, 0) == [("warning", "nothing filters the system calls of its enclave")]
+    ((severity, what),) = told(12, 13)
+    assert (severity, what.split(":")[0]) == ("warning", "its enclave has not narrowed its system calls yet")
+    assert told(13, 13) == told(1, 0) == []
+
+
 def test_the_hardening_of_a_unit(tmp_path: Path) -> None:
     unit = "keymoot-enclave.service"
     root = a_process(tmp_path, 7, cgroup=f"4:memory:/\n0::/system.slice/{unit}")
@@ -169,6 +215,10 @@ def test_the_hardening_of_a_unit(tmp_path: Path) -> None:
     assert results(confinement.check_hardening("enclave", "s", process, {unit: 1.0}.get)) == []
     ((severity, what),) = results(confinement.check_hardening("enclave", "s", process, {unit: 1.1}.get))
     assert (severity, what) == ("warning", f"{unit} is exposed: 1.1 of 10, and the package's unit has at most 1.0")
+    over_network = confinement.check_hardening("enclave", "s", process, {unit: 1.2}.get, network=True)
+    assert results(over_network) == []
+    over_network = confinement.check_hardening("enclave", "s", process, {unit: 1.6}.get, network=True)
+    assert [severity for severity, _ in results(over_network)] == ["warning"]
     assert [severity for severity, _ in results(confinement.check_hardening("enclave", "s", process, {}.get))] == [
         "note"
     ]

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from appliance import layout
+from appliance.checkup import confinement
 
 RENDER = Path(__file__).parents[2] / "packaging/systemd/render"
 # Of ten, as `systemd-analyze security` counts.
-MOST_EXPOSED = {"enclave": 1.0, "signer": 1.5, "coordinator": 1.5}
+MOST_EXPOSED = confinement.MOST_EXPOSED
 ANALYZE = shutil.which("systemd-analyze")
 needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
 
@@ -53,6 +54,18 @@ def test_exposure(units, process, at):
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+
+
+@needs_systemd
+@pytest.mark.parametrize("drop_in", sorted(path.name for path in (RENDER.parent / "drop-ins").iterdir()))
+def test_exposure_with_each_drop_in_is_what_doctor_takes(units, tmp_path, drop_in):
+    process = drop_in.split("-")[0] if drop_in.startswith("signer") else "enclave"
+    most = confinement.MOST_EXPOSED_NETWORK if "network" in drop_in else confinement.MOST_EXPOSED[process]
+    unit = tmp_path / f"keymoot-{process}.service"
+    unit.write_text((units / unit.name).read_text() + (RENDER.parent / "drop-ins" / drop_in).read_text())
+    command = [ANALYZE, "security", "--offline=yes", f"--threshold={round(most * 10)}", unit]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
 
 
