@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import ipaddress
 import os
 import stat
+import tempfile
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -121,17 +123,42 @@ def issue(
 
 
 def write_new(path: Path, data: bytes, mode: int = PUBLIC_MODE) -> None:
-    """Create `path` with `mode` and `data`. Raises `CallerError` where it exists or cannot be made."""
+    """Create `path` with `mode` and `data`, whole and on disk, or not at all. Raises `CallerError` where it exists or
+    cannot be made."""
+    exists = CallerError(f"{path} exists: nothing is overwritten; remove it first or choose another place")
+    if path.exists():
+        raise exists
+    beside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        # mkstemp's is its owner's alone, until everything is in it.
+        descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+        _put(beside, path)
     except FileExistsError:
-        raise CallerError(f"{path} exists: nothing is overwritten; remove it first or choose another place") from None
+        raise exists from None
     except OSError as error:
         raise CallerError(f"cannot write {path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(data)
+    finally:
+        if beside is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(beside)
+
+
+def _put(beside: str, path: Path) -> None:
+    """Give a whole file its name. Raises `FileExistsError`."""
+    try:
+        os.link(beside, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP):
+            raise
+        # No hard links there, as on a memory stick: the name is taken first.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, SECRET_MODE))
+        os.replace(beside, path)
 
 
 def replace(path: Path, data: bytes, mode: int = PUBLIC_MODE) -> None:

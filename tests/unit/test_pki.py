@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ssl
 import stat
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from appliance import pki
 from appliance.tls import client_context, server_context
 from policies.errors import CallerError
+from tests.fakes.disks import small_disk
 
 
 def _files(directory: Path, name: str, issued: pki.Issued) -> tuple[Path, Path]:
@@ -86,3 +88,40 @@ def test_keys_are_their_owners_alone_and_never_shown(tmp_path: Path) -> None:
 def test_an_address_that_is_none_is_the_callers_mistake(ca: Path) -> None:
     with pytest.raises(CallerError, match="not an IP address"):
         _issue(ca, "s", pki.Purpose.SERVER, addresses=("localhost",))
+
+
+def test_a_full_disk_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 512) as disk:
+        (disk.path / "full").mkdir()
+        disk.fill()
+        for attempt in range(2):
+            with pytest.raises(CallerError, match=r"cannot write .*roster\.yaml: No space left"):
+                pki.write_new(disk.path / "full" / "roster.yaml", b"x" * 100_000)
+            assert list((disk.path / "full").iterdir()) == [], attempt
+        disk.free()
+        pki.write_new(disk.path / "full" / "roster.yaml", b"x" * 100_000, pki.SECRET_MODE)
+        (made,) = (disk.path / "full").iterdir()
+        assert (made.stat().st_size, stat.S_IMODE(made.stat().st_mode), made.stat().st_nlink) == (100_000, 0o600, 1)
+        with pytest.raises(CallerError, match="nothing is overwritten"):
+            pki.write_new(made, b"other")
+
+
+def test_a_file_in_the_place_of_another_keeps_its_owner_and_mode(tmp_path: Path) -> None:
+    there = tmp_path / "gate-secrets.sealed"
+    pki.replace(there, b"first", 0o640)
+    assert stat.S_IMODE(there.stat().st_mode) == 0o640
+    there.chmod(0o600)
+    pki.replace(there, b"second", 0o640)
+    assert (there.read_bytes(), stat.S_IMODE(there.stat().st_mode)) == (b"second", 0o600)
+    assert list(tmp_path.iterdir()) == [there]
+
+
+def test_a_file_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", link)
+    pki.write_new(tmp_path / "a", b"whole", pki.SECRET_MODE)
+    with pytest.raises(CallerError, match="nothing is overwritten"):
+        pki.write_new(tmp_path / "a", b"other")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"whole")]
