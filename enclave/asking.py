@@ -7,6 +7,7 @@ not a verified yes is a refusal (SPEC 6.1 to 6.8).
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from enclave.errors import Refused
@@ -32,6 +33,8 @@ TRY_TIMEOUT_S = 10.0
 RETRY_FIRST_S, RETRY_MOST_S = 0.25, 5.0
 POLL_LEAST_S, POLL_MOST_S = 1.0, 300.0
 MAX_CONVERSATIONS = 1024
+# Those of one client: a gate that takes its time over its requests is there for others'.
+MAX_CONVERSATIONS_OF_CLIENT = MAX_CONVERSATIONS // 2
 
 
 class _NoDecision(Refused):
@@ -54,7 +57,7 @@ class Gate:
         self.mode, self._keys, self._timers = mode, keys, timers
         self._clock, self._random, self._emit = wall_clock, random, emit
         self._awaited: dict[str, Promise[GateReply | GateUnreachable]] = {}
-        self._conversations = 0
+        self._conversations: Counter[str] = Counter()
         self.counters: dict[str, int] = {}
         self.seconds = Durations()
         """Whole conversations."""
@@ -73,9 +76,9 @@ class Gate:
 
         `request_id`: what logs call the request; the handler gets it too.
         """
-        if self._conversations >= MAX_CONVERSATIONS:
-            raise Refused("gate/busy", f"{MAX_CONVERSATIONS} gate calls are under way")
-        self._conversations += 1
+        client_id = request.requester
+        self._check_room(client_id)
+        self._conversations[client_id] += 1
         started_ns = time.perf_counter_ns()
         try:
             allowed = await self._converse(info, request, deadline_s, pending, request_id)
@@ -89,7 +92,7 @@ class Gate:
             self._count("gate|invalid")
             raise
         finally:
-            self._conversations -= 1
+            self._conversations -= Counter((client_id,))
             self.seconds.observe_ns(time.perf_counter_ns() - started_ns)
         self._count("gate|allowed")
         return allowed
@@ -97,7 +100,13 @@ class Gate:
     @property
     def under_way(self) -> int:
         """Conversations under way."""
-        return self._conversations
+        return self._conversations.total()
+
+    def _check_room(self, client_id: str) -> None:
+        if self.under_way >= MAX_CONVERSATIONS:
+            raise Refused("gate/busy", f"{MAX_CONVERSATIONS} gate calls are under way")
+        if self._conversations[client_id] >= MAX_CONVERSATIONS_OF_CLIENT:
+            raise Refused("gate/busy", f"{MAX_CONVERSATIONS_OF_CLIENT} gate calls for {client_id} are under way")
 
     def on_answer(self, answer: GateReply | GateUnreachable) -> None:
         """What the signer brought back. One that nobody awaits is dropped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from enclave import webhooks, wire
+from enclave import asking, webhooks, wire
 from tests.adversarial.conftest import COMMITTEE, Desk
+from tests.adversarial.test_freezes import held_gate, let_go
 from tests.adversarial.test_signing import H1, H2, finish, only, refusals, remaining, verify
+from tests.fakes.clients import TestClient, open_policy
 from tests.fakes.enclaves import authorizations_of
 
 
@@ -228,3 +231,23 @@ def test_the_gate_is_told_what_the_enclave_knows(desk: Desk) -> None:
     assert told[2]["requestInfo"]["untrusted"] is True
     assert told[2]["requestInfo"]["requester"] == "payments"
     assert len({request["uid"] for request in told.values()}) == 3
+
+
+def test_one_clients_waiting_requests_keep_nobody_else_from_the_gate(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "MAX_CONVERSATIONS", 4)
+    monkeypatch.setattr(asking, "MAX_CONVERSATIONS_OF_CLIENT", 2, raising=False)
+    other = TestClient(desk.net.clock, "other")
+    for j in COMMITTEE:
+        desk.net.policies[j] = open_policy(desk.client, other)
+        desk.net.members[j].core.reload.run()
+    held = held_gate(desk)
+    assert [[*sign(desk).values()] for _ in range(2)] == [[[], [], []]] * 2
+    assert reasons(sign(desk), "gate/busy") == {"2 gate calls for payments are under way"}
+    another = dataclasses.replace(desk, client=other)
+    assert [*sign(another).values()] == [[], [], []]
+    assert len(authorizations_of(let_go(desk, held))) == 9
+    # The ended ones make room.
+    held.clear()
+    assert [[*sign(desk).values()] for _ in range(2)] == [[[], [], []]] * 2
