@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Set
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from policies.clients import Name
 
 MAX_APPROVERS = 16
 MAX_WITHIN_H = 72
+
+_MISSING = re.compile(r"approvals are needed, [0-9]+ given(?: by (?P<given>[^;]*))?; may approve: (?P<others>.*)")
 
 
 class Approvals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,3 +53,10 @@ class Approvals(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         others = [name for name in self.of if name not in given and name != requester]
         told = f"{self.at_least} approvals are needed, {len(given)} given"
         return f"{told}{' by ' + ', '.join(given) if given else ''}; may approve: {', '.join(others) or 'nobody'}"
+
+
+def named_in(missing: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Of a text of `Approvals.missing`, whose approvals counted, and who else may approve; nobody where it is none."""
+    found = _MISSING.search(missing)
+    given, others = (found["given"] or "", found["others"]) if found is not None else ("", "")
+    return frozenset(given.split(", ")) - {""}, frozenset(others.split(", ")) - {""}

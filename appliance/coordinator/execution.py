@@ -15,6 +15,7 @@ import structlog
 from appliance.api.batches import BatchResult, BatchState
 from appliance.api.models import KeyState, Reason, SignatureState, SignatureValue
 from appliance.coordinator.batches import BatchRequest, BatchSigning, Item, ItemResult
+from appliance.coordinator.carrying import LastRefusals, brings_more, carried
 from appliance.coordinator.errors import CeremonyEnded, Rejected
 from appliance.coordinator.keybook import KeyBook
 from appliance.coordinator.keygen import Pending, keygen
@@ -24,6 +25,7 @@ from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing, SigningRequest
 from appliance.store import CoordinatorStore
 from appliance.store.accepted import AWAITING, CONFLICT
+from appliance.store.approvals import ApprovalRow
 from appliance.store.awaiting import Awaited
 from appliance.store.failures import QueueFull, StoreFailed
 from appliance.store.waiting import Waiting
@@ -60,6 +62,7 @@ class Execution:
         self._store, self._roster, self._network = store, roster, network
         self._signing, self._batch_signing, self._keybook = signing, batch_signing, keybook
         self._keygen_slots = asyncio.Semaphore(KEYGENS_AT_ONCE)
+        self.refusals = LastRefusals(network.signers.policy_digest)
         self._waited: set[str] = set()
         """Requests for which a gate needed time."""
 
@@ -106,22 +109,28 @@ class Execution:
         *,
         again: bool,
         resumed: bool = False,
+        lacking: str = "",
     ) -> str:
-        """As `key`: a signature under the child key `public_key` (33 bytes)."""
+        """As `key`: a signature under the child key `public_key` (33 bytes). `lacking`: what was said of its approvals
+        when they were too few."""
         pending = partial(self._pending, signature_id, self._store.set_executing)
         waiting = self._waited_before(signature_id) if resumed else None
-        h, approved = message_hash(body), self._approvals(signature_id)
+        h, approved = message_hash(body), self._carried(signature_id, lacking)
         while True:
-            signed = msgspec.structs.replace(client, approvals=approved)
+            signed = msgspec.structs.replace(client, approvals=tuple(one.jws for one in approved))
             request = SigningRequest(signed, key_id, h, public_key, pending, again, resumed, waiting)
             try:
                 value = await self._signing.sign(request)
                 break
             except (Rejected, CeremonyEnded, Unavailable) as error:
                 state = await self._end_signature(signature_id, client, error)
-                if state != AWAITING or not await self._approved_meanwhile(signature_id, approved):
+                if state != AWAITING:
                     return state
-                approved = self._approvals(signature_id)
+                # Of what has come meanwhile nobody else thinks.
+                before, lacking = approved, str(error.reason) if isinstance(error, Rejected) else ""
+                approved = self._carried(signature_id, lacking)
+                if not brings_more(before, approved, lacking) or not await self._store.take_up(signature_id):
+                    return state
         await self._written(partial(self._store.finish_signature, signature_id, msgspec.json.encode(value)))
         await self._no_more_waiting(signature_id)
         return SignatureState.SIGNED
@@ -135,17 +144,15 @@ class Execution:
         facts = Awaited(signature_id, claimed_client(client.jws), claimed_expiry_s(client.jws))
         reason = (error.rule, error.reason, self._network.signers.name(error.signer))
         if await self._written(partial(self._store.await_approvals, facts, MAX_AWAITING, *reason)):
+            self.refusals.note(signature_id, error.signer)
             await self._no_more_waiting(signature_id)
             return AWAITING
         too_many = f"{MAX_AWAITING} requests of {facts.client} await approvals already"
         return await self._end(signature_id, self._store.end_signature, CeremonyEnded(TOO_MANY_AWAIT, too_many))
 
-    async def _approved_meanwhile(self, signature_id: str, approved: tuple[str, ...]) -> bool:
-        """Whether approvals came while the request was under way, when nobody takes it up for them."""
-        return self._approvals(signature_id) != approved and await self._store.take_up(signature_id)
-
-    def _approvals(self, signature_id: str) -> tuple[str, ...]:
-        return tuple(one.jws for one in self._store.approvals.of(signature_id))[: wire.MAX_APPROVALS]
+    def _carried(self, signature_id: str, lacking: str) -> tuple[ApprovalRow, ...]:
+        """The approvals that would be carried with a request now. Raises `Unavailable`."""
+        return carried(self._store.approvals.of(signature_id), lacking, time.time())
 
     async def batch(
         self,

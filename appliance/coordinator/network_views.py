@@ -165,13 +165,7 @@ def _announced(session: Session) -> Announced:
     return Announced(
         prss_epoch=session.prss_epoch,
         gate_mode=enclave.gate_mode,
-        policy_digest="0x" + _policy_digest(session).hex(),
+        policy_digest="0x" + session.policy_digest.hex(),
         signer_version=session.signer_version,
         enclave_version=enclave.enclave_version,
     )
-
-
-def _policy_digest(session: Session) -> bytes:
-    """Of the policy in force, as far as it was told since the signer connected."""
-    told = session.condition.policy if session.condition is not None else None
-    return told.digest if told is not None and told.loaded_at_s else session.enclave.policy_digest

@@ -68,6 +68,12 @@ class Session:
         """Messages that wait to be written, on both connections."""
         return sum(connection.waiting for connection in self.connections.values())
 
+    @property
+    def policy_digest(self) -> bytes:
+        """Of the policy in force, as far as it was told since the signer connected."""
+        told = self.condition.policy if self.condition is not None else None
+        return told.digest if told is not None and told.loaded_at_s else self.enclave.policy_digest
+
     def send(self, message: relay.Down, *, bulk: bool) -> None:
         """Queue a message on one connection, where it is there."""
         connection = self.connections.get(bulk)
@@ -231,6 +237,11 @@ class Signers:
         """What signer `index` has announced and reported; None while it is not connected on both connections."""
         session = self._sessions.get(index)
         return session if session is not None and session.online else None
+
+    def policy_digest(self, index: int) -> bytes | None:
+        """Of the policy of signer `index`, where it is online."""
+        session = self.session(index)
+        return None if session is None else session.policy_digest
 
     def absence(self, index: int) -> Absence:
         """Since when and why signer `index` was away the last time."""

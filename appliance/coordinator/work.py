@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 
 import structlog
 
 from appliance.api.derivation import derive
 from appliance.coordinator.batches import BatchSigning, Item, batch_items
+from appliance.coordinator.carrying import brings_more, carried
 from appliance.coordinator.execution import Execution
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
 from appliance.coordinator.limits import MAX_AWAITING
@@ -23,7 +24,8 @@ from appliance.coordinator.signing import Signing
 from appliance.coordinator.unfinished import client_request, wanted_items, wanted_label, wanted_signature
 from appliance.durations import DurationsBy
 from appliance.store import CoordinatorStore
-from appliance.store.accepted import Accepted
+from appliance.store.accepted import AWAITING, Accepted
+from appliance.store.approvals import ApprovalRow
 from appliance.store.batches import BatchRow
 from appliance.store.coordinator import SignatureRow
 from appliance.store.keys import KeyRow
@@ -125,15 +127,23 @@ class Work:
         return accepted.id, accepted.new
 
     async def approve(self, signature_id: str, approver: str, jws: str) -> None:
-        """Keep an approval; a signature that awaits some is tried again. Raises `Unavailable`."""
+        """Keep an approval; a signature that awaits some is tried again, where this one may help. Raises
+        `Unavailable`."""
         self._check_room()
+        before = self._store.approvals.of(signature_id)
         await self._store.approvals.put(signature_id, approver, jws)
         log.info("request-approved", id=signature_id, approver=approver)
         # Not while an attempt is under way: it looks for new approvals when it ends.
+        row = self._store.signature(signature_id)
+        if row is None or row.state != AWAITING or not self._is_worth_asking(row, before):
+            return
         if await self._store.take_up(signature_id):
-            row = self._store.signature(signature_id)
-            if row is not None:
-                await self._resume_signature(row)
+            await self._resume_signature(row)
+
+    def _is_worth_asking(self, row: SignatureRow, before: Sequence[ApprovalRow]) -> bool:
+        both = (before, self._store.approvals.of(row.id))
+        known, now = (carried(approvals, row.reason_message, self._clock()) for approvals in both)
+        return brings_more(known, now, row.reason_message) or self._execution.refusals.outdated(row.id)
 
     async def wait(self, request_id: str, timeout_s: float) -> None:
         """Until the request has ended, or the time is over."""
@@ -238,7 +248,14 @@ class Work:
             self._check_room()
             wanted = wanted_signature(row, self._keybook)
             run = self._execution.signature(
-                row.id, wanted.client, row.key_id, wanted.public_key, wanted.body, again=True, resumed=True
+                row.id,
+                wanted.client,
+                row.key_id,
+                wanted.public_key,
+                wanted.body,
+                again=True,
+                resumed=True,
+                lacking=row.reason_message,
             )
             self._start(row.id, type(wanted.body).__name__, run)
         except Unavailable as error:
