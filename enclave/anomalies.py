@@ -54,6 +54,8 @@ class AnomalyWatch:
         full = len(self._exchanges) == LAST_EXCHANGES
         if full and usual_s is not None and mean_s > max(SLOW_LEAST_S, SLOW_FACTOR * usual_s):
             self._see(Anomaly.SLOW_GATE, mean_ms=round(mean_s * 1000), usual_ms=round(usual_s * 1000))
+            # It takes as many again: rules that refuse on it would else refuse the first fast call after it, too.
+            self._exchanges.clear()
         # What is slow becomes usual slowly.
         capped_s = took_s if usual_s is None else min(took_s, 2 * usual_s + 0.01)
         self._usual_s = capped_s if usual_s is None else usual_s + USUAL_SHARE * (capped_s - usual_s)

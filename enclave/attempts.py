@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from enclave.answers import Answers
 from enclave.errors import Refused
@@ -44,11 +45,17 @@ class Item:
     h: bytes
 
 
+class Permitted(Protocol):
+    """Whether what was permitted is so still: see `counting.Permission.again`."""
+
+    def __call__(self, charged: Charge, *, anew: bool) -> Charge: ...
+
+
 @dataclass(frozen=True)
 class Approval:
     """A request that policy and gate have said yes to, for one committee, with all that its terms need.
 
-    `items`: one, or those of a batch (SPEC 4.7). `permitted()`: what is to be charged for it (SPEC 7.3); raises
+    `items`: one, or those of a batch (SPEC 4.7). `permitted`: what is to be charged for it (SPEC 7.3); raises
     `Refused` where that yes holds no longer: the label was frozen, the client's key revoked, or the policy in force
     now says no. `approvers`: the clients whose approvals of it verified (SPEC 4.13).
     """
@@ -59,7 +66,7 @@ class Approval:
     items: tuple[Item, ...]
     committee: tuple[int, ...]
     until_s: int
-    permitted: Callable[[], Charge]
+    permitted: Permitted
     approvers: tuple[str, ...] = ()
 
 
@@ -100,7 +107,7 @@ class RequestState:
     `verified_s`: when its JWS verified; `fresh_until_s`: until then it must be remembered; `done`: it was carried out.
     `pending_until_s`: the gate has said that it needs time, and has it until then; `said_no`: why it refused;
     `consent_until_s`: the gate's yes to making a key counts until then.
-    `charged`: an audit entry says what limits count of it; `release` frees what is held for it (SPEC 7.3).
+    `charged`: what limits count of it, as an audit entry says; `release` frees what is held for it (SPEC 7.3).
     """
 
     digest: bytes
@@ -128,7 +135,7 @@ class RequestState:
     unaudited: int = 0
     noticed: bool = False
     lacking: Lacking = field(default_factory=Lacking)
-    charged: bool = False
+    charged: Charge = NOTHING
     release: Callable[[], None] | None = None
 
     def check_open(self) -> None:
@@ -154,11 +161,12 @@ class RequestState:
         if self.release is not None:
             self.release()
 
-    def check_permitted(self) -> Charge:
-        """Whether what was approved may still be done, and what is to be charged for it. Raises `Refused`."""
+    def check_permitted(self, *, anew: bool = False) -> Charge:
+        """Whether what was approved may still be done, and what is to be charged for it; `anew`: by all that counts
+        now. Raises `Refused`."""
         if self.approval is None:
             raise Refused("authorization", "nothing was approved")
-        charge = self.approval.permitted()
+        charge = self.approval.permitted(self.charged, anew=anew)
         return NOTHING if self.charged else charge
 
     def count_refusal(self) -> int | None:

@@ -19,7 +19,7 @@ from enclave.asking import Gate
 from enclave.attempts import Approval, Attempt, Outstanding, RequestBook, RequestState
 from enclave.audit import AuditLog
 from enclave.channels.frames import sign_digest
-from enclave.counting import Counting, Permission
+from enclave.counting import Counting, Lapsed, Permission
 from enclave.effects import Effects
 from enclave.errors import CallerError, Refused, Unavailable
 from enclave.gate import GateSaidNo
@@ -107,11 +107,8 @@ class Authoriser:
             if state.asking:
                 self._tell_pending(state)
                 return
-            if not self._is_approved(state, order):
-                # SPEC 6.9: it verified when it came; another gate may have taken hours.
-                request = request or self._verify(order.request, state.verified_s)
-                await self._approve(state, order, request, record, stored)
-            self._authorize(state)
+            while not await self._is_authorized(state, order, request, record, stored):
+                pass
         except AlreadyAnswered as earlier:
             self._recall(coordinator, order, state, earlier.answer)
         except Refused as refusal:
@@ -142,6 +139,27 @@ class Authoriser:
         request_id = order.request.request_id
         attempt = Attempt(coordinator, order.ceremony, order.committee, presignatures, request_id, order.after)
         self.book.begin(state, attempt)
+
+    async def _is_authorized(
+        self,
+        state: RequestState,
+        order: AnyOrder,
+        request: VerifiedRequest | None,
+        record: Record | None,
+        stored: Answer | None,
+    ) -> bool:
+        """False where it must be decided anew, which `count_question` bounds. Raises `Refused`."""
+        try:
+            if not self._is_approved(state, order):
+                # SPEC 6.9: it verified when it came; another gate may have taken hours.
+                request = request or self._verify(order.request, state.verified_s)
+                await self._approve(state, order, request, record, stored)
+            self._authorize(state)
+        except Lapsed:
+            state.approval = None
+            state.withdraw()
+            return False
+        return True
 
     def _is_approved(self, state: RequestState, order: AnyOrder) -> bool:
         approval = state.approval
@@ -274,7 +292,7 @@ class Authoriser:
         self.book.answers.check(state.name, attempt.after)
         # Before anything is held for it.
         state.check_attempts()
-        charge = state.check_permitted()
+        charge = state.check_permitted(anew=True)
         terms = make_terms(approval, attempt, state.digest, self._holdings.prss.epoch)
         if unknown := [name for name in attempt.presignatures if not self._holds(name, terms)]:
             self._report_unknown(attempt, approval, unknown)

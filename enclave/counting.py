@@ -5,7 +5,7 @@ What the policy permits is charged where it is signed (SPEC 7.4).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from enclave.anomalies import AnomalyWatch
 from enclave.asked import Asked, Permitted, check_policy
@@ -16,9 +16,13 @@ from enclave.ledger_keeping import LedgerKeeping
 from enclave.reload import SigningRules
 from enclave.request_log import RequestLog
 from policies.clients import Client
-from policies.counters import Charge
+from policies.counters import NOTHING, Charge
 from policies.limits import Anomaly
 from policies.model import Policy
+
+
+class Lapsed(Refused):
+    """What was permitted must be decided anew: its gate was not told of something that it must see."""
 
 
 class Counting:
@@ -46,17 +50,22 @@ class Counting:
         if policy.counts:
             await self.keeping.known()
             policy = self.rules.policy
-        found = self.check(policy, asked, label)
-        if found.anomalies:
-            for anomaly in found.anomalies:
-                self.watch.count(anomaly)
-            self._log.told("anomaly", request, request_id, anomalies=",".join(found.anomalies), client=client.id)
-        return Permission(self, policy, client, asked, label, request, found)
+        found = self.check(policy, asked, label, request)
+        self.tell(found.anomalies, client, request, request_id)
+        return Permission(self, policy, client, asked, label, request, request_id, found)
 
-    def check(self, policy: Policy, asked: Asked, label: str) -> Permitted:
-        """What `policy` says now. Raises `Refused`."""
+    def tell(self, anomalies: Sequence[Anomaly], client: Client, request: bytes, request_id: str) -> None:
+        """They were found in a request."""
+        for anomaly in anomalies:
+            self.watch.count(anomaly)
+        if anomalies:
+            self._log.told("anomaly", request, request_id, anomalies=",".join(anomalies), client=client.id)
+
+    def check(self, policy: Policy, asked: Asked, label: str, request: bytes, charged: Charge = NOTHING) -> Permitted:
+        """What `policy` says now; what counts of the request itself, such as what it was `charged`, is not in its way.
+        Raises `Refused`."""
         unknown = (self.keeping.unknown or self._unstored()) if policy.counts else ""
-        counters = self.ledger.present(self.watch.observed(), unknown)
+        counters = self.ledger.present(self.watch.observed(), unknown, request, charged)
         found = check_policy(policy, asked, label, counters, int(self._clock()))
         if found.to_gate and self.rules.gate_mode == "none":
             raise Refused("policy/anomaly", f"{found.to_gate[0]}, and there is no gate to ask")
@@ -93,27 +102,31 @@ class Permission:
         asked: Asked,
         label: str,
         request: bytes,
+        request_id: str,
         found: Permitted,
     ) -> None:
         self._counting, self._policy, self._client, self._asked = counting, policy, client, asked
-        self._label, self._request, self._found = label, request, found
+        self._label, self._request, self._request_id, self._found = label, request, request_id, found
         self.to_gate: tuple[Anomaly, ...] = found.to_gate
 
-    def again(self) -> Charge:
+    def again(self, charged: Charge = NOTHING, *, anew: bool = False) -> Charge:
         """SPEC 4.11, 4.12: whether it holds still, also by another policy that is in force by now; what is to be
-        charged. Raises `Refused`."""
+        charged. `charged`: what the request was charged before. `anew`: by what counts and happens now (SPEC 7.3), also
+        where the policy is the same; not once others may have spent their presignatures. Raises `Refused`, `Lapsed`."""
         self._counting.freezes.check(self._label)
         policy = self._counting.rules.policy
-        if policy is self._policy:
-            if self._found.charge:
-                self._counting.check_stored()
-            return self._found.charge
+        if policy is not self._policy or (anew and policy.depends_on_when):
+            self._decide(policy, charged)
+        elif self._found.charge:
+            self._counting.check_stored()
+        return self._found.charge
+
+    def _decide(self, policy: Policy, charged: Charge) -> None:
         if policy.client(self._client.id) != self._client:
             raise Refused("request/client", f"the key of client {self._client.id} was revoked meanwhile")
-        # What is held for it is not in its own way.
-        self._counting.ledger.release(self._request)
-        found = self._counting.check(policy, self._asked, self._label)
+        found = self._counting.check(policy, self._asked, self._label, self._request, charged)
         if not_told := set(found.to_gate) - set(self.to_gate):
-            raise Refused("policy/anomaly", f"{min(not_told)}, of which the gate was not told: ask again")
+            raise Lapsed("policy/anomaly", f"{min(not_told)}, of which the gate was not told: ask again")
+        new = tuple(anomaly for anomaly in found.anomalies if anomaly not in self._found.anomalies)
+        self._counting.tell(new, self._client, self._request, self._request_id)
         self._policy, self._found = policy, found
-        return found.charge

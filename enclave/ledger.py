@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from enclave.counting_clock import CountingClock
 from enclave.errors import Refused
-from policies.counters import Charge, Count, Counters
+from policies.counters import NOTHING, Charge, Count, Counters
 from policies.limits import Anomaly
 
 SLOTS = 32
@@ -75,10 +75,17 @@ class Ledger:
         # At most so many: slots that were dropped since the last sweep are counted still.
         self._slots = 0
 
-    def present(self, observed: frozenset[Anomaly], unknown: str = "") -> Counters:
-        """What counts now, for a decision that is made at once. `unknown`: why nothing is known."""
+    def present(
+        self, observed: frozenset[Anomaly], unknown: str = "", but: bytes = b"", counted: Charge = NOTHING
+    ) -> Counters:
+        """What counts now, for a decision that is made at once. `unknown`: why nothing is known. Left out is what
+        counts of the request `but` itself: what is held and seized for it, and `counted`, which it was charged."""
         self._expire()
-        return Counters(_Used(self), self.destinations.keys(), observed, unknown)
+        hold, own = self._holds.get(but), dict[str, int]()
+        for charge in (counted, self._seized.get(but, NOTHING), hold.charge if hold is not None else NOTHING):
+            for count in charge.counts:
+                own[count.key] = own.get(count.key, 0) + count.amount
+        return Counters(_Used(self, own), self.destinations.keys(), observed, unknown)
 
     def used(self, key: str) -> int:
         """What counts under `key`, and what is held under it."""
@@ -221,13 +228,14 @@ class Ledger:
 
 
 class _Used(Mapping[str, int]):
-    """The ledger's counters as a decision reads them."""
+    """The ledger's counters as a decision reads them, without what is the request's `own`."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, own: Mapping[str, int]) -> None:
+        self._ledger, self._own = ledger, own
 
     def __getitem__(self, key: str) -> int:
-        return self._ledger.used(key)
+        # Some of its own may have left the window.
+        return max(0, self._ledger.used(key) - self._own.get(key, 0))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._ledger.counters)

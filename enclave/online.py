@@ -127,7 +127,7 @@ class OnlineStep:
             facts["presignature"] = f"{name.sid.hex()}/{name.index}"
         charged: dict[str, int | list[str]] = {}
         if charge:
-            charged, state.charged = self._counting.charge(terms.request_digest), True
+            charged, state.charged = self._counting.charge(terms.request_digest), charge
         entry = self._audit.record("share", request=terms.request_digest.hex(), **facts, **charged)
         self._count("shares_given", len(shares))
         report, kept = self._report(order, shares), Kept(state.name, state.body, state.digest, terms.committee)

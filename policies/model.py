@@ -186,6 +186,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
         )
 
     @cached_property
+    def depends_on_when(self) -> bool:
+        """Whether what is permitted now may be refused later, though this policy stays the same."""
+        return self.counts or any(rule.on_anomaly is not None for rule in self.rules)
+
+    @cached_property
     def address_sets(self) -> dict[str, frozenset[bytes]]:
         """The lists under `addresses`, 20 bytes an address."""
         return {
