@@ -269,7 +269,7 @@ class CertificateExpiry(ApiStruct, frozen=True):
 class Coordinator(ApiStruct, frozen=True):
     """The coordinator itself. `time`: its clock. `trouble` and `remedy`: why nothing can be signed now and what to do,
     empty where something can. `avoided`: names of the signers that are left out of committees for a while, since they
-    failed or were slow."""
+    failed or were slow. `awaiting_approvals`: signing requests that await other clients' approvals."""
 
     name: str
     network: str
@@ -281,6 +281,7 @@ class Coordinator(ApiStruct, frozen=True):
     remedy: str
     avoided: tuple[str, ...]
     certificates: tuple[CertificateExpiry, ...]
+    awaiting_approvals: int = 0
 
 
 class Problem(ApiStruct, frozen=True):

@@ -55,6 +55,8 @@ def show(
         console.print(_pools(facts.pools.items) if facts.pools.items else Text("no pool yet\n", style=DIM))
         if facts.pools.waiting:
             console.print(Text(f"{facts.pools.waiting} requests wait for a presignature\n", style=DOUBTFUL))
+        if facts.coordinator.awaiting_approvals:
+            console.print(Text(f"{facts.coordinator.awaiting_approvals} requests await approvals\n", style=DOUBTFUL))
     for host in hosts:
         _host(console, host)
     _verdict(console, findings, unreachable, facts, roster)

@@ -202,7 +202,7 @@ class Api:
         return _json(show_pools(self._network, _burst(request)))
 
     async def _show_coordinator(self, _: web.Request) -> web.Response:
-        return _json(self._identity.show(self._network, self._wall_clock()))
+        return _json(self._identity.show(self._network, self._store.awaiting_approvals(), self._wall_clock()))
 
     def _known_key_id(self, request: web.Request) -> str:
         key_id = request.match_info["key"]

@@ -19,8 +19,9 @@ class Identity:
         self._version = importlib.metadata.version("keymoot")
         self._started_at = iso(now_s)
 
-    def show(self, network: Network, now_s: float) -> Coordinator:
-        """As it stands at `now_s`, certificates included: they may have been renewed."""
+    def show(self, network: Network, awaiting: int, now_s: float) -> Coordinator:
+        """As it stands at `now_s`, certificates included: they may have been renewed. `awaiting`: approvals, so many
+        requests."""
         shortage = network.shortage()
         return Coordinator(
             name=self._config.name,
@@ -33,6 +34,7 @@ class Identity:
             remedy=shortage.remedy if shortage else "",
             avoided=tuple(network.signers.name(index) for index in sorted(network.standing.avoided())),
             certificates=tuple(self._certificates()),
+            awaiting_approvals=awaiting,
         )
 
     def _certificates(self) -> list[CertificateExpiry]:

@@ -128,6 +128,7 @@ class CoordinatorMetrics:
         yield histograms(
             "keymoot_coordinator_request_seconds", "From acceptance to the end.", "kind", self._work.seconds
         )
+        yield from approvals_wanted(self._store)
 
     def _collect_ceremonies(self) -> Iterable[Metric]:
         ceremonies = self._network.ceremonies
@@ -185,3 +186,18 @@ class CoordinatorMetrics:
             "signer",
             {signer.name: signers.connected[signer.index] for signer in self._roster.signers},
         )
+
+
+def approvals_wanted(store: CoordinatorStore) -> Iterable[Metric]:
+    """How many requests await approvals, and when the first of them ends for want of some."""
+    yield GaugeMetricFamily(
+        "keymoot_coordinator_approvals_awaited",
+        "Requests that await approvals.",
+        value=float(store.awaiting_approvals()),
+    )
+    deadline = GaugeMetricFamily(
+        "keymoot_coordinator_approvals_deadline_timestamp_seconds", "When the first of them ends."
+    )
+    if (first_s := store.awaiting.first_s()) is not None:
+        deadline.add_metric([], float(first_s))
+    yield deadline

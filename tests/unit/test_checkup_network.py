@@ -212,6 +212,17 @@ def test_what_a_hostile_coordinator_writes_does_not_reach_the_terminal(capsys: p
     assert "[bold]All is well." in shown  # its words, as they are
 
 
+@pytest.mark.parametrize(("awaiting", "shown"), [(0, False), (3, True)])
+def test_requests_that_await_approvals_are_shown(
+    capsys: pytest.CaptureFixture[str], awaiting: int, shown: bool
+) -> None:
+    from appliance.cli import status_screen
+
+    facts = NetworkFacts(replace(COORDINATOR, awaiting_approvals=awaiting), (a_signer(1),), PoolList((POOL,)))
+    status_screen.show(facts, ROSTER, [], [], None, NOW)
+    assert ("3 requests await approvals" in capsys.readouterr().out) is shown
+
+
 @pytest.mark.parametrize(
     ("change", "able"),
     [

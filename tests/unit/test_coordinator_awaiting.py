@@ -13,6 +13,7 @@ import pytest
 from appliance.api.jws import generate_client_key, new_jti, sign_request
 from appliance.coordinator import execution, work
 from appliance.coordinator.approving import Deadlines
+from appliance.coordinator.metrics import approvals_wanted
 from appliance.store import CoordinatorStore
 from appliance.store.accepted import AWAITING, Accepted
 from appliance.store.awaiting import Awaited
@@ -63,6 +64,28 @@ async def test_a_client_has_only_so_many_requests_that_await_approvals(net: Fake
     await net.coordinator.deadlines.end_late(time.time() + HOURS_S + 60)
     assert (await third.shown())["reason"]["code"] == "approvals/late"
     assert (await short.post(60))[1]["status"] == AWAITING
+
+
+async def test_how_many_await_approvals_is_shown(net: FakeNetwork) -> None:
+    key_id = await make_key(net)
+    assert "awaitingApprovals" not in (await net.get("/v1/coordinator"))[1]
+    for name in ("one", "two"):
+        await Named(net, key_id, name).ask()
+    assert (await net.get("/v1/coordinator"))[1]["awaitingApprovals"] == 2
+
+
+async def test_how_many_await_approvals_and_until_when_is_told(tmp_path: pathlib.Path) -> None:
+    store, name = CoordinatorStore.open(tmp_path / "coordinator.db"), "keymoot_coordinator_approvals_"
+
+    def told() -> dict[str, float]:
+        return {sample.name: sample.value for family in approvals_wanted(store) for sample in family.samples}
+
+    assert told() == {name + "awaited": 0}
+    for number in (1, 2):
+        await store.accept_signature(accepted(number), "key_1", "Hash", ())
+        await store.await_approvals(Awaited(f"sig_{number}", "pay", 900 - number), 9, "policy/approvals", "2", "s")
+    assert told() == {name + "awaited": 2, name + "deadline_timestamp_seconds": 898}
+    await store.close()
 
 
 async def test_a_request_keeps_its_place_while_it_is_tried_again(net: FakeNetwork) -> None:
