@@ -17,9 +17,8 @@ from enclave.crypto.curve import SECP256K1
 from enclave.errors import Refused
 from enclave.payloads import decode_payload
 from enclave.protocol import sign
-from enclave.requests import VerifiedRequest, parse_hash_batch, parse_signing_body
+from enclave.requests import GivenApproval, VerifiedRequest, parse_hash_batch, parse_signing_body
 from enclave.wire import Acknowledgement
-from policies.clients import Client
 from policies.counters import MAX_COUNTS, NOTHING, Charge, Counters
 from policies.decide import AskGate, Refuse, decide
 from policies.decoded import Decoded
@@ -47,7 +46,7 @@ class Asked:
     shown: dict[str, Any]
     decoded: Decoded | None
     items: tuple[Item, ...]
-    approvers: tuple[Client, ...] = ()
+    approvers: tuple[GivenApproval, ...] = ()
     lifetime_s: int = 0
 
 
@@ -113,8 +112,9 @@ class Permitted:
 
 def check_policy(policy: Policy, asked: Asked, label: str, counters: Counters, now_s: int) -> Permitted:
     """Raises `Refused` unless the policy permits every path that is signed with."""
-    # SPEC 4.13: an approval counts as long as its client's key is in the policy that decides.
-    approvers = frozenset(one.id for one in asked.approvers if policy.client(one.id) == one)
+    # SPEC 4.13: an approval counts while it lasts, and its client's key is in the policy that decides.
+    lasting = (one for one in asked.approvers if one.expires_at_s > now_s)
+    approved_at_s = {one.id: one.given_s for one in lasting if policy.client(one.id) == one.client}
     charge, anomalies, to_gate = NOTHING, set[Anomaly](), set[Anomaly]()
     for path, signatures in Counter(item.path for item in asked.items).items():
         decision = decide(
@@ -128,7 +128,8 @@ def check_policy(policy: Policy, asked: Asked, label: str, counters: Counters, n
                 derivation_path=path,
                 decoded=asked.decoded,
                 signatures=signatures,
-                approvers=approvers,
+                approvers=frozenset(approved_at_s),
+                approved_at_s=approved_at_s,
                 lifetime_s=asked.lifetime_s,
             ),
             counters,

@@ -22,7 +22,8 @@ from policies.model import Policy
 
 
 class Lapsed(Refused):
-    """What was permitted must be decided anew: its gate was not told of something that it must see."""
+    """What was permitted must be decided anew: its gate was not told of something that it must see, or approvals have
+    expired, and there may be others by now."""
 
 
 class Counting:
@@ -124,7 +125,12 @@ class Permission:
     def _decide(self, policy: Policy, charged: Charge) -> None:
         if policy.client(self._client.id) != self._client:
             raise Refused("request/client", f"the key of client {self._client.id} was revoked meanwhile")
-        found = self._counting.check(policy, self._asked, self._label, self._request, charged)
+        try:
+            found = self._counting.check(policy, self._asked, self._label, self._request, charged)
+        except Refused as refusal:
+            if refusal.rule == "policy/approvals":
+                raise Lapsed(refusal.rule, refusal.reason) from None
+            raise
         if not_told := set(found.to_gate) - set(self.to_gate):
             raise Lapsed("policy/anomaly", f"{min(not_told)}, of which the gate was not told: ask again")
         new = tuple(anomaly for anomaly in found.anomalies if anomaly not in self._found.anomalies)

@@ -22,6 +22,20 @@ from policies.signed_requests import parse_strictly, split_jws
 
 
 @dataclass(frozen=True)
+class GivenApproval:
+    """An approval that verified: whose it is, when it was signed and until when (Unix seconds)."""
+
+    client: Client
+    given_s: int
+    expires_at_s: int
+
+    @property
+    def id(self) -> str:
+        """The approver's."""
+        return self.client.id
+
+
+@dataclass(frozen=True)
 class VerifiedRequest:
     """A request that a client of the policy signed for this network, method and path, and that is fresh.
 
@@ -34,7 +48,7 @@ class VerifiedRequest:
     expires_at_s: int
     body: bytes
     digest: bytes
-    approvers: tuple[Client, ...] = ()
+    approvers: tuple[GivenApproval, ...] = ()
     lifetime_s: int = 0
 
     @property
@@ -68,18 +82,18 @@ def verify_request(
     return VerifiedRequest(client, jws.header.jti, jws.header.exp, request.body, digest, approvers, lifetime_s)
 
 
-def _approvers(request: ClientRequest, policy: Policy, network: str, now_s: int) -> tuple[Client, ...]:
-    """Whose approvals verify, each client once. One that does not is as if it were not there."""
+def _approvers(request: ClientRequest, policy: Policy, network: str, now_s: int) -> tuple[GivenApproval, ...]:
+    """The approvals that verify, of each client the newest. One that does not is as if it were not there."""
     # SPEC 4.13
-    found: dict[str, Client] = {}
+    found: dict[str, GivenApproval] = {}
     for approval in request.approvals:
         try:
             jws = split_jws(approval)
             client = policy.client(jws.header.kid)
-            if client is not None and client.id not in found:
+            if client is not None and (client.id not in found or found[client.id].given_s < jws.header.iat):
                 jws.check_approval(client, network=network, path=request.path, now_s=now_s)
                 if verifies(client, jws.signing_input(request.body), jws.signature):
-                    found[client.id] = client
+                    found[client.id] = GivenApproval(client, jws.header.iat, jws.header.exp)
         except Refused:
             continue
     return tuple(found.values())

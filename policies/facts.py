@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from policies.counters import Counters
@@ -14,7 +16,8 @@ class Request(msgspec.Struct, frozen=True):
 
     `label` is the key's label: from the body for `create-key`, from the stored key for `sign`. `kind` and
     `decoded` are None where there is nothing to sign or to read; `signatures`: how many of a batch this is.
-    `approvers`: the clients whose approvals of it have been verified. `lifetime_s`: for how long it was signed.
+    `approvers`: the clients whose approvals of it have been verified; `approved_at_s`: when they signed them (Unix
+    seconds; left out: just now). `lifetime_s`: for how long it was signed.
     """
 
     client_id: str
@@ -26,6 +29,7 @@ class Request(msgspec.Struct, frozen=True):
     decoded: Decoded | None = None
     signatures: int = 1
     approvers: frozenset[str] = frozenset()
+    approved_at_s: Mapping[str, int] = {}
     lifetime_s: int = 0
 
 

@@ -188,7 +188,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
     @cached_property
     def depends_on_when(self) -> bool:
         """Whether what is permitted now may be refused later, though this policy stays the same."""
-        return self.counts or any(rule.on_anomaly is not None for rule in self.rules)
+        return self.counts or any(
+            rule.on_anomaly is not None or rule.approvals is not None or rule.hours for rule in self.rules
+        )
 
     @cached_property
     def address_sets(self) -> dict[str, frozenset[bytes]]:

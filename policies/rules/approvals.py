@@ -15,4 +15,8 @@ def check(rule: Rule, situation: Situation) -> str:
     longest_s = MAX_LIFETIME_S if rule.approvals is None else rule.approvals.within_s
     if request.lifetime_s > longest_s:
         return f"signed for {request.lifetime_s} s, and at most {longest_s} s are permitted"
-    return "" if rule.approvals is None else rule.approvals.missing(request.client_id, request.approvers)
+    if rule.approvals is None:
+        return ""
+    oldest_s, given_s = situation.now_s - longest_s, request.approved_at_s
+    fresh = frozenset(name for name in request.approvers if given_s.get(name, situation.now_s) > oldest_s)
+    return rule.approvals.missing(request.client_id, fresh)

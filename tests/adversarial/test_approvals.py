@@ -11,6 +11,7 @@ import pytest
 from enclave import attempts, authorise, lacking, wire
 from enclave.asked import understand
 from enclave.errors import Refused
+from policies.hours import Day, Hours
 from policies.model import Policy
 from policies.requests import Hash, signatures_path
 from tests.adversarial.conftest import COMMITTEE, Desk
@@ -122,6 +123,58 @@ def test_an_expired_approval_counts_no_longer(treasury: Treasury) -> None:
     alice = treasury.approval("alice", request, lifetime_s=60)
     treasury.net.advance(61)
     assert refusals(treasury.ask(request, alice, treasury.approval("bob", request))) == LACKS
+
+
+def decided(treasury: Treasury, request: wire.ClientRequest, *approvals: str) -> None:
+    """Everybody approves the request, and nothing is authorised: nobody knows that presignature."""
+    with_them = msgspec.structs.replace(request, approvals=approvals)
+    unknown = wire.PresignatureName(b"\1" * 32, 1)
+    only(treasury.net.authorise(with_them, treasury.desk.key_id, COMMITTEE, unknown), wire.UnknownPresignature)
+
+
+@pytest.mark.parametrize("left_s", [1, 0])
+def test_what_was_decided_counts_as_long_as_its_approvals(treasury: Treasury, left_s: int) -> None:
+    """The coordinator has it decided in time, and asks for shares when the approvals have expired."""
+    request = treasury.request()
+    alice, bob = (treasury.approval(name, request, lifetime_s=60) for name in ("alice", "bob"))
+    decided(treasury, request, alice, bob)
+    treasury.net.advance(60 - left_s)
+    if left_s:
+        finish(treasury.desk, authorizations_of(treasury.ask(request, alice, bob)))
+        return
+    assert refusals(treasury.ask(request, alice, bob)) == LACKS
+    assert remaining(treasury.desk) == [8, 8, 8]
+    treasury.net.advance(11)
+    again = (treasury.approval(name, request) for name in ("alice", "bob"))
+    finish(treasury.desk, authorizations_of(treasury.ask(request, alice, *again)))
+
+
+def test_an_approval_counts_no_longer_than_a_request_may_wait(treasury: Treasury) -> None:
+    """Also for the same body, signed anew, and however long the approver signed for."""
+    treasury.use(treasury.policy(within_h=1))
+    alice, bob = (treasury.approval(name, treasury.request(), lifetime_s=72 * 3600) for name in ("alice", "bob"))
+    treasury.net.advance(3599)
+    decided(treasury, treasury.request(3600), alice, bob)
+    treasury.net.advance(1)
+    assert refusals(treasury.ask(treasury.request(3600), alice, bob)) == LACKS
+
+
+def test_hours_hold_when_it_is_authorised(treasury: Treasury) -> None:
+    """Decided a second before they end, ordered then."""
+    now_s = int(treasury.net.clock())
+    treasury.net.advance(86_400 - now_s % 86_400 - 1)
+    until_midnight = Hours(tuple(Day), "00:01", "24:00")
+    policy = open_policy(treasury.desk.client)
+    rule = msgspec.structs.replace(policy.rules[0], hours=(until_midnight,))
+    treasury.use(msgspec.structs.replace(policy, rules=(rule,)))
+    treasury.desk.sid = treasury.net.presign(COMMITTEE, 8)[1].sid
+    treasury.net.drain()
+    early, late = treasury.request(300, "early"), treasury.request(300, "late")
+    decided(treasury, early)
+    decided(treasury, late)
+    finish(treasury.desk, authorizations_of(treasury.ask(early)))
+    treasury.net.advance(1)
+    assert refusals(treasury.ask(late, number=2)) == {"policy/hours"}
 
 
 def test_the_requester_is_no_approver_unless_the_policy_says_so(treasury: Treasury) -> None:
