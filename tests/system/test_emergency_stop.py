@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,25 @@ from appliance.api.jws import base64url, generate_client_key, save_client_key
 from appliance.api.models import Signer
 from appliance.localnet import LocalNet
 from policies.requests import Hash
+from tests.fakes.metrics import samples, scrape, serve_metrics
 
 SIGNER = 2
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[LocalNet]:
-    with LocalNet(pool=(40, 100, 50)) as running:
-        running.wait_for_pool(40)
-        yield running
+def ports() -> dict[str, int]:
+    """Where each process serves its metrics."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def net(ports: dict[str, int]) -> Iterator[LocalNet]:
+    with closing(LocalNet(pool=(40, 100, 50))) as made:
+        made.write()
+        ports.update(serve_metrics(made))
+        made.start()
+        made.wait_for_pool(40)
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +180,35 @@ def test_a_client_that_is_revoked_anywhere_gets_nothing(net: LocalNet, operators
     clients.write_text(good)
     hang_up(net, "coordinator")
     net.wait_for(lambda: not refused(), "the client to be back")
+
+
+def test_a_freeze_by_label_leaves_other_keys_alone_and_is_counted(
+    net: LocalNet, operators: dict[str, Path], key_id: str, ports: dict[str, int]
+) -> None:
+    directory, order = net.plan.signer(SIGNER), operators["olga"].with_name("label-order")
+    with net.client() as client:
+        other = client.create_key("hot/3", "third").id
+
+    def freezes(index: int = SIGNER) -> float:
+        return samples(scrape(ports[f"signer-{index}"]))["keymoot_enclave_freezes"]
+
+    assert freezes() == 0
+    what, by = ("--label", "hot/1", "--label", "cold/**"), ("--operator", "olga", "--key", operators["olga"])
+    code, text, said = keymoot("freeze", directory, *what, *by)
+    assert (code, "carried the order to freeze out" in text) == (0, True), text + said
+    net.wait_for(lambda: freezes() == 2, "the freeze to be counted")
+    assert [freezes(index) for index in net.plan.indices if index != SIGNER] == [0, 0]
+    with net.client() as client:
+        with pytest.raises(Failed, match="signer-2 was frozen for `hot/1` by olga"):
+            sign(client, key_id)
+        sign(client, other)
+    target = ("--network", "loopback", "--signer", "signer-2", "--order", order)
+    for name in ("olga", "otto"):
+        assert keymoot("unfreeze", *what, "--operator", name, "--key", operators[name], *target)[0] == 0
+    assert keymoot("unfreeze", directory, "--order", order)[0] == 0
+    net.wait_for(lambda: freezes() == 0, "the end of the freeze to be counted")
+    with net.client() as client:
+        sign(client, key_id)
 
 
 def approvers_of(net: LocalNet) -> str:
