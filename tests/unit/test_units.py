@@ -125,5 +125,11 @@ def test_the_enclave_has_no_network_and_writes_nothing_but_its_runtime_directory
     assert (unit["LimitMEMLOCK"], unit["MemorySwapMax"]) == (["infinity"], ["0"])
 
 
+def test_a_store_may_be_migrated_for_as_long_as_it_takes(units):
+    """Before a process says that it is ready, which starts its watchdog."""
+    for process, allowed in (("enclave", "90"), ("signer", "infinity"), ("coordinator", "infinity")):
+        assert settings(units, f"keymoot-{process}.service")["TimeoutStartSec"] == [allowed]
+
+
 def test_the_coordinator_may_open_as_many_files_as_its_limits_need(units):
     assert int(settings(units, "keymoot-coordinator.service")["LimitNOFILE"][0]) >= 12_512
