@@ -47,6 +47,12 @@ class SignerHost:
         return CREDENTIAL_STORE / f"keymoot.{name}"
 
     @property
+    def new_pin(self) -> str:
+        """The commands that give the enclave another PIN. systemd reads a credential when the unit starts."""
+        encrypt = f"systemd-creds encrypt --with-key=host --name={PIN_CREDENTIAL} - {self.pin_file}"
+        return f"systemd-ask-password -n 'PIN:' | {encrypt}; systemctl restart {self.units[0]}"
+
+    @property
     def places(self) -> Places:
         """What the configuration's templates say of places."""
         at = "" if self.instance is None else f"-{self.instance}"

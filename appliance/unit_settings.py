@@ -36,6 +36,11 @@ def groups(unit: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+def denied_addresses(unit: str) -> str:
+    """The networks that a unit's processes may not reach, as systemd says them; empty where it denies none."""
+    return _shown("IPAddressDeny", unit)
+
+
 @dataclass(frozen=True)
 class User:
     """Somebody to run a tool as."""

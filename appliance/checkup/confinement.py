@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from appliance import unit_settings
 from appliance.checkup.checks import Looked
 from appliance.checkup.findings import Finding, note, problem, warning
 from appliance.checkup.machine import swaps
@@ -196,6 +197,15 @@ def check_filter(name: str, enclave: Running) -> Looked:
         what = "its enclave has not narrowed its system calls yet: it does once its HSM was ready for the first time"
         return Looked("", [warning(name, what, "See `keymoot hsm check -c enclave.yaml`.")])
     return Looked(f"{enclave.filters} filters of system calls")
+
+
+def check_reach(name: str, signer: Running, denied: Callable[[str], str] = unit_settings.denied_addresses) -> Looked:
+    """Whether a signer's unit says whom it may reach; without one, `check_hardening` says enough."""
+    if not signer.unit or denied(signer.unit):
+        return Looked("its unit says whom its signer may reach" if signer.unit else "its signer runs in no unit")
+    what = f"{signer.unit} may reach any address: who takes the signer over could send out what it sees"
+    remedy = "Name coordinators, gate and name server in a drop-in: signer-network.conf in keymoot-appliance(7)."
+    return Looked("", [note(name, what, remedy)])
 
 
 def check_hardening(

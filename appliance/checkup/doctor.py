@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from appliance import enrolment, unit_settings
+from appliance import enrolment, layout, unit_settings
 from appliance.checkup import confinement, disks, host, machine, others
 from appliance.checkup.checks import Check, Looked
 from appliance.checkup.conformance import check_gate
@@ -137,7 +137,7 @@ def _hsm(seen: _Seen) -> Looked:
     path, process = seen.directory / "enclave.yaml", seen.enclave_process
     if seen.status is not None and "refused the PIN" in seen.status.reason:
         # Tokens lock after some wrong PINs: this is not to be one more.
-        return Looked("", [problem(seen.name, seen.status.reason, "Put the right PIN there; the enclave takes it up.")])
+        return Looked("", [problem(seen.name, seen.status.reason, _right_pin(path))])
     environment = {**os.environ, **unit_settings.environment("" if process is None else process.unit)}
     if load_yaml(path, _EnclaveFile).hsm.pin.startswith("credential:") and CREDENTIALS not in environment:
         # Run each day, this could be the wrong PIN that locks the token; who asks for one attempt gets it.
@@ -159,6 +159,15 @@ def _hsm(seen: _Seen) -> Looked:
             )
         )
     return Looked(f"token {told.token} by {told.manufacturer}: seals with {told.profile}, keys cannot leave", found)
+
+
+def _right_pin(config: Path) -> str:
+    host = layout.signer_at(config.parent)
+    if not load_yaml(config, _EnclaveFile).hsm.pin.startswith("credential:"):
+        return "Write the right PIN into that file; the enclave takes it up."
+    if host is None:
+        return "Give its unit the right PIN as that credential, and restart it: a credential is read at its start."
+    return f"As root: {host.new_pin}"
 
 
 def _processes(seen: _Seen, config: SignerConfig) -> Looked:
@@ -216,6 +225,7 @@ def _confined(seen: _Seen, around: Around) -> Iterator[Check]:
         yield Check("separation", seen.name, partial(confinement.check_separation, seen.name, enclave, signer, files))
     if signer is not None:
         yield Check("hardening", seen.name, partial(_hardening, "signer", seen.name, signer, around))
+        yield Check("reach", seen.name, partial(confinement.check_reach, seen.name, signer))
 
 
 def _enclaves_hardening(seen: _Seen, enclave: confinement.Running, around: Around) -> Looked:

@@ -39,7 +39,10 @@ def _signer(done: Done, place: Place, again: str) -> list[str]:
                 f"Let the enclave load {done.lib}: systemctl edit {place.units[0]}, with [Service] and "
                 f"ExecPaths={Path(done.lib).resolve().parent}, and of the libraries that it needs."
             )
-        steps.append(f"Start: systemctl enable --now {' '.join(place.units)}")
+        steps += [
+            f"Say in a drop-in of {place.units[1]} whom it may reach: signer-network.conf in keymoot-appliance(7).",
+            f"Start: systemctl enable --now {' '.join(place.units)}",
+        ]
     else:
         steps += [
             f"Start: keymoot enclave run -c {done.directory / 'enclave.yaml'}",

@@ -53,6 +53,7 @@ SEEN_FAILING = {
         (NETWORK, "test_each_trouble_of_the_coordinator_has_its_finding"),
     ],
     "processes": [AWAY, ("tests/unit/test_doctor_causes.py", "test_processes_of_two_versions")],
+    "reach": [(UNIT, "test_whom_a_signer_may_reach")],
     "separation": [(UNIT, "test_the_signers_user_owns_nothing_of_the_enclaves")],
     "snapshots": [(UNIT, "test_copies_of_a_virtual_machine")],
     "store": [(UNIT, "test_a_store_that_is_whole_and_one_that_is_damaged")],

@@ -225,6 +225,14 @@ def test_the_hardening_of_a_unit(tmp_path: Path) -> None:
     assert results(confinement.check_hardening("signer", "s", a_running(), {}.get))[0][0] == "note"
 
 
+def test_whom_a_signer_may_reach() -> None:
+    signer = a_running(unit="keymoot-signer.service")
+    ((severity, what),) = results(confinement.check_reach("s", signer, lambda _: ""))
+    assert (severity, what.split(":")[0]) == ("note", "keymoot-signer.service may reach any address")
+    assert results(confinement.check_reach("s", signer, {signer.unit: "::/0 0.0.0.0/0"}.__getitem__)) == []
+    assert results(confinement.check_reach("s", a_running(), lambda _: "")) == []
+
+
 def test_who_holds_a_store_and_a_socket(tmp_path: Path) -> None:
     store, place = tmp_path / "signer.db", tmp_path / "s"
     assert confinement.who_locks(store) is None

@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from appliance import layout, templates
+from appliance.checkup import doctor
 from appliance.coordinator import config as coordinator_config
 from appliance.credential_files import resolved
 from appliance.setup import modules
 from appliance.setup.answers import Answers
 from appliance.setup.hosts import Place
+from appliance.setup.pins import EncryptedPin, Pin
 from appliance.setup.signer import Done
 from appliance.setup.steps import next_steps
 from appliance.signer import config as signer_config
 from enclave.config import EnclaveFile
-from policies.errors import CallerError
+from policies.errors import CallerError, Unavailable
 from policies.load import load_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +128,41 @@ def test_a_module_elsewhere_needs_a_drop_in_which_setup_names(tmp_path):
         f"Let the enclave load {lib}: systemctl edit keymoot-enclave.service, with [Service] and "
         f"ExecPaths={lib.parent}, and of the libraries that it needs."
     ]
+
+
+@pytest.mark.skipif(shutil.which("systemd-creds") is None, reason="systemd-creds is not installed")
+@pytest.mark.parametrize("instance", [None, "two"])
+def test_another_pin_takes_the_place_of_the_first(instance, tmp_path, monkeypatch):
+    """The very commands that doctor shows, with a terminal and a unit put in their place."""
+    monkeypatch.setattr(layout, "CREDENTIAL_STORE", tmp_path)
+    host = layout.SignerHost(instance)
+    for name, script in (("systemd-ask-password", "printf new-pin"), ("systemctl", f'echo "$@" >{tmp_path}/told')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    kept = EncryptedPin(layout.PIN_CREDENTIAL, host.pin_file)
+    try:
+        kept.keep(Pin("old-pin"))
+    except Unavailable as error:
+        pytest.skip(str(error))
+    subprocess.run(["sh", "-c", host.new_pin], check=True, capture_output=True)
+    with kept.environment() as environment:
+        assert (Path(environment["CREDENTIALS_DIRECTORY"]) / layout.PIN_CREDENTIAL).read_text() == "new-pin"
+    assert (tmp_path / "told").read_text() == f"restart {host.units[0]}\n"
+
+
+@pytest.mark.parametrize("instance", [None, "two"])
+def test_what_doctor_says_of_a_refused_pin(instance, tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "CONFIGURATION", tmp_path)
+    directory = layout.SignerHost(instance).configuration
+    directory.mkdir(parents=True)
+    config = directory / "enclave.yaml"
+    config.write_text("hsm: {pin: 'credential:hsm-pin'}\n")
+    assert doctor._right_pin(config) == f"As root: {layout.SignerHost(instance).new_pin}"
+    (tmp_path / "enclave.yaml").write_text(config.read_text())
+    assert "restart it" in doctor._right_pin(tmp_path / "enclave.yaml")
+    config.write_text("hsm: {pin: 'file:pin'}\n")
+    assert doctor._right_pin(config) == "Write the right PIN into that file; the enclave takes it up."
 
 
 def test_the_drop_in_of_a_signers_network():
