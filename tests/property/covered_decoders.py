@@ -25,6 +25,7 @@ COVERED: dict[str, str] = {
     "appliance.api.transport:parse_answer": "answer",
     "appliance.checkup.doctor:_enclaves_hardening": "enclave.yaml",
     "appliance.checkup.doctor:_hsm": "enclave.yaml",
+    "appliance.checkup.doctor:_right_pin": "enclave.yaml",
     "appliance.setup.enclave_tool:EnclaveTool.sealing": "enclave.yaml",
     "appliance.setup.enclave_tool:enclave_tool": "enclave.yaml",
     "appliance.checkup.host:described": OWN,
