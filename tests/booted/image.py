@@ -35,9 +35,10 @@ def base() -> Path:
     if not done.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(CACHE / "base.new", ignore_errors=True)
-        command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, CACHE / "base.new"]
+        # It leaves its /proc mounted; in a mount namespace of its own that ends with it.
+        command = ["unshare", "--mount", "debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
         with (CACHE / "debootstrap.log").open("wb") as log:
-            subprocess.run([*command, _mirror()], check=True, stdout=log, stderr=log)
+            subprocess.run([*command, SUITE, CACHE / "base.new", _mirror()], check=True, stdout=log, stderr=log)
         (CACHE / "base.new").rename(done)
     return done
 
