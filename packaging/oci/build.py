@@ -71,7 +71,8 @@ def base_root() -> Path:
         sys.exit("this system's /etc/os-release names no VERSION_CODENAME")
     include = "--include=python3,libseccomp2"
     with (CACHE / "debootstrap.log").open("wb") as log:
-        command = ["debootstrap", "--variant=minbase", include, suite[1], making, mirror()]
+        # It leaves its /proc mounted; in a mount namespace of its own that ends with it.
+        command = ["unshare", "--mount", "debootstrap", "--variant=minbase", include, suite[1], making, mirror()]
         subprocess.run(command, check=True, stdout=log, stderr=log)
     for name in FORGOTTEN:
         if (making / name).is_dir():
