@@ -19,6 +19,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name != "system")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A parallel run without its groups would start two networks at once, and each module's more than once."""
+    if getattr(session.config.option, "loadgroup", False) and any("@" not in item.nodeid for item in session.items):
+        raise pytest.UsageError("pytest-xdist does not group tests with this version of pytest: install another")
+
+
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftToken]:
     """A fresh SoftHSM token that this process's next module opening will see."""

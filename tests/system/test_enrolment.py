@@ -78,7 +78,7 @@ def test_three_operators_enrol(tmp_path: Path) -> None:
     (tmp_path / "north" / "gate-secrets.sealed").unlink()
     for unusable, why in (
         ("", "gate secrets must be JSON"),
-        ("{}", "gate secrets need a key for each direction"),
+        ("{}", "gate secrets must be JSON with a key for each direction"),
         ('{"request_hmac": "whsec_AAAA", "answer_hmac": 3}', "gate secrets must be JSON"),
     ):
         refused = keymoot("gate", "secret", "-c", config, conf=confs["north"], stdin=unusable)

@@ -188,6 +188,7 @@ def test_a_person_decides_while_signers_and_coordinator_restart(
     assert not asking.is_alive()
 
 
+@pytest.mark.usefixtures("key")
 def test_a_person_decides_whether_a_key_is_made(net: LocalNet, person: list[Person]) -> None:
     her, made = person[0], list[CertifiedKey]()
     her.asked.clear()

@@ -459,6 +459,7 @@ def run_here(*arguments: str | Path) -> str:
 
 def test_what_an_installed_signers_operator_does_with_its_hsm(installed_signer: Installed) -> None:
     """None of it has a credential from systemd: the enclave's unit does not even run."""
+    before = left_of_tools()
     installed_signer.take_in_the_rest()
     config, out = installed_signer.config, installed_signer.root / "handler.json"
     sealed = config.parent / "gate-secrets.sealed"
@@ -481,7 +482,11 @@ def test_what_an_installed_signers_operator_does_with_its_hsm(installed_signer: 
     # What the module writes stays the enclave's, and nothing of the PIN or of what was opened for the tools is left.
     owners = {path.owner() for path in (installed_signer.token.directory / "tokens").rglob("*.object")}
     assert owners == {installed_signer.user}
-    assert not [*Path("/run").glob("keymoot-setup-*"), *Path(tempfile.gettempdir()).glob("keymoot-sealing-*")]
+    assert not left_of_tools() - before
+
+
+def left_of_tools() -> set[Path]:
+    return {*Path("/run").glob("keymoot-setup-*"), *Path(tempfile.gettempdir()).glob("keymoot-sealing-*")}
 
 
 def test_an_installed_signers_records_come_under_a_new_sealing_key(
