@@ -11,6 +11,7 @@ import pytest
 from tests.fakes.softhsm import SoftToken, library
 
 
+@pytest.hookimpl(tryfirst=True)  # before the distribution reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A parallel run takes a file as a whole, and all that start real networks one after the other, from the start."""
     for item in items:
