@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from enclave.config import EnclaveConfig, load_config, load_enclave_file
-from enclave.confine import keep_memory_private
+from enclave.confine import keep_memory_private, why_unfiltered
 from enclave.errors import CallerError, KeymootError, Malformed, Refused, Unavailable
 from enclave.evidence import MAX_EVIDENCE_BYTES, verify_evidence
 from enclave.gate_secrets import finish_rotation, rotate_gate_secrets, seal_gate_secrets
@@ -99,6 +99,7 @@ def _describe(path: Path) -> None:
         "socket": str(config.socket.resolve()),
         "token": config.hsm.token,
         "accept_key_export": config.hsm.accept_key_export,
+        "unfiltered": why_unfiltered(),
     }
     sys.stdout.write(msgspec.json.encode(shown).decode() + "\n")
 

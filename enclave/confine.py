@@ -97,6 +97,15 @@ class Confinement:
             self._seccomp.narrow_enclave(network=self._network)
 
 
+def why_unfiltered() -> str:
+    """Why an enclave of this host cannot narrow its system calls; empty where it can."""
+    try:
+        Seccomp()
+    except Unavailable as error:
+        return str(error)
+    return ""
+
+
 def keep_memory_private() -> None:
     """No core dumps, no ptrace by the same user."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

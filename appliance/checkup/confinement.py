@@ -37,7 +37,8 @@ _UCRED = struct.Struct("3i")
 @dataclass(frozen=True)
 class Running:
     """A process as /proc shows it: sizes in KiB, `unit` empty without systemd, `groups` all of its groups, `filters` of
-    system calls, and the most of them that a child of it has."""
+    system calls, and the most of them that a child of it has; `libseccomp`: whether it has loaded that, None where only
+    root may see."""
 
     pid: int
     uid: int
@@ -48,6 +49,7 @@ class Running:
     groups: frozenset[int] = frozenset()
     filters: int = 0
     child_filters: int = 0
+    libseccomp: bool | None = None
 
 
 def who_listens(path: Path) -> int | None:
@@ -92,6 +94,7 @@ def running(pid: int, root: Path = Path("/")) -> Running | None:
         groups=_groups(status),
         filters=_number(_FILTERS, status),
         child_filters=max((_number(_FILTERS, child) for child in _children(place)), default=0),
+        libseccomp=_has_loaded(place, "/libseccomp.so."),
     )
 
 
@@ -99,6 +102,13 @@ def _groups(status: str) -> frozenset[int]:
     """The effective group and the supplementary ones."""
     told = re.findall(r"^Gid:\s+\d+\s+(\d+)|^Groups:\s*([\d ]*)$", status, flags=re.MULTILINE)
     return frozenset(int(group) for effective, more in told for group in (effective, *more.split()) if group)
+
+
+def _has_loaded(place: Path, library: str) -> bool | None:
+    try:
+        return library in (place / "maps").read_text()
+    except OSError:
+        return None
 
 
 def _children(place: Path) -> Iterator[str]:
@@ -187,9 +197,20 @@ def systemd_exposure(unit: str) -> float | None:
     return float(found[1]) if found else None
 
 
-def check_filter(name: str, enclave: Running) -> Looked:
-    """Whether an enclave has narrowed its own system calls, which it does once its HSM's module is loaded."""
+def check_filter(name: str, unfiltered: str, enclave: Running | None) -> Looked:
+    """Whether an enclave has narrowed its own system calls, which it does once its HSM's module is loaded.
+
+    `unfiltered`: why it could not on this host, as its own tool says.
+    """
     remedy = "See `not confined` in its log; libseccomp (Debian: libseccomp2) has to be there. Restart it then."
+    if unfiltered:
+        return Looked("", [warning(name, unfiltered, "Restart the enclave once it is there.")])
+    if enclave is None:
+        return Looked("libseccomp is there")
+    if enclave.libseccomp is False:
+        return Looked(
+            "", [warning(name, "its enclave was started without libseccomp, which is there now", "Restart it.")]
+        )
     if not enclave.filters:
         return Looked("", [warning(name, "nothing filters the system calls of its enclave", remedy)])
     # Its worker has its own filter from the first moment, over those of the unit.

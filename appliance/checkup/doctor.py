@@ -216,10 +216,12 @@ def _confined(seen: _Seen, around: Around) -> Iterator[Check]:
     enclave = seen.enclave_process
     pid = None if seen.config is None else confinement.who_locks(seen.config.state, around.root)
     signer = None if pid is None else confinement.running(pid, around.root)
+    if seen.enclave is not None:
+        look = partial(confinement.check_filter, seen.name, seen.enclave.unfiltered, enclave)
+        yield Check("filter", seen.name, look)
     if enclave is not None:
         yield Check("memory", seen.name, partial(confinement.check_memory, seen.name, enclave, around.root))
         yield Check("hardening", seen.name, partial(_enclaves_hardening, seen, enclave, around))
-        yield Check("filter", seen.name, partial(confinement.check_filter, seen.name, enclave))
         names = (*disks.TRUSTED, *confinement.NOT_THE_SIGNERS)
         files = [seen.directory, *(seen.directory / name for name in names)]
         yield Check("separation", seen.name, partial(confinement.check_separation, seen.name, enclave, signer, files))

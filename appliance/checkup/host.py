@@ -37,6 +37,7 @@ class DescribedEnclave(msgspec.Struct, frozen=True):
     socket: str
     token: str
     accept_key_export: bool
+    unfiltered: str
 
 
 class SignerHost(msgspec.Struct, frozen=True):

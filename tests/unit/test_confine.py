@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,21 @@ def test_a_presign_worker_opens_no_file_and_no_socket(tmp_path):
         "dumpable": REFUSED,
         "dumpable, wide": REFUSED,
     }
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_host_without_libseccomp_says_so(there, tmp_path):
+    if not there:
+        (tmp_path / "libseccomp.so.2").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", "from enclave.confine import why_unfiltered; print(why_unfiltered())"],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ("install Debian's libseccomp2" in done.stdout) == (not there)
+    assert (done.stdout == "\n") == there
 
 
 def test_memory_is_not_locked_up_to_a_limit_that_would_end_the_enclave_later():

@@ -193,17 +193,33 @@ def test_groups_and_filters_of_a_process(tmp_path: Path) -> None:
     found = confinement.running(7, root)
     assert found is not None
     assert (found.groups, found.filters, found.child_filters) == ({6, 7, 8}, 3, 4)
+    assert found.libseccomp is None
+    for mapped, libseccomp in (("/usr/lib/x/libseccomp.so.2.5.4", True), ("/usr/lib/x/libc.so.6", False)):
+        (root / "proc/7/maps").write_text(f"7f00-7f01 r--p 00000000 08:01 12  {mapped}\n")
+        again = confinement.running(7, root)
+        assert again is not None
+        assert again.libseccomp is libseccomp
 
 
 def test_the_enclaves_own_filter() -> None:
-    def told(filters: int, child_filters: int) -> list[tuple[str, str]]:
-        running = dataclasses.replace(a_running(), filters=filters, child_filters=child_filters)
-        return results(confinement.check_filter("s", running))
+    def told(filters: int, child_filters: int, *, libseccomp: bool | None = True) -> list[tuple[str, str]]:
+        running = dataclasses.replace(a_running(), filters=filters, child_filters=child_filters, libseccomp=libseccomp)
+        return results(confinement.check_filter("s", "", running))
 
     assert told(0, 0) == [("warning", "nothing filters the system calls of its enclave")]
     ((severity, what),) = told(12, 13)
     assert (severity, what.split(":")[0]) == ("warning", "its enclave has not narrowed its system calls yet")
-    assert told(13, 13) == told(1, 0) == []
+    assert told(13, 13) == told(1, 0) == told(13, 13, libseccomp=None) == []
+    # The unit's filters alone look like the enclave's own.
+    assert told(12, 12, libseccomp=False) == [
+        ("warning", "its enclave was started without libseccomp, which is there now")
+    ]
+
+
+def test_a_host_without_libseccomp() -> None:
+    looked = confinement.check_filter("s", "system calls are not narrowed: no libseccomp.so.2", a_running())
+    assert results(looked) == [("warning", "system calls are not narrowed: no libseccomp.so.2")]
+    assert confinement.check_filter("s", "", None) == Looked("libseccomp is there")
 
 
 def test_the_hardening_of_a_unit(tmp_path: Path) -> None:
