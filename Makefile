@@ -5,7 +5,7 @@ BOOTED := tests/booted
 # Real networks in one process, all else in the other: see tests/conftest.py.
 TWO_AT_ONCE := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb oci test-appliance clean
+.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb oci lock test-appliance clean
 
 help:
 	@echo "make demo    three signers, a coordinator and gates on this machine: makes a key, signs, verifies"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench-wan   the same with signers 50 ms away from the coordinator"
 	@echo "make deb     builds the Debian package into build/"
 	@echo "make oci     builds the image for containers into build/ (root; no container engine)"
+	@echo "make lock    takes the newest libraries into what package and image bring, with their digests"
 	@echo "make test-appliance   installs it on booted systems (root): killed, hung, unplugged, upgraded, removed"
 	@echo "make clean   removes the virtual environment and all caches"
 
@@ -57,6 +58,9 @@ deb:
 
 oci:
 	@packaging/oci/build.py
+
+lock:
+	@packaging/lock --upgrade
 
 # What booting hosts needs beside the checks; without root, or where nothing can be booted, it is skipped and says why.
 test-appliance: bootstrap

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from appliance import layout
 from appliance.coordinator.config import CoordinatorConfig
@@ -76,6 +77,38 @@ def test_the_manual_describes_every_command_and_has_no_fault():
 def test_the_package_has_the_version_of_the_project():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert (DEBIAN / "changelog").read_text().startswith(f"keymoot ({version}) ")
+
+
+def locked(name: str) -> dict[str, tuple[str, str]]:
+    """Of what a lock names: version and marker. Each has digests."""
+    text = (ROOT / "packaging" / name).read_text().replace("\\\n", " ")
+    found = re.findall(r"^([a-z0-9-]+)==(\S+)(?: ; (.*?))?((?: +--hash=sha256:[0-9a-f]{64})+)$", text, re.MULTILINE)
+    assert len(found) == sum(not line.lstrip().startswith("#") for line in text.splitlines())
+    return {name: (version, marker) for name, version, marker, _ in found}
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-build.lock"])
+def test_what_the_package_is_made_of_is_locked_as_the_project_wants_it(name):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    build = "build" in name
+    wanted = project["build-system"]["requires"] if build else project["project"]["dependencies"]
+    there = locked(name)
+    for requirement in map(Requirement, wanted):
+        version, marker = there[requirement.name]
+        assert (requirement.specifier.contains(version), marker) == (True, ""), requirement
+    # The build itself lets pip check what the libraries want of each other.
+    rules = (DEBIAN / "rules").read_text()
+    assert f"$(PIP) $(LOCKED) {'' if build else '--no-compile --target $(SITE) '}-r packaging/{name}\n" in rules
+    assert "LOCKED := --require-hashes --only-binary=:all: --no-deps\n" in rules
+    assert "-m pip check\n" in rules
+
+
+def test_what_the_enclave_narrows_itself_with_comes_with_package_and_image():
+    needed = "libseccomp2"
+    assert needed in (ROOT / "enclave/confine.py").read_text()
+    (depends,) = re.findall(r"^Depends: (.*)$", (DEBIAN / "control").read_text(), re.MULTILINE)
+    assert needed in depends.split(", ")
+    assert re.search(rf"--include=\S*\b{needed}\b", (ROOT / "packaging/oci/build.py").read_text())
 
 
 def test_each_signer_of_a_host_has_a_port_for_its_metrics():
