@@ -73,6 +73,24 @@ def set_up_signer(host: Host, index: int, coordinator_ca: bytes, gate_ca: bytes)
     )
 
 
+CHANGE_PIN = f"""
+import sys, pkcs11
+old, new = sys.stdin.read().split()
+with pkcs11.lib("{SOFTHSM}").get_token(token_label="keymoot").open(rw=True, user_pin=old) as session:
+    session.set_pin(old, new)
+"""
+
+
+def change_pin(host: Host) -> str:
+    """As the HSM's own tool does; the new one, which Keymoot is not told."""
+    path = layout.SignerHost().pin_file
+    old = host.run(f"systemd-creds decrypt --name={layout.PIN_CREDENTIAL} {path} -").stdout
+    new = secrets.token_hex(8)
+    program = f"/usr/lib/keymoot/bin/python3 -I -c '{CHANGE_PIN}'"
+    host.run(f"runuser -u keymoot-enclave -g softhsm -- {program}", f"{old} {new}".encode())
+    return new
+
+
 def put_behind_a_socket(host: Host, instance: str) -> None:
     """A token behind a daemon, with the drop-in for it, and that instance's enclave, which only tries the token."""
     unit = f"/etc/systemd/system/keymoot-enclave@{instance}.service.d"
