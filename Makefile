@@ -2,10 +2,12 @@
 BIN := .venv/bin
 # What `make test-appliance` runs.
 BOOTED := tests/booted
+# For the image's containers alone.
+CRUN := $(if $(filter %/test_appliance.py,$(BOOTED)),,crun)
 # Real networks in one process, all else in the other: see tests/conftest.py.
 TWO_AT_ONCE := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb oci lock test-appliance clean
+.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb oci lock test-appliance booted-image clean
 
 help:
 	@echo "make demo    three signers, a coordinator and gates on this machine: makes a key, signs, verifies"
@@ -62,10 +64,17 @@ oci:
 lock:
 	@packaging/lock --upgrade
 
-# What booting hosts needs beside the checks; without root, or where nothing can be booted, it is skipped and says why.
-test-appliance: bootstrap
-	@packaging/bootstrap --packages debootstrap systemd-container iproute2 debhelper dpkg-dev lintian crun || true
-	KEYMOOT_APPLIANCE=1 $(BIN)/python -m pytest -m appliance $(BOOTED) -rs
+# Without root, or where nothing can be booted, it is skipped and says why.
+test-appliance:
+	@packaging/bootstrap --packages softhsm2 python3 python3-venv
+	@$(MAKE) --no-print-directory -j 2 bootstrap booted-image
+	KEYMOOT_APPLIANCE=1 KEYMOOT_DEB=$$(cat build/appliance-package) $(BIN)/python -m pytest -m appliance $(BOOTED) -rs
+
+# What booting hosts needs beside the checks, and their system and package: made while the environment is. What cannot
+# be made here is tried again by the tests, which say why.
+booted-image:
+	@packaging/bootstrap --packages debootstrap systemd-container iproute2 debhelper dpkg-dev lintian $(CRUN) || true
+	@mkdir -p build && /usr/bin/python3 -m tests.booted.image >build/appliance-package || true
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -49,8 +49,8 @@ class SignerHost:
     @property
     def new_pin(self) -> str:
         """The commands that give the enclave another PIN. systemd reads a credential when the unit starts."""
-        encrypt = f"systemd-creds encrypt --with-key=host --name={PIN_CREDENTIAL} - {self.pin_file}"
-        return f"systemd-ask-password -n 'PIN:' | {encrypt}; systemctl restart {self.units[0]}"
+        instance = "" if self.instance is None else f" --instance {self.instance}"
+        return f"keymoot setup --replace-pin{instance} && systemctl restart {self.units[0]}"
 
     @property
     def places(self) -> Places:

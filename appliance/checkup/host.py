@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from appliance import renewal
+from appliance import layout, renewal
 from appliance.checkup.findings import Finding, note, problem, warning, weak_gate
 from appliance.checkup.probe import read_socket, tls_failure
 from appliance.enclave_status import enclave_status
@@ -171,7 +171,7 @@ def running(name: str, directory: Path, config: SignerConfig) -> tuple[SignerSta
         found = problem(
             name,
             f"the signer does not run: nobody answers on {config.status_socket}{why}",
-            f"keymoot signer run -c {directory / 'signer.yaml'}; if it ends, its last line says why.",
+            _start(directory, 1, f"keymoot signer run -c {directory / 'signer.yaml'}"),
         )
         return None, [found, *enclave_alone(name, directory, config)]
     return status, list(_enclave(name, directory, status))
@@ -214,7 +214,15 @@ def _enclave(name: str, directory: Path, status: SignerStatus) -> Iterator[Findi
 
 
 def _start_enclave(directory: Path) -> str:
-    return f"keymoot enclave run -c {directory / 'enclave.yaml'}; if it ends, its last line says why."
+    return _start(directory, 0, f"keymoot enclave run -c {directory / 'enclave.yaml'}")
+
+
+def _start(directory: Path, unit: int, command: str) -> str:
+    """How to see why one of a signer's two processes does not run."""
+    installed = layout.signer_at(directory)
+    if installed is not None:
+        return f"systemctl status {installed.units[unit]}; its last line says why."
+    return f"{command}; if it ends, its last line says why."
 
 
 def _check_hsm(directory: Path) -> str:

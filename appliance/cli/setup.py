@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from appliance.setup.signer import Done
 
 MAX_PIN_INPUT_BYTES = 258
+NO_PIN = "not known yet: the HSM's PIN (--pin-stdin, --pin-file or --pin-credential)"
 
 
 def setup(
@@ -68,6 +69,10 @@ def setup(
     signers_ca: Annotated[
         list[Path] | None, typer.Option(help="Coordinator: ca.pem of each signer's operator; repeatable.")
     ] = None,
+    replace_pin: Annotated[
+        bool,
+        typer.Option("--replace-pin", help="The HSM has a new PIN: try it once, and keep it in the old one's place."),
+    ] = False,
     no_input: Annotated[bool, typer.Option("--no-input", help="Ask nothing: what is not known is an error.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -81,6 +86,13 @@ def setup(
     """
     from appliance.setup.answers import Answers, read_answers
 
+    pins = (pin_stdin, pin_file, pin_credential)
+    if sum(bool(one) for one in pins) > 1:
+        raise CallerError("the PIN comes from one of --pin-stdin, --pin-file and --pin-credential")
+    asking = not no_input and not pin_stdin and sys.stdin.isatty()
+    if replace_pin:
+        _replace_pin(directory, instance, pins, asking=asking, as_json=as_json)
+        return
     said = read_answers(answers) if answers is not None else Answers()
     given = {
         "role": role,
@@ -100,14 +112,10 @@ def setup(
         "api_listen": api_listen,
         "signers_ca": signers_ca,
     }
-    asking = not no_input and not pin_stdin and sys.stdin.isatty()
     said = _complete(said, given, directory, instance, asking=asking)
     if said.role == "coordinator":
         done, place = _coordinator(said, directory, instance)
     else:
-        pins = (pin_stdin, pin_file, pin_credential)
-        if sum(bool(one) for one in pins) > 1:
-            raise CallerError("the PIN comes from one of --pin-stdin, --pin-file and --pin-credential")
         done, place = _signer(said, directory, instance, pins, asking=asking)
     _report(said, done, place, as_json=as_json)
 
@@ -152,11 +160,36 @@ def _signer(
 
     def ask_pin() -> Pin:
         if pin is None:
-            raise CallerError("not known yet: the HSM's PIN (--pin-stdin, --pin-file or --pin-credential)")
+            raise CallerError(NO_PIN)
         return pin
 
     with working("Making the signer's keys in its HSM…"):
         return set_up(place, said, kept, ask_pin), place
+
+
+def _replace_pin(
+    directory: Path | None,
+    instance: str | None,
+    pins: tuple[bool, Path | None, str | None],
+    *,
+    asking: bool,
+    as_json: bool,
+) -> None:
+    from appliance.cli.output import working
+    from appliance.setup.hosts import signer_place
+    from appliance.setup.new_pin import replace_pin
+
+    place, keeping = signer_place(directory, instance)
+    pin = _pin(pins, asking=asking)
+    if pin is None:
+        raise CallerError(NO_PIN)
+    with working("Trying it at the HSM…"):
+        checked = replace_pin(place, keeping(), pin)
+    steps = [
+        f"Have the enclave read it: systemctl restart {place.units[0]}",
+        f"See whether all is well: keymoot doctor {place.directory}",
+    ]
+    report(as_json, "The HSM takes the new PIN, which is kept.", {"token": checked.token}, steps)
 
 
 def _pin(pins: tuple[bool, Path | None, str | None], *, asking: bool) -> Pin | None:

@@ -5,6 +5,7 @@ On an installed host it is a credential, encrypted by systemd for this machine; 
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import subprocess
@@ -113,24 +114,51 @@ class EncryptedPin(FilePin):
         if self._path.exists():
             raise CallerError(f"{self._path} exists: nothing is overwritten")
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        new = self._path.with_name(self._path.name + ".new")
-        new.unlink(missing_ok=True)
-        self._run("encrypt", "--with-key=host", "-", str(new), stdin=pin.text.encode())
+        self._encrypt(pin).rename(self._path)
+
+    def replace(self, pin: Pin) -> None:
+        """Put another one in its place, whole or not at all. Raises `CallerError` where the one that is there needs
+        more than this host's key, such as its TPM: it is not to be kept with less than before."""
+        new = self._encrypt(pin)
+        if self._path.exists() and _kind_of_key(self._path) != _kind_of_key(new):
+            new.unlink()
+            raise CallerError(
+                f"{self._path} was not encrypted with the host's key alone: write it anew as it was, by "
+                f"systemd-creds encrypt --with-key=host+tpm2 --name={self._name} - {self._path}"
+            )
         new.rename(self._path)
 
     @contextmanager
     def environment(self) -> Iterator[dict[str, str]]:
         """The PIN decrypted into a private directory of /run, which lives in memory, as long as the block."""
+        with self._handing(self._run("decrypt", str(self._path), "-")) as environment:
+            yield environment
+
+    @contextmanager
+    def trying(self, pin: Pin) -> Iterator[dict[str, str]]:
+        """The same with a PIN that is not kept yet."""
+        with self._handing(pin.text.encode()) as environment:
+            yield environment
+
+    @contextmanager
+    def _handing(self, pin: bytes) -> Iterator[dict[str, str]]:
         place = Path(tempfile.mkdtemp(prefix="keymoot-setup-", dir="/run" if os.access("/run", os.W_OK) else None))
         try:
             file = place / self._name
-            pki.write_new(file, self._run("decrypt", str(self._path), "-"), pki.SECRET_MODE)
+            pki.write_new(file, pin, pki.SECRET_MODE)
             if self._owner is not None:
                 os.chown(file, *self._owner)
                 os.chown(place, *self._owner)
             yield {**os.environ, **self._variables, "CREDENTIALS_DIRECTORY": str(place)}
         finally:
             shutil.rmtree(place)
+
+    def _encrypt(self, pin: Pin) -> Path:
+        """A new file beside the one that counts."""
+        new = self._path.with_name(self._path.name + ".new")
+        new.unlink(missing_ok=True)
+        self._run("encrypt", "--with-key=host", "-", str(new), stdin=pin.text.encode())
+        return new
 
     def _run(self, action: str, *arguments: str, stdin: bytes = b"") -> bytes:
         tool = shutil.which(TOOL)
@@ -151,3 +179,8 @@ class EncryptedPin(FilePin):
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise Unavailable(f"{TOOL} could not {action} the PIN: {said[-1] if said else 'no reason given'}", "see it")
         return done.stdout
+
+
+def _kind_of_key(credential: Path) -> bytes:
+    """With what systemd encrypted: the id that a credential begins with."""
+    return base64.b64decode(credential.read_bytes()[:24])[:16]

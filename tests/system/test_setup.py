@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import grp
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import stat
@@ -22,6 +24,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from appliance import layout, unit_settings
@@ -31,6 +34,7 @@ from appliance.setup import answers, staging
 from appliance.setup.enclave_tool import enclave_tool
 from appliance.setup.hosts import Place, coordinator_place, signer_place
 from appliance.setup.modules import installed, tokens
+from appliance.setup.new_pin import replace_pin
 from appliance.setup.pins import EncryptedPin, FilePin, Pin, from_bytes
 from appliance.setup.signer import Done, is_configured, set_up
 from appliance.store.signer import SignerStore
@@ -42,7 +46,7 @@ from enclave.wire import decode
 from policies.errors import CallerError, Unavailable
 from tests.fakes.command_line import an_identity, write_identity
 from tests.fakes.leaks import KnownSecret, files, leaks
-from tests.fakes.softhsm import SoftToken, library
+from tests.fakes.softhsm import CHANGE_PIN, SoftToken, library
 
 DEADLINE_S = 20.0
 POLICY = Path(__file__).parents[2] / "policies" / "treasury-four-eyes.yaml"
@@ -524,6 +528,44 @@ def test_an_installed_signers_pin_is_roots_to_use(installed_signer: Installed, m
     monkeypatch.setattr(os, "geteuid", lambda: 1)
     with pytest.raises(CallerError, match="a credential that systemd encrypted: run this as root"):
         enclave_tool(installed_signer.config).__enter__()
+
+
+def test_an_installed_signer_gets_another_pin(installed_signer: Installed) -> None:
+    config, token = installed_signer.config, installed_signer.token
+    credential = installed_signer.root / "credstore" / "keymoot.hsm-pin"
+    before, left = credential.read_bytes(), left_of_tools()
+    command = [sys.executable, "-c", CHANGE_PIN, str(library()), token.label, token.user_pin, "new-pin-1"]
+    subprocess.run(command, check=True)
+    subprocess.run(["chown", "-R", installed_signer.user, str(token.directory)], check=True)
+
+    def replace(pin: str) -> Result:
+        return CliRunner().invoke(app, ["setup", "--replace-pin", "--pin-stdin", "--json"], input=pin)
+
+    refused = replace("wrong-91827")
+    assert isinstance(refused.exception, CallerError)
+    assert re.match("nothing was replaced: .*refused the PIN", str(refused.exception))
+    assert credential.read_bytes() == before
+    told = json.loads(replace("new-pin-1\n").stdout)
+    assert told["token"] == token.label
+    assert told["next"][0].endswith("systemctl restart keymoot-enclave.service")
+    assert credential.read_bytes() != before
+    assert json.loads(run_here("hsm", "check", "-c", config, "--json"))["usable"]
+    assert not left_of_tools() - left
+
+
+def test_a_pin_that_setup_does_not_keep_is_not_replaced(installed_signer: Installed, tmp_path: Path) -> None:
+    credential = installed_signer.root / "credstore" / "keymoot.hsm-pin"
+    # Encrypted with another kind of key, as with a TPM's.
+    other = bytearray(base64.b64decode(credential.read_bytes()))
+    other[0] ^= 1
+    credential.write_bytes(before := base64.b64encode(other))
+    kept = installed_signer.keeping()
+    with pytest.raises(CallerError, match=r"write it anew as it was, by systemd-creds encrypt --with-key=host\+tpm2"):
+        replace_pin(installed_signer.place, kept, Pin(installed_signer.token.user_pin))
+    assert [path.name for path in credential.parent.iterdir()] == [credential.name]
+    assert credential.read_bytes() == before
+    with pytest.raises(CallerError, match="has its PIN from credential:hsm-pin: write the new one there"):
+        replace_pin(installed_signer.place, FilePin(tmp_path), Pin("1234"))
 
 
 def test_what_the_enclaves_user_left_in_place_of_sealed_secrets(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import msgspec
@@ -14,17 +12,17 @@ import pytest
 
 from appliance import layout, templates
 from appliance.checkup import doctor
+from appliance.checkup import host as signers_host
 from appliance.coordinator import config as coordinator_config
 from appliance.credential_files import resolved
 from appliance.setup import modules
 from appliance.setup.answers import Answers
 from appliance.setup.hosts import Place
-from appliance.setup.pins import EncryptedPin, Pin
 from appliance.setup.signer import Done
 from appliance.setup.steps import next_steps
 from appliance.signer import config as signer_config
 from enclave.config import EnclaveFile
-from policies.errors import CallerError, Unavailable
+from policies.errors import CallerError
 from policies.load import load_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -130,25 +128,21 @@ def test_a_module_elsewhere_needs_a_drop_in_which_setup_names(tmp_path):
     ]
 
 
-@pytest.mark.skipif(shutil.which("systemd-creds") is None, reason="systemd-creds is not installed")
 @pytest.mark.parametrize("instance", [None, "two"])
-def test_another_pin_takes_the_place_of_the_first(instance, tmp_path, monkeypatch):
-    """The very commands that doctor shows, with a terminal and a unit put in their place."""
-    monkeypatch.setattr(layout, "CREDENTIAL_STORE", tmp_path)
+def test_the_commands_for_another_pin_are_those_of_this_signer(instance):
     host = layout.SignerHost(instance)
-    for name, script in (("systemd-ask-password", "printf new-pin"), ("systemctl", f'echo "$@" >{tmp_path}/told')):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    kept = EncryptedPin(layout.PIN_CREDENTIAL, host.pin_file)
-    try:
-        kept.keep(Pin("old-pin"))
-    except Unavailable as error:
-        pytest.skip(str(error))
-    subprocess.run(["sh", "-c", host.new_pin], check=True, capture_output=True)
-    with kept.environment() as environment:
-        assert (Path(environment["CREDENTIALS_DIRECTORY"]) / layout.PIN_CREDENTIAL).read_text() == "new-pin"
-    assert (tmp_path / "told").read_text() == f"restart {host.units[0]}\n"
+    command, restart = host.new_pin.split(" && ")
+    assert command.split()[1:] == ["setup", "--replace-pin", *([] if instance is None else ["--instance", instance])]
+    assert restart == f"systemctl restart {host.units[0]}"
+    assert f"`{layout.SignerHost().new_pin.removesuffix('.service')}`" in (ROOT / "packaging/README.md").read_text()
+
+
+@pytest.mark.parametrize("instance", [None, "two"])
+def test_who_does_not_run_on_an_installed_host_is_looked_for_in_its_unit(instance, tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "CONFIGURATION", tmp_path)
+    installed = layout.SignerHost(instance)
+    assert signers_host._start_enclave(installed.configuration).startswith(f"systemctl status {installed.units[0]};")
+    assert signers_host._start_enclave(tmp_path).startswith(f"keymoot enclave run -c {tmp_path / 'enclave.yaml'};")
 
 
 @pytest.mark.parametrize("instance", [None, "two"])
