@@ -68,7 +68,7 @@ lock:
 test-appliance:
 	@packaging/bootstrap --packages softhsm2 python3 python3-venv
 	@$(MAKE) --no-print-directory -j 2 bootstrap booted-image
-	KEYMOOT_APPLIANCE=1 KEYMOOT_DEB=$$(cat build/appliance-package) $(BIN)/python -m pytest -m appliance $(BOOTED) -rs
+	KEYMOOT_APPLIANCE=1 KEYMOOT_DEB=$$(cat build/appliance-package) $(BIN)/python -m pytest -m appliance $(BOOTED) -rs --durations 20 --durations-min 2
 
 # What booting hosts needs beside the checks, and their system and package: made while the environment is. What cannot
 # be made here is tried again by the tests, which say why.

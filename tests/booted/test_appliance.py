@@ -31,6 +31,7 @@ SIGNERS = range(1, 4)
 KEYMOOT = Path(sys.executable).with_name("keymoot")
 ENCLAVE, SIGNER, COORDINATOR = "keymoot-enclave.service", "keymoot-signer.service", "keymoot-coordinator.service"
 READY_TIMEOUT_S = 90.0
+RETRY_S = 1.0
 # Exit codes of a client's command that may be given again.
 FAILED, AWAY = 1, 3
 
@@ -44,14 +45,18 @@ pytestmark = [
 class Appliance:
     """All hosts of the test, and its client."""
 
-    def __init__(self, site: Site, package: Path, following: Path, lintian: Future[str]) -> None:
-        """`lintian`: what it says of the package, while other things are waited for."""
-        self.site, self.package, self.following, self.lintian = site, package, following, lintian
+    def __init__(self, site: Site, following: Future[Path], lintian: Future[str]) -> None:
+        """`following`: the next version; `lintian`: what it says of the package. Made while others are waited for."""
+        self.site, self._following, self.lintian = site, following, lintian
         self.client = site.directory / "client-files"
         self.key: dict[str, str] = {}
 
     def signer(self, index: int) -> Host:
         return self.site.hosts[f"s{index}"]
+
+    @property
+    def following(self) -> Path:
+        return self._following.result()
 
     @property
     def coordinator(self) -> Host:
@@ -82,6 +87,8 @@ class Appliance:
             while (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode != 0:
                 assert time.monotonic() < deadline_s, done.stderr
                 assert done.returncode in (FAILED, AWAY), done.stderr
+                # Hosts that start are given the processors.
+                over.wait(RETRY_S)
             self._verify(digest, json.loads(done.stdout))
             signed += 1
         return signed
@@ -128,13 +135,12 @@ def appliance(building: Future[Path], tmp_path_factory) -> Iterator[Appliance]:
     with _skipped_where_it_fails():
         base = image.base()
     package = building.result()
-    following = image.next_version(package, directory)
     with Site(directory) as site, ThreadPoolExecutor(1) as aside:
         # Nothing of Keymoot is on it yet.
         with _skipped_where_it_fails():
             first = site.host("first", [base])
             first.boot()
-        lintian = aside.submit(image.lintian, package)
+        following, lintian = aside.submit(image.next_version, package, directory), aside.submit(image.lintian, package)
         _install(first, package)
         # What the package does by itself: users and directories; nothing is enabled, nothing runs.
         assert first.run("systemctl list-units --all --no-legend 'keymoot*'").stdout == ""
@@ -151,7 +157,7 @@ def appliance(building: Future[Path], tmp_path_factory) -> Iterator[Appliance]:
         for index in SIGNERS:
             site.wire("c", f"10.77.{index}.1/30", f"s{index}", f"10.77.{index}.2/30")
             site.wire(f"g{index}", f"10.78.{index}.1/30", f"s{index}", f"10.78.{index}.2/30")
-        made = Appliance(site, package, following, lintian)
+        made = Appliance(site, following, lintian)
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(Host.boot, [made.coordinator, *map(made.signer, SIGNERS)]))
         _enrol(made)
