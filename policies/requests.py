@@ -155,6 +155,11 @@ def signature_batches_path(key_id: str) -> str:
     return f"{KEYS_PATH}/{key_id}/signature-batches"
 
 
+def may_wait(path: str) -> bool:
+    """Whether a request to `path` may wait for approvals, and be signed for as long: one for signatures alone."""
+    return path.startswith(KEYS_PATH + "/") and path.endswith(("/signatures", "/signature-batches"))
+
+
 def request_name(network: str, client_id: str, external_id: str) -> bytes:
     """32 bytes naming what a client asks for under one external id, however often and wherever it asks (SPEC 4.10)."""
     return digest(Tag.REQUEST_NAME, network.encode(), client_id.encode(), external_id.encode())

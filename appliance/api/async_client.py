@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from appliance.api import batches, models
+from appliance.api.approvals import ApprovalBody, ApprovalsWanted, approvable_path, read_approvable
 from appliance.api.certificates import CertificateRefused, verify_key
 from appliance.api.credentials import Credential
 from appliance.api.failover import Transports, at_any
@@ -24,7 +25,7 @@ from appliance.api.jws import DEFAULT_LIFETIME_S, SIGNATURE_HEADER, ClientKey, n
 from appliance.api.paths import COORDINATOR_PATH, HEALTH_PATHS, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.api.results import ApiError, CertifiedKey, ListedKey, require
 from appliance.api.signatures import verify_signature, what_is_signed
-from policies.errors import CallerError, Refused, Unavailable
+from policies.errors import CallerError, Unavailable
 from policies.requests import (
     KEYS_PATH,
     HashBatch,
@@ -34,7 +35,7 @@ from policies.requests import (
     signatures_path,
 )
 from policies.roster import Roster
-from policies.signed_requests import APPROVE, parse_strictly
+from policies.signed_requests import APPROVE
 
 if TYPE_CHECKING:
     from appliance.profile import Profile
@@ -49,6 +50,9 @@ POST_WAIT_S = 20
 POLL_FIRST_S, POLL_MOST_S = 0.02, 1.0
 
 A = TypeVar("A", bound=models.ApiStruct)
+_UNDER_WAY = (str(models.SignatureState.PENDING), str(models.SignatureState.EXECUTING))
+
+B = TypeVar("B", models.Signature, batches.SignatureBatch)
 
 
 class AsyncClient:
@@ -166,45 +170,38 @@ class AsyncClient:
         Raises `Rejected` (which signer, why), `AwaitingApprovals`, `Failed`, `ApiError`, `CertificateRefused`,
         `Unavailable`.
         """
-        path = signatures_path(key_id)
         key = await self._remembered(key_id)
-        asked = await self._post(path, body, models.Signature, lifetime_s=lifetime_s)
-        answer = await self._until(
-            lambda: self._get(f"{path}/{asked.id}", models.Signature),
-            asked,
-            lambda signature: signature.status in _TERMINAL,
-            timeout_s,
-        )
+        answer = await self._ended(signatures_path(key_id), body, models.Signature, timeout_s, lifetime_s)
         require(answer, models.SignatureState.SIGNED)
         verify_signature(answer.signature, key.public_key(body.derivation_path), what_is_signed(body))
         return answer
 
     @at_any
-    async def approvals_wanted(self, key_id: str, signature_id: str) -> models.ApprovalsWanted:
-        """What an approver is to sign, as the coordinator says. Raises `ApiError`, `Unavailable`."""
-        return await self._get(f"{signatures_path(key_id)}/{signature_id}/approvals", models.ApprovalsWanted)
+    async def approvals_wanted(self, key_id: str, request_id: str) -> ApprovalsWanted:
+        """What an approver is to sign for the request (`sig_…` or `batch_…`), as the coordinator says. Raises
+        `ApiError`, `Unavailable`."""
+        return await self._get(f"{approvable_path(key_id, request_id)}/{request_id}/approvals", ApprovalsWanted)
 
     @at_any
     async def approve(
-        self, key_id: str, signature_id: str, body: bytes, *, lifetime_s: int = APPROVAL_LIFETIME_S
-    ) -> models.Signature:
-        """Approve the signing request whose body is `body`, exactly the bytes that were looked at: the coordinator can
-        make it stand for nothing else. The request as it stands then.
+        self, key_id: str, request_id: str, body: bytes, *, lifetime_s: int = APPROVAL_LIFETIME_S
+    ) -> models.Signature | batches.SignatureBatch:
+        """Approve the request (`sig_…` or `batch_…`) whose body is `body`, exactly the bytes that were looked at: the
+        coordinator can make it stand for nothing else. The request as it stands then.
 
-        Raises `CallerError` where `body` is no signing request, else as `get_signature`.
+        Raises `CallerError` where `body` is no such request, else as `get_signature`.
         """
-        path = signatures_path(key_id)
-        try:
-            wanted: SigningBody = parse_strictly(body, SigningBody, "body")  # type: ignore[arg-type]
-        except Refused as refusal:
-            raise CallerError(f"what is to be approved is no signing request: {refusal.reason}") from None
+        path = approvable_path(key_id, request_id)
+        wanted = read_approvable(path, key_id, body)
         now_s = int(self._clock())
         approval = sign_request(
             self._signing_key(), self._roster.network, APPROVE, path, body,
             now_s=now_s, jti=new_jti(), lifetime_s=lifetime_s,
         )  # fmt: skip
-        answer = await self._post(f"{path}/{signature_id}/approvals", Approval(approval), models.Signature)
-        return await self._verified(answer, key_id, wanted)
+        where, sent = f"{path}/{request_id}/approvals", ApprovalBody(approval)
+        if isinstance(wanted, HashBatch):
+            return await self._verified_batch(await self._post(where, sent, batches.SignatureBatch), key_id, wanted)
+        return await self._verified(await self._post(where, sent, models.Signature), key_id, wanted)
 
     async def get_signature(self, key_id: str, signature_id: str, body: SigningBody | None = None) -> models.Signature:
         """A signing request as it stands. A signature in it is verified: over `body` under its path where `body`
@@ -280,19 +277,18 @@ class AsyncClient:
 
     @at_any
     async def sign_batch(
-        self, key_id: str, body: HashBatch, *, timeout_s: float = WAIT_TIMEOUT_S
+        self,
+        key_id: str,
+        body: HashBatch,
+        *,
+        timeout_s: float = WAIT_TIMEOUT_S,
+        lifetime_s: int = DEFAULT_LIFETIME_S,
     ) -> batches.SignatureBatch:
         """The ended batch, every signature in it verified under its certified child key; it says of each hash that has
-        none why (`PartlySigned`). Raises as `sign`."""
-        path = signature_batches_path(key_id)
+        none why (`PartlySigned`). `lifetime_s`, and what is raised: as `sign`."""
         key = await self._remembered(key_id)
-        asked = await self._post(path, body, batches.SignatureBatch)
-        answer = await self._until(
-            lambda: self._get(f"{path}/{asked.id}", batches.SignatureBatch),
-            asked,
-            lambda batch: batch.status not in batches.UNFINISHED,
-            timeout_s,
-        )
+        path = signature_batches_path(key_id)
+        answer = await self._ended(path, body, batches.SignatureBatch, timeout_s, lifetime_s)
         await asyncio.to_thread(batches.verify_batch, answer, body, key.public_key)
         return answer
 
@@ -301,6 +297,11 @@ class AsyncClient:
         """The batch that was asked for with `body`, as it stands; each signature in it is verified under its certified
         child key. Raises as `get_signature`."""
         answer = await self._get(f"{signature_batches_path(key_id)}/{batch_id}", batches.SignatureBatch)
+        return await self._verified_batch(answer, key_id, body)
+
+    async def _verified_batch(
+        self, answer: batches.SignatureBatch, key_id: str, body: HashBatch
+    ) -> batches.SignatureBatch:
         if answer.results or answer.status in (batches.BatchState.SIGNED, batches.BatchState.PARTLY_SIGNED):
             key = await self._remembered(key_id)
             await asyncio.to_thread(batches.verify_batch, answer, body, key.public_key)
@@ -359,6 +360,18 @@ class AsyncClient:
     async def _get(self, path: str, kind: type[A], params: dict[str, str] | None = None) -> A:
         return await self.transports.current.exchange("GET", path, kind, params=params or {})
 
+    async def _ended(
+        self, path: str, body: SigningBody | HashBatch, kind: type[B], timeout_s: float, lifetime_s: int
+    ) -> B:
+        """What came of a request for signatures, or that it awaits approvals. Raises as `_until`."""
+        asked = await self._post(path, body, kind, lifetime_s=lifetime_s)
+        return await self._until(
+            lambda: self._get(f"{path}/{asked.id}", kind),
+            asked,
+            lambda answer: str(answer.status) not in _UNDER_WAY,
+            timeout_s,
+        )
+
     async def _until(
         self, get: Callable[[], Coroutine[Any, Any, A]], answer: A, done: Callable[[A], bool], timeout_s: float
     ) -> A:
@@ -372,12 +385,3 @@ class AsyncClient:
             pause_s = min(pause_s * 1.5, POLL_MOST_S)
             answer = await get()
         return answer
-
-
-class Approval(msgspec.Struct, frozen=True):
-    """An approver's detached JWS over the body of another's request."""
-
-    approval: str
-
-
-_TERMINAL = frozenset(models.SignatureState) - {models.SignatureState.PENDING, models.SignatureState.EXECUTING}

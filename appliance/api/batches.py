@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 from appliance.api.models import ApiStruct, Reason, SignatureValue
-from appliance.api.results import Failed, Rejected
+from appliance.api.results import require
 from appliance.api.signatures import SignatureRefused, verify_signature
 from policies.requests import HashBatch
 
 
 class BatchState(StrEnum):
-    """`Pending` → `Executing` → `Signed` | `PartlySigned` | `Failed` | `Rejected`.
+    """As `SignatureState`, and `PartlySigned`.
 
     `PartlySigned`: the decision was for all, but shares of some hashes did not make a signature.
     """
@@ -23,9 +23,10 @@ class BatchState(StrEnum):
     PARTLY_SIGNED = "PartlySigned"
     FAILED = "Failed"
     REJECTED = "Rejected"
+    AWAITING = "AwaitingApprovals"
 
 
-UNFINISHED = (BatchState.PENDING, BatchState.EXECUTING)
+BATCH_ID_PREFIX = "batch_"
 
 
 class BatchResult(ApiStruct, frozen=True):
@@ -70,14 +71,10 @@ class SignatureBatchList(ApiStruct, frozen=True):
 def verify_batch(answer: SignatureBatch, body: HashBatch, child_key: Callable[[Sequence[int]], bytes]) -> None:
     """Every signature of an ended batch, over its hash and under its child key (`child_key` of a path, 33 bytes).
 
-    Raises `Rejected` or `Failed` where the batch was not signed; `SignatureRefused` for an answer that is not one to
-    `body`. An item of a `PartlySigned` batch may have a reason instead of a signature.
+    Raises `Rejected`, `AwaitingApprovals` or `Failed` where the batch was not signed; `SignatureRefused` for an answer
+    that is not one to `body`. An item of a `PartlySigned` batch may have a reason instead of a signature.
     """
-    if answer.status not in (BatchState.SIGNED, BatchState.PARTLY_SIGNED):
-        reason = answer.reason or Reason(str(answer.status), "no reason was given")
-        if answer.status is BatchState.REJECTED:
-            raise Rejected(reason.signer, reason.code, reason.message)
-        raise Failed(reason.code, reason.message)
+    require(answer, BatchState.SIGNED, BatchState.PARTLY_SIGNED)
     if len(answer.results) != len(body.hashes):
         raise SignatureRefused(f"{len(answer.results)} results for {len(body.hashes)} hashes")
     keys: dict[tuple[int, ...], bytes] = {}

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from appliance.api import batches, models
+from appliance.api.approvals import ApprovalsWanted
 from appliance.api.async_client import APPROVAL_LIFETIME_S, LISTED, WAIT_TIMEOUT_S, AsyncClient
 from appliance.api.certificates import CertificateRefused
 from appliance.api.credentials import Credential
@@ -124,19 +125,26 @@ class Client:
         """See `AsyncClient.sign`."""
         return self._run(self._client.sign(key_id, body, timeout_s=timeout_s, lifetime_s=lifetime_s))
 
-    def approvals_wanted(self, key_id: str, signature_id: str) -> models.ApprovalsWanted:
+    def approvals_wanted(self, key_id: str, request_id: str) -> ApprovalsWanted:
         """See `AsyncClient.approvals_wanted`."""
-        return self._run(self._client.approvals_wanted(key_id, signature_id))
+        return self._run(self._client.approvals_wanted(key_id, request_id))
 
     def approve(
-        self, key_id: str, signature_id: str, body: bytes, *, lifetime_s: int = APPROVAL_LIFETIME_S
-    ) -> models.Signature:
+        self, key_id: str, request_id: str, body: bytes, *, lifetime_s: int = APPROVAL_LIFETIME_S
+    ) -> models.Signature | batches.SignatureBatch:
         """See `AsyncClient.approve`."""
-        return self._run(self._client.approve(key_id, signature_id, body, lifetime_s=lifetime_s))
+        return self._run(self._client.approve(key_id, request_id, body, lifetime_s=lifetime_s))
 
-    def sign_batch(self, key_id: str, body: HashBatch, *, timeout_s: float = WAIT_TIMEOUT_S) -> batches.SignatureBatch:
+    def sign_batch(
+        self,
+        key_id: str,
+        body: HashBatch,
+        *,
+        timeout_s: float = WAIT_TIMEOUT_S,
+        lifetime_s: int = DEFAULT_LIFETIME_S,
+    ) -> batches.SignatureBatch:
         """See `AsyncClient.sign_batch`."""
-        return self._run(self._client.sign_batch(key_id, body, timeout_s=timeout_s))
+        return self._run(self._client.sign_batch(key_id, body, timeout_s=timeout_s, lifetime_s=lifetime_s))
 
     def get_batch(self, key_id: str, batch_id: str, body: HashBatch) -> batches.SignatureBatch:
         """See `AsyncClient.get_batch`."""

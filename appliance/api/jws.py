@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 
 from policies.errors import CallerError
+from policies.requests import may_wait
 from policies.signed_requests import APPROVE, MAX_APPROVED_S, MAX_LIFETIME_S
 
 SIGNATURE_HEADER = "Keymoot-Signature"
@@ -94,7 +95,7 @@ def sign_request(
 
     `jti`: a fresh random name, never used twice. Raises `CallerError` for an impossible lifetime.
     """
-    longest_s = MAX_APPROVED_S if method == APPROVE or path.endswith("/signatures") else MAX_LIFETIME_S
+    longest_s = MAX_APPROVED_S if method == APPROVE or may_wait(path) else MAX_LIFETIME_S
     if not 0 < lifetime_s <= longest_s:
         raise CallerError(f"a request lives 1 to {longest_s} s, not {lifetime_s}")
     header = ProtectedHeader(

@@ -100,20 +100,6 @@ class Signature(ApiStruct, frozen=True):
     reason: Reason | None = None
 
 
-class ApprovalsWanted(ApiStruct, frozen=True):
-    """What an approver of a signing request signs: `body`, exactly these characters as UTF-8, under `path`.
-    `requester`: the client that asks, as it says; `approved_by`: whose approvals are here; `expires`: its end."""
-
-    id: str
-    key_id: str
-    status: SignatureState
-    requester: str
-    path: str
-    body: str
-    expires: str
-    approved_by: tuple[str, ...]
-
-
 class SignatureList(ApiStruct, frozen=True):
     """One page of a key's signing requests, oldest first."""
 
@@ -269,7 +255,7 @@ class CertificateExpiry(ApiStruct, frozen=True):
 class Coordinator(ApiStruct, frozen=True):
     """The coordinator itself. `time`: its clock. `trouble` and `remedy`: why nothing can be signed now and what to do,
     empty where something can. `avoided`: names of the signers that are left out of committees for a while, since they
-    failed or were slow. `awaiting_approvals`: signing requests that await other clients' approvals."""
+    failed or were slow. `awaiting_approvals`: requests that await other clients' approvals."""
 
     name: str
     network: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from appliance.api import addresses, models
 from appliance.api.derivation import derive
@@ -12,7 +12,10 @@ from enclave import wire
 from policies.errors import KeymootError, Unavailable
 from policies.roster import describe_scheme
 
-K = TypeVar("K", models.Key, models.Signature)
+if TYPE_CHECKING:
+    from appliance.api.batches import SignatureBatch
+
+K = TypeVar("K", models.Key, models.Signature, "SignatureBatch")
 
 
 class ApiError(KeymootError):
@@ -120,13 +123,13 @@ class ListedKey:
     certified: CertifiedKey | None
 
 
-def require(answer: K, success: str) -> K:
-    """`answer` if it has the status `success`. Raises `Rejected` or `Failed` with its reason."""
-    if answer.status == success:
+def require(answer: K, *success: str) -> K:
+    """`answer` if its status is one of `success`. Raises `Rejected`, `AwaitingApprovals` or `Failed`."""
+    if answer.status in success:
         return answer
     reason = answer.reason or models.Reason(code=str(answer.status), message="no reason was given")
     if answer.status == "Rejected":
         raise Rejected(reason.signer, reason.code, reason.message)
-    if isinstance(answer, models.Signature) and answer.status is models.SignatureState.AWAITING:
+    if not isinstance(answer, models.Key) and answer.status == models.SignatureState.AWAITING:
         raise AwaitingApprovals(answer.id, answer.key_id, reason.message)
     raise Failed(reason.code, reason.message)

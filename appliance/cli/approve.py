@@ -1,4 +1,4 @@
-"""`keymoot approve`: another client's signing request, looked at and approved with one's own key."""
+"""`keymoot approve`: another client's request for a signature or a batch, looked at and approved with one's own key."""
 
 from __future__ import annotations
 
@@ -12,35 +12,40 @@ from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, op
 from appliance.cli.keys import checked_key_id
 from appliance.cli.output import Json, show_fields, show_json, working
 from policies.errors import CallerError, Refused
-from policies.requests import SigningBody
 
 if TYPE_CHECKING:
-    from appliance.api.models import ApprovalsWanted
+    from collections.abc import Sequence
+
+    from appliance.api.approvals import ApprovalsWanted
+    from policies.requests import HashBatch, SigningBody
 
 DEFAULT_HOURS, MAX_HOURS = 24, 72
 
 
 def approve(
     key_id: Annotated[str, typer.Argument(help="The key's id (key_…).")],
-    signature_id: Annotated[str, typer.Argument(help="The signing request's id (sig_…).")],
+    request_id: Annotated[
+        str, typer.Argument(metavar="REQUEST", help="The id of a signing request (sig_…) or a batch (batch_…).")
+    ],
     hours: Annotated[int, typer.Option(help="For how long the approval counts.", min=1, max=MAX_HOURS)] = DEFAULT_HOURS,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask: whoever calls this has looked at it.")] = False,
     profile: ProfileOption = DEFAULT_PROFILE,
     token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
-    """Approve a signing request that a policy wants approved (`approvals` in its rule). It is shown first, as read
-    here: what you sign is what you were shown, whatever the coordinator says. It is carried out once there are enough.
+    """Approve a request that a policy wants approved (`approvals` in its rule). It is shown first, as read here: what
+    you sign is what you were shown, whatever the coordinator says. It is carried out once there are enough.
     """
     with open_client(profile, token) as client:
-        wanted = client.approvals_wanted(checked_key_id(key_id), signature_id)
+        wanted = client.approvals_wanted(checked_key_id(key_id), request_id)
         fields = describe(wanted, key_id)
-        if not as_json:
-            show_fields(fields)
+        if not (as_json and yes):
+            # Nobody is asked about what is not shown.
+            show_fields(fields, err=as_json)
         if not yes:
             typer.confirm("Approve this?", abort=True, err=True)
         with working("The signers are asked…"):
-            answer = client.approve(key_id, signature_id, wanted.body.encode(), lifetime_s=hours * 3600)
+            answer = client.approve(key_id, request_id, wanted.body.encode(), lifetime_s=hours * 3600)
     if as_json:
         show_json(answer)
         return
@@ -50,33 +55,50 @@ def approve(
 
 def describe(wanted: ApprovalsWanted, key_id: str) -> dict[str, str]:
     """The request in words, from its body alone. Raises `CallerError` where it cannot be read, or is of another key."""
+    from appliance.api.approvals import read_approvable
+    from policies.requests import HashBatch
+
+    try:
+        body = read_approvable(wanted.path, key_id, wanted.body.encode())
+    except UnicodeEncodeError:
+        raise CallerError("the request cannot be read: no UTF-8") from None
+    fields = _describe_batch(body, key_id) if isinstance(body, HashBatch) else _describe_single(body, key_id)
+    fields = {"requester": wanted.requester, "expires": wanted.expires, **fields}
+    return fields | {"approved by": ", ".join(wanted.approved_by) or "nobody yet"}
+
+
+def _describe_single(body: SigningBody, key_id: str) -> dict[str, str]:
     from policies.decoded import MessageDecoded
     from policies.gate_messages import show_decoded
     from policies.keccak import keccak256
     from policies.payloads import decode_payload
-    from policies.requests import signatures_path
-    from policies.signed_requests import parse_strictly
 
-    if wanted.path != signatures_path(key_id):
-        raise CallerError(f"the request is for {wanted.path}, not for {key_id}")
     try:
-        body: SigningBody = parse_strictly(wanted.body.encode(), SigningBody, "body")  # type: ignore[arg-type]
         payload = decode_payload(body, keccak256)
-    except (Refused, UnicodeEncodeError) as error:
-        told = error.reason if isinstance(error, Refused) else "no UTF-8"
-        raise CallerError(f"the request cannot be read: {told}") from None
-    path = "/".join(("m", *map(str, body.derivation_path)))
-    fields = {"requester": wanted.requester, "kind": payload.kind.value, "key": f"{key_id} {path}"}
-    fields |= {"external id": body.external_id, "hash": payload.h.hex(), "expires": wanted.expires}
+    except Refused as refusal:
+        raise CallerError(f"the request cannot be read: {refusal.reason}") from None
+    fields = {"kind": payload.kind.value, "key": f"{key_id} {_path(body.derivation_path)}"}
+    fields |= {"external id": body.external_id, "hash": payload.h.hex()}
     decoded: Any = None if payload.decoded is None else show_decoded(payload.decoded)
-    if isinstance(decoded, dict):
-        # None of them takes another's place.
-        fields |= {f"- {name}": value if isinstance(value, str) else _text(value) for name, value in decoded.items()}
-        if isinstance(payload.decoded, MessageDecoded) and (text := _as_text(payload.decoded.message)) is not None:
-            fields["- message as text"] = text
-    else:
-        fields["content"] = "not known: a bare hash"
-    return fields | {"approved by": ", ".join(wanted.approved_by) or "nobody yet"}
+    if not isinstance(decoded, dict):
+        return fields | {"content": "not known: a bare hash"}
+    # None of them takes another's place.
+    fields |= {f"- {name}": value if isinstance(value, str) else _text(value) for name, value in decoded.items()}
+    if isinstance(payload.decoded, MessageDecoded) and (text := _as_text(payload.decoded.message)) is not None:
+        fields["- message as text"] = text
+    return fields
+
+
+def _describe_batch(body: HashBatch, key_id: str) -> dict[str, str]:
+    """All of its hashes: what is approved is every one of them."""
+    fields = {"kind": "HashBatch", "key": key_id, "external id": body.external_id}
+    fields |= {"content": f"not known: {len(body.hashes)} bare hashes"}
+    items = zip(body.hashes, body.paths(), strict=True)
+    return fields | {f"- {number}": f"{h[2:]} {_path(path)}" for number, (h, path) in enumerate(items, 1)}
+
+
+def _path(path: Sequence[int]) -> str:
+    return "/".join(("m", *map(str, path)))
 
 
 def _text(value: object) -> str:

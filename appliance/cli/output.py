@@ -20,11 +20,11 @@ def show_json(value: object) -> None:
     sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
 
 
-def show_fields(fields: dict[str, str]) -> None:
-    """One `name  value` line for each field, values aligned."""
+def show_fields(fields: dict[str, str], *, err: bool = False) -> None:
+    """One `name  value` line for each field, values aligned; on standard error with `err`."""
     width = max(len(name) for name in fields)
     for name, value in fields.items():
-        typer.echo(f"{name:<{width}}  {printable(value)}")
+        typer.echo(f"{name:<{width}}  {printable(value)}", err=err)
 
 
 def report(as_json: bool, done: str, fields: Mapping[str, object], steps: Sequence[str]) -> None:

@@ -52,6 +52,7 @@ def sign_batch(
     ],
     path: PathOption = "m",
     external_id: ExternalIdOption = "",
+    within: ApprovalsOption = 0,
     profile: ProfileOption = DEFAULT_PROFILE,
     token: TokenOption = None,
     as_json: Json = False,
@@ -59,7 +60,7 @@ def sign_batch(
     """Sign up to 1,000 bare hashes under one decision. Ends with 1 where some of them have no signature."""
     body = _batch(_read(file), path, external_id or new_external_id())
     with open_client(profile, token) as client, working(f"Signing {len(body.hashes)} hashes…"):
-        answer = client.sign_batch(checked_key_id(key_id), body)
+        answer = client.sign_batch(checked_key_id(key_id), body, lifetime_s=_lifetime_s(within))
     failed = sum(result.signature is None for result in answer.results)
     if as_json:
         show_json(answer)
@@ -162,12 +163,9 @@ def _sign(
     as_json: bool,
     wait_h: int,
 ) -> None:
-    from appliance.api.jws import DEFAULT_LIFETIME_S
-
     body = _body({**fields, "externalId": external_id or new_external_id(), "derivationPath": parse_path(path)})
     with open_client(*access) as client, working("Policies and gates are asked…"):
-        lifetime_s = wait_h * 3600 if wait_h else DEFAULT_LIFETIME_S
-        answer = client.sign(checked_key_id(key_id), body, lifetime_s=lifetime_s)
+        answer = client.sign(checked_key_id(key_id), body, lifetime_s=_lifetime_s(wait_h))
     if as_json:
         show_json(answer)
         return
@@ -177,6 +175,12 @@ def _sign(
     names = ("public_key", "hash", "r", "s", "recid", "der", "rsv")
     show_fields({"signature": answer.id, **{name: str(getattr(value, name)) for name in names}})
     typer.echo("Verified under the certified key, over the hash computed here.")
+
+
+def _lifetime_s(wait_h: int) -> int:
+    from appliance.api.jws import DEFAULT_LIFETIME_S
+
+    return wait_h * 3600 if wait_h else DEFAULT_LIFETIME_S
 
 
 def _body(fields: dict[str, object]) -> SigningBody:

@@ -11,12 +11,12 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from appliance.api.batches import UNFINISHED as UNFINISHED_BATCH
+from appliance.api.approvals import ApprovalBody
 from appliance.api.batches import SignatureBatch, SignatureBatchList
-from appliance.api.models import Key, KeyList, KeyState, Readiness, Signature, SignatureList, SignatureState
+from appliance.api.models import Key, KeyList, KeyState, Readiness, Signature, SignatureList
 from appliance.api.paths import COORDINATOR_PATH, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.coordinator.admission import READER, SIGNED, Admission
-from appliance.coordinator.approving import ApprovalBody, Approving
+from appliance.coordinator.approving import Approving
 from appliance.coordinator.identity import Identity
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
 from appliance.coordinator.limits import (
@@ -35,9 +35,10 @@ from appliance.coordinator.problems import Handler, NotFound, Unprocessable, ans
 from appliance.coordinator.views import show_batch, show_key, show_keys, show_signature, summarise_batch
 from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
-from appliance.store.accepted import CONFLICT, ExternalIdTaken, RequestState
-from appliance.store.coordinator import SignatureRow
+from appliance.store.accepted import CONFLICT, OPEN, ExternalIdTaken, RequestState
+from appliance.store.batches import BatchRow
 from appliance.store.keys import KeyRow
+from appliance.store.signatures import SignatureRow
 from policies.errors import CallerError
 from policies.json_strict import JsonInvalid, parse_json
 from policies.requests import KEY_ID_PATTERN, KEYS_PATH, HashBatch, KeyCreation, SigningBody
@@ -46,7 +47,6 @@ from policies.signed_requests import claimed_client
 
 QUERIES = {(one.method.upper(), one.path): one.queries for one in OPERATIONS}
 UNFINISHED_KEY = (KeyState.PENDING,)
-UNFINISHED_SIGNATURE = (SignatureState.PENDING, SignatureState.EXECUTING, SignatureState.AWAITING)
 
 T = TypeVar("T")
 
@@ -89,6 +89,8 @@ class Api:
                 web.post(KEYS_PATH + "/{key}/signature-batches", self._create_batch),
                 web.get(KEYS_PATH + "/{key}/signature-batches", self._list_batches),
                 web.get(KEYS_PATH + "/{key}/signature-batches/{batch}", self._get_batch),
+                web.get(KEYS_PATH + "/{key}/signature-batches/{batch}/approvals", self._show_wanted),
+                web.post(KEYS_PATH + "/{key}/signature-batches/{batch}/approvals", self._approve),
                 web.get("/v1/healthz", self._health),
                 web.get("/healthz", self._health),
                 web.get(OPENAPI_PATH, self._describe),
@@ -118,11 +120,7 @@ class Api:
         body: SigningBody = _parse(client.body, SigningBody)  # type: ignore[arg-type]
         signature_id, new = await self._work.create_signature(client, key, body)
         await self._work.wait(signature_id, wait_s)
-        row = self._store.signature(signature_id)
-        if row is None:
-            raise NotFound("there is no such signature")
-        shown = show_signature(row)
-        return _posted(shown, new, ended=shown.status not in UNFINISHED_SIGNATURE)
+        return self._posted_row(self._store.signatures.get(signature_id), new)
 
     async def _create_batch(self, request: web.Request) -> web.Response:
         wait_s = _wait_s(request)
@@ -130,17 +128,10 @@ class Api:
         client = request[SIGNED]
         batch_id, new = await self._work.create_batch(client, key, _parse(client.body, HashBatch))
         await self._work.wait(batch_id, wait_s)
-        row = self._store.batches.get(batch_id)
-        if row is None:
-            raise NotFound("there is no such batch")
-        shown = show_batch(row)
-        return _posted(shown, new, ended=shown.status not in UNFINISHED_BATCH)
+        return self._posted_row(self._store.batches.get(batch_id), new)
 
     async def _get_batch(self, request: web.Request) -> web.Response:
-        row = self._store.batches.get(request.match_info["batch"])
-        if row is None or row.key_id != request.match_info["key"]:
-            raise NotFound("there is no such batch of this key")
-        return _json(show_batch(row))
+        return _json(show_batch(self._batch_row(request)))
 
     async def _list_keys(self, request: web.Request) -> web.Response:
         rows = self._store.keys.after(_cursor(request), PAGE)
@@ -150,7 +141,7 @@ class Api:
         return _json(show_key(self._key_row(request.match_info["key"]), self._roster))
 
     async def _list_signatures(self, request: web.Request) -> web.Response:
-        rows = self._store.signatures_after(self._known_key_id(request), _cursor(request), PAGE)
+        rows = self._store.signatures.after(self._known_key_id(request), _cursor(request), PAGE)
         return _json(SignatureList(tuple(show_signature(row) for row in rows), _following(rows)))
 
     async def _list_batches(self, request: web.Request) -> web.Response:
@@ -161,22 +152,36 @@ class Api:
         return _json(show_signature(self._signature_row(request)))
 
     async def _show_wanted(self, request: web.Request) -> web.Response:
-        return _json(self._approving.show(self._signature_row(request)))
+        return _json(self._approving.show(self._approvable(request)))
 
     async def _approve(self, request: web.Request) -> web.Response:
         wait_s = _wait_s(request)
-        row, client = self._signature_row(request), request[SIGNED]
+        row, client = self._approvable(request), request[SIGNED]
         body = _parse(client.body, ApprovalBody)
         await self._approving.approve(row, claimed_client(client.jws), body.approval)
         await self._work.wait(row.id, wait_s)
-        shown = show_signature(self._signature_row(request))
-        return _posted(shown, False, ended=shown.status not in UNFINISHED_SIGNATURE)
+        return self._posted_row(self._approvable(request), new=False)
+
+    def _approvable(self, request: web.Request) -> SignatureRow | BatchRow:
+        return self._batch_row(request) if "batch" in request.match_info else self._signature_row(request)
 
     def _signature_row(self, request: web.Request) -> SignatureRow:
-        row = self._store.signature(request.match_info["signature"])
+        row = self._store.signatures.get(request.match_info["signature"])
         if row is None or row.key_id != request.match_info["key"]:
             raise NotFound("there is no such signature of this key")
         return row
+
+    def _batch_row(self, request: web.Request) -> BatchRow:
+        row = self._store.batches.get(request.match_info["batch"])
+        if row is None or row.key_id != request.match_info["key"]:
+            raise NotFound("there is no such batch of this key")
+        return row
+
+    def _posted_row(self, row: SignatureRow | BatchRow | None, new: bool) -> web.Response:
+        if row is None:
+            raise NotFound("there is no such request")
+        shown = show_batch(row) if isinstance(row, BatchRow) else show_signature(row)
+        return _posted(shown, new, ended=row.state not in OPEN)
 
     async def _health(self, request: web.Request) -> web.Response:
         return _json(show_health(self._network, self._store.recovery.failure, details=READER in request))

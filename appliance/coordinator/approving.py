@@ -1,4 +1,5 @@
-"""Approvals of signing requests at the coordinator: taken in, kept, and shown the request to. Enclaves judge them."""
+"""Approvals of signatures and batches at the coordinator: taken in, kept until they expire, and shown the request to.
+Enclaves judge them."""
 
 from __future__ import annotations
 
@@ -6,26 +7,26 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import msgspec
 import structlog
 
-from appliance.api.models import ApprovalsWanted, SignatureState
+from appliance.api.approvals import ApprovalsWanted
+from appliance.api.batches import BatchState
 from appliance.coordinator.admission import Admission
 from appliance.coordinator.problems import NotFound, Unprocessable
 from appliance.coordinator.work import Work
 from appliance.expiry import iso
 from appliance.store import CoordinatorStore
-from appliance.store.coordinator import SignatureRow
+from appliance.store.accepted import OPEN
+from appliance.store.batches import BatchRow
+from appliance.store.signatures import SignatureRow
 from policies.errors import Refused, Unavailable
 from policies.signed_requests import claimed_client, claimed_expiry_s
 
 LATE = "approvals/late"
 LOOK_EVERY_S = 5.0
-ENDED_AT_ONCE = 256
+ENDED_AT_ONCE = FORGOTTEN_AT_ONCE = 256
 
 log = structlog.get_logger()
-
-OPEN = (SignatureState.PENDING, SignatureState.EXECUTING, SignatureState.AWAITING)
 
 
 class Approving:
@@ -36,24 +37,25 @@ class Approving:
     ) -> None:
         self._store, self._work, self._admission, self._clock = store, work, admission, wall_clock
 
-    def show(self, row: SignatureRow) -> ApprovalsWanted:
+    def show(self, row: SignatureRow | BatchRow) -> ApprovalsWanted:
         """What an approver signs, and who has signed it."""
         try:
             body = row.body.decode("utf-8")
         except UnicodeDecodeError:
             raise NotFound("this request cannot be shown: its body is no UTF-8") from None
+        given = self._store.approvals.of(row.id)
         return ApprovalsWanted(
             id=row.id,
             key_id=row.key_id,
-            status=SignatureState(row.state),
+            status=BatchState(row.state),
             requester=claimed_client(row.jws),
             path=row.path,
             body=body,
             expires=iso(claimed_expiry_s(row.jws)),
-            approved_by=tuple(one.approver for one in self._store.approvals.of(row.id)),
+            approved_by=tuple(one.approver for one in given if one.expires_s > self._clock()),
         )
 
-    async def approve(self, row: SignatureRow, client: str, jws: str) -> None:
+    async def approve(self, row: SignatureRow | BatchRow, client: str, jws: str) -> None:
         """Keep the approval of `client`, and let the request be tried again. Raises `Unprocessable` for what enclaves
         would pass over."""
         if row.state not in OPEN:
@@ -66,19 +68,12 @@ class Approving:
             raise Unprocessable(f"the approval is of {approver}, the request that brings it of {client}")
         if claimed_client(row.jws) == client:
             raise Unprocessable("nobody approves its own request")
-        await self._work.approve(row.id, client, jws)
-
-
-class ApprovalBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`POST …/signatures/{signature}/approvals`. `approval`: the approver's detached JWS over the body of the signing
-    request, signed for the method `APPROVE` and the path of that request."""
-
-    approval: str
+        await self._work.approve(row, client, jws)
 
 
 class Deadlines:
     """Ends what was not approved for as long as it was signed: its client may sign it anew, and approvals of its body
-    that are still valid count then."""
+    that are still valid count then. Those that are not are forgotten."""
 
     def __init__(self, store: CoordinatorStore, wall_clock: Callable[[], float]) -> None:
         self._store, self._clock = store, wall_clock
@@ -88,12 +83,19 @@ class Deadlines:
         while True:
             try:
                 await self.end_late(self._clock())
+                await self.forget_expired(self._clock())
             except Unavailable as error:
                 log.warning("deadlines-not-kept", reason=str(error)[:512])
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def end_late(self, now_s: float) -> None:
         """Look once, at `now_s` (Unix seconds). Raises `Unavailable`."""
-        for signature_id in self._store.awaiting.due(now_s, ENDED_AT_ONCE):
-            if await self._store.end_late(signature_id, LATE):
-                log.info("request-ended", id=signature_id, outcome="Failed", reason=LATE)
+        for request_id in self._store.awaiting.due(now_s, ENDED_AT_ONCE):
+            if await self._store.end_late(request_id, LATE):
+                log.info("request-ended", id=request_id, outcome="Failed", reason=LATE)
+
+    async def forget_expired(self, now_s: float) -> None:
+        """Approvals that count no longer at `now_s`, a few at a time so that others' writes go between. Raises
+        `Unavailable`."""
+        while await self._store.approvals.forget_expired(now_s, FORGOTTEN_AT_ONCE) == FORGOTTEN_AT_ONCE:
+            pass

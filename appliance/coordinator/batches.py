@@ -7,45 +7,25 @@ neither other requests nor the signers' connections wait for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from appliance.api.derivation import derive
 from appliance.api.models import SignatureValue
+from appliance.coordinator.attempting import Attempting, Network, Wanted, check_same_terms
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.combine import CombineFailed, combine
 from appliance.coordinator.errors import CeremonyEnded, failure
-from appliance.coordinator.gates import ANSWER_TIMEOUT_S, Gates, unheld
+from appliance.coordinator.gates import ANSWER_TIMEOUT_S, Gates
 from appliance.coordinator.pools import BatchReservation, Pools
-from appliance.coordinator.recall import After, Earlier, Recall, until_done
-from appliance.store.waiting import Waiting
+from appliance.coordinator.recall import After, Earlier, Recall
 from enclave import wire
 from policies.requests import HashBatch
 
 ITEMS_AT_ONCE = 16
 # Every round may use up one of the attempts that the enclaves allow a request.
 MAX_ROUNDS = 3
-ONLINE_TIMEOUT_S = 60.0
-
-
-class Network(Protocol):
-    """What batches need of the rest of the coordinator."""
-
-    async def committee_for_batch(
-        self, count: int, *, patient: bool = False, prefer: tuple[int, ...] = ()
-    ) -> tuple[int, ...]:
-        """Exactly 2t+1 linked signers that have `count` presignatures, `prefer` if it can be. Raises
-        `CeremonyEnded`."""
-
-    async def recallable(self, *, patient: bool = False) -> None:
-        """Enough signers to ask what came of a request. Raises `CeremonyEnded`."""
-
-    async def activate_key(self, index: int, key_id: str) -> None:
-        """Let signer `index` activate a pending key. Raises `CeremonyEnded`."""
-
-    def resync(self, members: Sequence[int]) -> None:
-        """Ask these signers which presignatures they hold."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +37,16 @@ class Item:
     public_key: bytes
 
 
-@dataclass(frozen=True)
-class BatchRequest:
-    """What is to be signed; the options are those of `SigningRequest`."""
+@dataclass(frozen=True, kw_only=True)
+class BatchRequest(Wanted):
+    """What is to be signed."""
 
-    client: wire.ClientRequest
-    key_id: str
     items: tuple[Item, ...]
-    on_pending: Callable[[Waiting], Awaitable[None]]
-    recall_first: bool = False
-    patient: bool = False
-    waiting: Waiting | None = None
+
+    @property
+    def count(self) -> int:
+        """As many as it has hashes."""
+        return len(self.items)
 
 
 T = TypeVar("T")
@@ -89,8 +68,18 @@ def _derive(paths: Sequence[tuple[int, ...]], key: wire.Acknowledgement) -> dict
     return {path: derive(key.public_key, key.chain_code, path)[0] for path in paths}
 
 
-class BatchSigning:
-    """Runs batches. `wall_clock`: Unix seconds."""
+class BatchSigning(
+    Attempting[
+        BatchRequest,
+        BatchReservation,
+        wire.SignedBatchAuthorization,
+        wire.BatchShareReport,
+        tuple[ItemResult, ...],
+    ]
+):
+    """Runs batches: a verified signature for each hash, or why there is none; one at least."""
+
+    online_timeout_s = 60.0
 
     def __init__(
         self,
@@ -100,79 +89,46 @@ class BatchSigning:
         recall: Recall,
         wall_clock: Callable[[], float],
     ) -> None:
-        self._ceremonies, self._pools, self._network, self._recall = ceremonies, pools, network, recall
-        self._clock = wall_clock
+        super().__init__(ceremonies, pools, network, recall, wall_clock)
         self._combining = asyncio.Lock()
 
-    async def sign(self, request: BatchRequest) -> tuple[ItemResult, ...]:
-        """A verified signature for each hash, or why there is none; one at least. Raises as `Signing.sign`."""
-        names = unheld(len(request.items))
+    def _share_type(self) -> type[wire.BatchShareReport]:
+        return wire.BatchShareReport
 
-        def ask(ceremony: bytes, committee: tuple[int, ...], after: bytes | None) -> wire.BatchSignOrder:
-            return wire.BatchSignOrder(ceremony, request.key_id, request.client, committee, names, after)
+    def _order(
+        self,
+        ceremony: bytes,
+        request: BatchRequest,
+        committee: tuple[int, ...],
+        names: tuple[wire.PresignatureName, ...],
+        after: bytes | None,
+    ) -> wire.BatchSignOrder:
+        return wire.BatchSignOrder(ceremony, request.key_id, request.client, committee, names, after)
 
-        gates = Gates(self._ceremonies, ask, request.on_pending, self._clock, request.waiting)
-        return await until_done(
-            lambda after: self._attempt(request, after, gates),
-            lambda: self._recalled(request),
-            lambda signer: self._network.activate_key(signer, request.key_id),
-            gates.decided,
-            recall_first=request.recall_first or self._recall.always,
-        )
+    def _online_order(
+        self, ceremony: bytes, request: BatchRequest, authorizations: tuple[wire.SignedBatchAuthorization, ...]
+    ) -> wire.BatchOnlineOrder:
+        return wire.BatchOnlineOrder(ceremony, request.key_id, authorizations)
 
-    async def _recalled(self, request: BatchRequest) -> tuple[tuple[ItemResult, ...] | None, After]:
-        """SPEC 4.10: the results of an earlier attempt, where all its shares were given."""
-        # All of a committee must be there, or there is nobody to ask.
-        await self._network.committee_for_batch(1, patient=request.patient)
-        await self._network.recallable(patient=request.patient)
-        recalled = await self._recall.ask(request.client)
-        for shares in recalled.complete(wire.BatchShareReport, self._recall.roster.is_committee):
-            try:
-                _check_counts(shares, request)
-                return await self._combine(request.items, shares), {}
-            except CeremonyEnded:
-                # Somebody gave wrong shares: that attempt has no result.
-                continue
-        return None, recalled.after()
+    async def _committee(self, count: int, patient: bool, prefer: tuple[int, ...]) -> tuple[int, ...]:
+        return await self._network.committee_for_batch(count, patient=patient, prefer=prefer)
 
-    async def _attempt(self, request: BatchRequest, after: After, gates: Gates) -> tuple[ItemResult, ...]:
-        committee = await self._network.committee_for_batch(
-            len(request.items), patient=request.patient or bool(gates.committee), prefer=gates.committee
-        )
-        given = False
-        reservation = BatchReservation(self._pools, committee, len(request.items))
-        try:
-            with self._ceremonies.open(committee) as approval:
-                try:
-                    authorizations = await self._authorise(approval, request, reservation, after, gates)
-                    # Some member may take them out of its pool from here on.
-                    reservation.spend()
-                    shares = await self._online_step(request, committee, authorizations, after)
-                    given = True
-                finally:
-                    if not given:
-                        approval.abandon()
-        finally:
-            reservation.release()
-        return await self._combine(request.items, shares)
+    def _reserve(self, committee: tuple[int, ...], request: BatchRequest) -> BatchReservation:
+        return BatchReservation(self._pools, committee, request.count)
 
     async def _authorise(
         self, approval: Ceremony, request: BatchRequest, reservation: BatchReservation, after: After, gates: Gates
     ) -> tuple[wire.SignedBatchAuthorization, ...]:
         """SPEC 4.7: every member's authorization of the whole batch, for the presignatures of the last round."""
         for _ in range(MAX_ROUNDS):
-            names = reservation.names
-            key_id, members = request.key_id, approval.members
+            names, members = reservation.names, approval.members
             for index in members:
-                approval.order(
-                    index,
-                    wire.BatchSignOrder(approval.id, key_id, request.client, members, names, after.get(index)),
-                )
+                approval.order(index, self._order(approval.id, request, members, names, after.get(index)))
             got, unknown = await self._answers(approval, names, gates)
             if not unknown:
                 _check_terms(got, request, names)
-                return tuple(got[index] for index in approval.members)
-            self._network.resync(approval.members)
+                return tuple(got[index] for index in members)
+            self._network.resync(members)
             reservation.rename(unknown)
         raise CeremonyEnded("no-presignatures", "the pools of the signers do not agree")
 
@@ -204,26 +160,12 @@ class BatchSigning:
             gates.leave(set(approval.members) - silent)
         return got, unknown
 
-    async def _online_step(
-        self,
-        request: BatchRequest,
-        committee: tuple[int, ...],
-        authorizations: tuple[wire.SignedBatchAuthorization, ...],
-        after: After,
-    ) -> dict[int, wire.BatchShareReport]:
-        """SPEC 4.8, 4.9: every member's shares of all hashes. A ceremony of its own, as for one signature."""
-        with self._ceremonies.open(committee) as online:
-            # What is answered to this attempt has come to nothing where there is another one.
-            after.update(dict.fromkeys(committee, online.id))
-            online.order_all(wire.BatchOnlineOrder(online.id, request.key_id, authorizations))
-            shares = await online.one_each(wire.BatchShareReport, ONLINE_TIMEOUT_S)
-        _check_counts(shares, request)
-        return shares
-
     async def _combine(
-        self, items: tuple[Item, ...], shares: Mapping[int, wire.BatchShareReport]
+        self, request: BatchRequest, shares: Mapping[int, wire.BatchShareReport]
     ) -> tuple[ItemResult, ...]:
-        """Each signature combined and verified. Raises `CombineFailed` where not one of them is."""
+        """SPEC 4.9: each by itself. Raises `CombineFailed` where not one of them verifies."""
+        _check_counts(shares, request)
+        items = request.items
         results: list[ItemResult] = []
         for numbers in _some(range(len(items))):
             async with self._combining:
@@ -264,11 +206,9 @@ def _check_terms(
     asked = wire.batch_items_digest(
         wire.BatchItem(item.path, item.h, name) for item, name in zip(request.items, names, strict=True)
     )
-    first = next(iter(got.values())).authorization.terms
+    check_same_terms(got)
     for index, signed in got.items():
         terms = signed.authorization.terms
-        if terms != first:
-            raise CeremonyEnded("terms", "the signers authorised different terms", index)
         if (terms.count, terms.items) != (len(names), asked):
             raise CeremonyEnded("terms", "the signer authorised another batch", index)
 

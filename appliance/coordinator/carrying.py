@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from appliance.store.approvals import ApprovalRow
 from enclave import wire
 from policies.approvals import named_in
-from policies.signed_requests import claimed_expiry_s
 
 MAX_REMEMBERED = 4096
 
@@ -19,7 +18,7 @@ MAX_REMEMBERED = 4096
 def carried(approvals: Iterable[ApprovalRow], lacking: str, now_s: float) -> tuple[ApprovalRow, ...]:
     """Those to carry now, as many as an order takes: first of whom the signers named in what was `lacking`."""
     given, wanted = named_in(lacking)
-    valid = (one for one in approvals if claimed_expiry_s(one.jws) > now_s)
+    valid = (one for one in approvals if one.expires_s > now_s)
     ordered = sorted(valid, key=lambda one: (one.approver not in given | wanted, one.approver))
     return tuple(ordered[: wire.MAX_APPROVALS])
 

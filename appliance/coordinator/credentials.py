@@ -19,6 +19,7 @@ from nacl.exceptions import BadSignatureError
 from appliance.coordinator.config import Reader
 from policies.clients import Algorithm, Client
 from policies.errors import CallerError, KeymootError, Refused
+from policies.requests import may_wait
 from policies.signed_requests import MAX_APPROVED_S, MAX_LIFETIME_S, UnverifiedJws, split_jws
 
 BEARER = "bearer "
@@ -73,8 +74,8 @@ class ClientKeys:
         known = self._clients.get(parts.header.kid)
         if known is None:
             raise Refused("request/client", "no client with this kid is listed in the coordinator's clients file")
-        # Only a signature may wait for approvals; whether this one may, its signers know.
-        longest_s = MAX_APPROVED_S if path.endswith("/signatures") else MAX_LIFETIME_S
+        # Whether the policies want this one approved, its signers know.
+        longest_s = MAX_APPROVED_S if may_wait(path) else MAX_LIFETIME_S
         parts.check(known[0], network=self._network, method="POST", path=path, now_s=now_s, longest_s=longest_s)
         return parts
 

@@ -28,6 +28,7 @@ from appliance.store.accepted import AWAITING, CONFLICT
 from appliance.store.approvals import ApprovalRow
 from appliance.store.awaiting import Awaited
 from appliance.store.failures import QueueFull, StoreFailed
+from appliance.store.progress import Progress
 from appliance.store.waiting import Waiting
 from enclave import wire
 from policies.errors import Unavailable
@@ -43,6 +44,7 @@ QUEUE_PAUSE_S = 0.1
 GATE_PENDING = "gate/pending"
 
 T = TypeVar("T")
+OnPending = Callable[[Waiting], Awaitable[None]]
 
 log = structlog.get_logger()
 
@@ -113,46 +115,16 @@ class Execution:
     ) -> str:
         """As `key`: a signature under the child key `public_key` (33 bytes). `lacking`: what was said of its approvals
         when they were too few."""
-        pending = partial(self._pending, signature_id, self._store.set_executing)
-        waiting = self._waited_before(signature_id) if resumed else None
-        h, approved = message_hash(body), self._carried(signature_id, lacking)
-        while True:
-            signed = msgspec.structs.replace(client, approvals=tuple(one.jws for one in approved))
-            request = SigningRequest(signed, key_id, h, public_key, pending, again, resumed, waiting)
-            try:
-                value = await self._signing.sign(request)
-                break
-            except (Rejected, CeremonyEnded, Unavailable) as error:
-                state = await self._end_signature(signature_id, client, error)
-                if state != AWAITING:
-                    return state
-                # Of what has come meanwhile nobody else thinks.
-                before, lacking = approved, str(error.reason) if isinstance(error, Rejected) else ""
-                approved = self._carried(signature_id, lacking)
-                if not brings_more(before, approved, lacking) or not await self._store.take_up(signature_id):
-                    return state
-        await self._written(partial(self._store.finish_signature, signature_id, msgspec.json.encode(value)))
-        await self._no_more_waiting(signature_id)
-        return SignatureState.SIGNED
+        h = message_hash(body)
 
-    async def _end_signature(
-        self, signature_id: str, client: wire.ClientRequest, error: Rejected | CeremonyEnded | Unavailable
-    ) -> str:
-        """As `_end`; a request that lacks approvals waits for them, unless too many of its client do."""
-        if not isinstance(error, Rejected) or error.rule != APPROVALS_RULE:
-            return await self._end(signature_id, self._store.end_signature, error)
-        facts = Awaited(signature_id, claimed_client(client.jws), claimed_expiry_s(client.jws))
-        reason = (error.rule, error.reason, self._network.signers.name(error.signer))
-        if await self._written(partial(self._store.await_approvals, facts, MAX_AWAITING, *reason)):
-            self.refusals.note(signature_id, error.signer)
-            await self._no_more_waiting(signature_id)
-            return AWAITING
-        too_many = f"{MAX_AWAITING} requests of {facts.client} await approvals already"
-        return await self._end(signature_id, self._store.end_signature, CeremonyEnded(TOO_MANY_AWAIT, too_many))
+        async def attempt(signed: wire.ClientRequest, pending: OnPending, waiting: Waiting | None) -> tuple[str, bytes]:
+            request = SigningRequest(
+                client=signed, key_id=key_id, on_pending=pending, recall_first=again, patient=resumed, waiting=waiting,
+                h=h, public_key=public_key,
+            )  # fmt: skip
+            return SignatureState.SIGNED, msgspec.json.encode(await self._signing.sign(request))
 
-    def _carried(self, signature_id: str, lacking: str) -> tuple[ApprovalRow, ...]:
-        """The approvals that would be carried with a request now. Raises `Unavailable`."""
-        return carried(self._store.approvals.of(signature_id), lacking, time.time())
+        return await self._carry_out(signature_id, client, self._store.signatures, attempt, resumed, lacking)
 
     async def batch(
         self,
@@ -163,22 +135,75 @@ class Execution:
         *,
         again: bool,
         resumed: bool = False,
+        lacking: str = "",
     ) -> str:
-        """As `key`: every hash of a batch."""
-        batches = self._store.batches
-        pending = partial(self._pending, batch_id, batches.set_executing)
-        waiting = self._waited_before(batch_id) if resumed else None
-        request = BatchRequest(client, key_id, items, pending, again, resumed, waiting)
-        try:
+        """As `signature`: every hash of a batch."""
+
+        async def attempt(signed: wire.ClientRequest, pending: OnPending, waiting: Waiting | None) -> tuple[str, bytes]:
+            request = BatchRequest(
+                client=signed, key_id=key_id, on_pending=pending, recall_first=again, patient=resumed, waiting=waiting,
+                items=items,
+            )  # fmt: skip
             results = await self._batch_signing.sign(request)
-        except (Rejected, CeremonyEnded, Unavailable) as error:
-            return await self._end(batch_id, batches.end, error)
-        whole = all(isinstance(result, SignatureValue) for result in results)
-        state = BatchState.SIGNED if whole else BatchState.PARTLY_SIGNED
-        data = msgspec.json.encode([_shown(result) for result in results])
-        await self._written(partial(batches.finish, batch_id, state, data))
-        await self._no_more_waiting(batch_id)
+            whole = all(isinstance(result, SignatureValue) for result in results)
+            state = BatchState.SIGNED if whole else BatchState.PARTLY_SIGNED
+            return state, msgspec.json.encode([_shown(result) for result in results])
+
+        return await self._carry_out(batch_id, client, self._store.batches, attempt, resumed, lacking)
+
+    async def _carry_out(
+        self,
+        request_id: str,
+        client: wire.ClientRequest,
+        moves: Progress,
+        attempt: Callable[[wire.ClientRequest, OnPending, Waiting | None], Awaitable[tuple[str, bytes]]],
+        resumed: bool,
+        lacking: str,
+    ) -> str:
+        """`attempt` it with the approvals that there are, again while more of them come meanwhile."""
+        pending = partial(self._pending, request_id, moves.set_executing)
+        waiting = self._waited_before(request_id) if resumed else None
+        approved = self._carried(request_id, lacking)
+        while True:
+            signed = msgspec.structs.replace(client, approvals=tuple(one.jws for one in approved))
+            try:
+                state, result = await attempt(signed, pending, waiting)
+                break
+            except (Rejected, CeremonyEnded, Unavailable) as error:
+                state = await self._end_or_wait(request_id, client, moves, error)
+                if state != AWAITING:
+                    return state
+                # Of what has come meanwhile nobody else thinks.
+                before, lacking = approved, str(error.reason) if isinstance(error, Rejected) else ""
+                approved = self._carried(request_id, lacking)
+                if not brings_more(before, approved, lacking) or not await moves.take_up(request_id):
+                    return state
+        await self._written(partial(moves.finish, request_id, state, result))
+        await self._no_more_waiting(request_id)
         return state
+
+    async def _end_or_wait(
+        self,
+        request_id: str,
+        client: wire.ClientRequest,
+        moves: Progress,
+        error: Rejected | CeremonyEnded | Unavailable,
+    ) -> str:
+        """As `_end`; a request that lacks approvals waits for them, unless too many of its client do."""
+        if not isinstance(error, Rejected) or error.rule != APPROVALS_RULE:
+            return await self._end(request_id, moves.end, error)
+        facts = Awaited(request_id, claimed_client(client.jws), claimed_expiry_s(client.jws))
+        reason = (error.rule, error.reason, self._network.signers.name(error.signer))
+        if await self._written(partial(moves.await_approvals, facts, MAX_AWAITING, *reason)):
+            self.refusals.note(request_id, error.signer)
+            await self._no_more_waiting(request_id)
+            return AWAITING
+        too_many = f"{MAX_AWAITING} requests of {facts.client} await approvals already"
+        return await self._end(request_id, moves.end, CeremonyEnded(TOO_MANY_AWAIT, too_many))
+
+    def _carried(self, request_id: str, lacking: str) -> tuple[ApprovalRow, ...]:
+        """The approvals that would be carried with a request now. Raises `Unavailable`."""
+        return carried(self._store.approvals.of(request_id), lacking, time.time())
 
     async def _pending(
         self, request_id: str, show: Callable[[str, str, str, str], Awaitable[None]], waiting: Waiting

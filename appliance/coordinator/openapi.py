@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from appliance.api import models
+from appliance.api.approvals import ApprovalBody, ApprovalsWanted
 from appliance.api.batches import SignatureBatch, SignatureBatchList
 from appliance.api.paths import COORDINATOR_PATH, HEALTH_PATHS, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
-from appliance.coordinator.approving import ApprovalBody
 from appliance.coordinator.limits import (
     CURSOR_PATTERN,
     DEFAULT_WAIT_S,
@@ -133,7 +133,7 @@ OPERATIONS = (
         SIGNATURES_PATH + "/{signature}/approvals",
         "getApprovals",
         "What an approver of a signing request signs, and who has.",
-        models.ApprovalsWanted,
+        ApprovalsWanted,
         problems=(404,),
     ),
     Operation(
@@ -170,6 +170,23 @@ OPERATIONS = (
         "A batch, and what came of each of its hashes.",
         SignatureBatch,
         problems=(404,),
+    ),
+    Operation(
+        "get",
+        BATCHES_PATH + "/{batch}/approvals",
+        "getBatchApprovals",
+        "What an approver of a batch signs, and who has.",
+        ApprovalsWanted,
+        problems=(404,),
+    ),
+    Operation(
+        "post",
+        BATCHES_PATH + "/{batch}/approvals",
+        "approveSignatureBatch",
+        "Approve another client's batch; it is carried out once there are enough.",
+        SignatureBatch,
+        body=ApprovalBody,
+        problems=(404, *POSTED),
     ),
     Operation("get", SIGNERS_PATH, "listSigners", "The signers, as they announced themselves.", models.SignerList),
     Operation(

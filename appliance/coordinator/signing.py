@@ -1,123 +1,61 @@
-"""One signature (SPEC 4), straight through: authorise, online step, combine; three attempts at most."""
+"""One signature (SPEC 4.1 to 4.6): whoever does not hold the presignature has another one named at once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from appliance.api.models import SignatureValue
-from appliance.coordinator.ceremonies import Ceremonies, Ceremony
-from appliance.coordinator.combine import CombineFailed, combine
+from appliance.coordinator.attempting import Attempting, Wanted, check_same_terms
+from appliance.coordinator.ceremonies import Ceremony
+from appliance.coordinator.combine import combine
 from appliance.coordinator.errors import CeremonyEnded, failure
-from appliance.coordinator.gates import ANSWER_TIMEOUT_S, Gates, unheld
-from appliance.coordinator.pools import Pools, Reservation
-from appliance.coordinator.recall import After, Earlier, Recall, until_done
-from appliance.store.waiting import Waiting
+from appliance.coordinator.gates import ANSWER_TIMEOUT_S, Gates
+from appliance.coordinator.pools import Reservation
+from appliance.coordinator.recall import After, Earlier
 from enclave import wire
 
 MAX_RENAMES = 3
-ONLINE_TIMEOUT_S = 20.0
 
 
-class Network(Protocol):
-    """What signing needs of the rest of the coordinator."""
+@dataclass(frozen=True, kw_only=True)
+class SigningRequest(Wanted):
+    """What is to be signed. `h`: the 32-byte hash; `public_key`: the child key, 33 bytes."""
 
-    async def committee(self, *, patient: bool = False, prefer: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """Exactly 2t+1 linked signers that have presignatures, `prefer` if it can be. Raises `CeremonyEnded`."""
-
-    async def recallable(self, *, patient: bool = False) -> None:
-        """Enough signers to ask what came of a request. Raises `CeremonyEnded`."""
-
-    async def activate_key(self, index: int, key_id: str) -> None:
-        """Let signer `index` activate a pending key. Raises `CeremonyEnded`."""
-
-    def resync(self, members: Sequence[int]) -> None:
-        """Ask these signers which presignatures they hold."""
-
-
-@dataclass(frozen=True)
-class SigningRequest:
-    """What is to be signed. `h`: the 32-byte hash; `public_key`: the child key, 33 bytes.
-
-    `on_pending` is told when a gate says that it needs time, `waiting` is what it was told before a restart.
-    `recall_first`: it may have been answered before. `patient`: signers may be on their way back.
-    """
-
-    client: wire.ClientRequest
-    key_id: str
     h: bytes
     public_key: bytes
-    on_pending: Callable[[Waiting], Awaitable[None]]
-    recall_first: bool = False
-    patient: bool = False
-    waiting: Waiting | None = None
 
 
-class Signing:
-    """Runs signing requests. `wall_clock`: Unix seconds."""
+class Signing(Attempting[SigningRequest, Reservation, wire.SignedAuthorization, wire.ShareReport, SignatureValue]):
+    """Runs signing requests."""
 
-    def __init__(
+    online_timeout_s = 20.0
+
+    def _share_type(self) -> type[wire.ShareReport]:
+        return wire.ShareReport
+
+    def _order(
         self,
-        ceremonies: Ceremonies,
-        pools: Pools,
-        network: Network,
-        recall: Recall,
-        wall_clock: Callable[[], float],
-    ) -> None:
-        self._ceremonies, self._pools, self._network, self._recall = ceremonies, pools, network, recall
-        self._clock = wall_clock
+        ceremony: bytes,
+        request: SigningRequest,
+        committee: tuple[int, ...],
+        names: tuple[wire.PresignatureName, ...],
+        after: bytes | None,
+    ) -> wire.SignOrder:
+        (name,) = names
+        return wire.SignOrder(ceremony, request.key_id, request.client, committee, name, after)
 
-    async def sign(self, request: SigningRequest) -> SignatureValue:
-        """A verified signature. Raises `Rejected` where a signer said no, else `CeremonyEnded` of the last attempt."""
+    def _online_order(
+        self, ceremony: bytes, request: SigningRequest, authorizations: tuple[wire.SignedAuthorization, ...]
+    ) -> wire.OnlineOrder:
+        return wire.OnlineOrder(ceremony, request.key_id, authorizations)
 
-        def ask(ceremony: bytes, committee: tuple[int, ...], after: bytes | None) -> wire.SignOrder:
-            return wire.SignOrder(ceremony, request.key_id, request.client, committee, unheld(1)[0], after)
+    async def _committee(self, count: int, patient: bool, prefer: tuple[int, ...]) -> tuple[int, ...]:
+        return await self._network.committee(count, patient=patient, prefer=prefer)
 
-        gates = Gates(self._ceremonies, ask, request.on_pending, self._clock, request.waiting)
-        return await until_done(
-            lambda after: self._attempt(request, after, gates),
-            lambda: self._recalled(request),
-            lambda signer: self._network.activate_key(signer, request.key_id),
-            gates.decided,
-            recall_first=request.recall_first or self._recall.always,
-        )
-
-    async def _recalled(self, request: SigningRequest) -> tuple[SignatureValue | None, After]:
-        """SPEC 4.10: the signature of an earlier attempt, where all its shares were given."""
-        # All of a committee must be there, or there is nobody to ask.
-        await self._network.committee(patient=request.patient)
-        await self._network.recallable(patient=request.patient)
-        recalled = await self._recall.ask(request.client)
-        for shares in recalled.complete(wire.ShareReport, self._recall.roster.is_committee):
-            try:
-                return combine(request.h, shares, request.public_key), {}
-            except CombineFailed:
-                # Somebody gave a wrong share: that attempt has no result.
-                continue
-        return None, recalled.after()
-
-    async def _attempt(self, request: SigningRequest, after: After, gates: Gates) -> SignatureValue:
-        patient = request.patient or bool(gates.committee)
-        committee = await self._network.committee(patient=patient, prefer=gates.committee)
-        signed = False
-        reservation = Reservation(self._pools, committee)
-        try:
-            with self._ceremonies.open(committee) as approval:
-                try:
-                    authorizations = await self._authorise(approval, request, reservation, after, gates)
-                    # Some member may take it out of its pool from here on.
-                    reservation.spend()
-                    shares = await self._online_step(request, committee, authorizations, after)
-                    value = combine(request.h, shares, request.public_key)
-                    signed = True
-                    return value
-                finally:
-                    if not signed:
-                        approval.abandon()
-        finally:
-            reservation.release()
+    def _reserve(self, committee: tuple[int, ...], _: SigningRequest) -> Reservation:
+        return Reservation(self._pools, committee)
 
     async def _authorise(
         self, approval: Ceremony, request: SigningRequest, reservation: Reservation, after: After, gates: Gates
@@ -161,31 +99,17 @@ class Signing:
     def _order_signing(
         self, approval: Ceremony, request: SigningRequest, reservation: Reservation, after: After
     ) -> None:
-        key_id, members, name = request.key_id, approval.members, reservation.name
-        for index in members:
-            approval.order(index, wire.SignOrder(approval.id, key_id, request.client, members, name, after.get(index)))
+        for index in approval.members:
+            order = self._order(approval.id, request, approval.members, (reservation.name,), after.get(index))
+            approval.order(index, order)
 
-    async def _online_step(
-        self,
-        request: SigningRequest,
-        committee: tuple[int, ...],
-        authorizations: tuple[wire.SignedAuthorization, ...],
-        after: After,
-    ) -> dict[int, wire.ShareReport]:
-        """SPEC 4.2: every member's signature share. A ceremony of its own, so that no share of another attempt fits."""
-        with self._ceremonies.open(committee) as online:
-            # What is answered to this attempt has come to nothing where there is another one.
-            after.update(dict.fromkeys(committee, online.id))
-            online.order_all(wire.OnlineOrder(online.id, request.key_id, authorizations))
-            return await online.one_each(wire.ShareReport, ONLINE_TIMEOUT_S)
+    async def _combine(self, request: SigningRequest, shares: Mapping[int, wire.ShareReport]) -> SignatureValue:
+        return combine(request.h, shares, request.public_key)
 
 
-def _check_terms(got: dict[int, wire.SignedAuthorization], request: SigningRequest) -> None:
+def _check_terms(got: Mapping[int, wire.SignedAuthorization], request: SigningRequest) -> None:
     """All members authorised the same, and the very hash that was asked for. Raises `CeremonyEnded`."""
-    first = next(iter(got.values())).authorization.terms
+    check_same_terms(got)
     for index, signed in got.items():
-        terms = signed.authorization.terms
-        if terms != first:
-            raise CeremonyEnded("terms", "the signers authorised different terms", index)
-        if terms.h != request.h:
+        if signed.authorization.terms.h != request.h:
             raise CeremonyEnded("terms", "the signer authorised another hash", index)

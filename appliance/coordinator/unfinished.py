@@ -11,9 +11,9 @@ from appliance.coordinator.batches import Item, batch_items
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
 from appliance.coordinator.messages import message_hash
 from appliance.store.batches import BatchRow
-from appliance.store.coordinator import SignatureRow
 from appliance.store.failures import Damaged
 from appliance.store.keys import KeyRow
+from appliance.store.signatures import SignatureRow
 from enclave import wire
 from policies.errors import CallerError
 from policies.requests import HashBatch, KeyCreation, SigningBody
@@ -21,9 +21,8 @@ from policies.requests import HashBatch, KeyCreation, SigningBody
 
 @dataclass(frozen=True)
 class UnfinishedSignature:
-    """A signing request as it was accepted, and the child key it is for (33 bytes)."""
+    """What a signing request asks for, and the child key it is for (33 bytes)."""
 
-    client: wire.ClientRequest
     public_key: bytes
     body: SigningBody
 
@@ -50,7 +49,7 @@ def wanted_signature(row: SignatureRow, keybook: KeyBook) -> UnfinishedSignature
         public_key, _ = derive(facts.public_key, facts.chain_code, body.derivation_path)
     except (msgspec.DecodeError, UnicodeDecodeError, CallerError) as error:
         raise Damaged(row.id, str(error)) from None
-    return UnfinishedSignature(client_request(row), public_key, body)
+    return UnfinishedSignature(public_key, body)
 
 
 async def wanted_items(row: BatchRow, keybook: KeyBook) -> tuple[Item, ...]:

@@ -23,9 +23,9 @@ from appliance.api.models import (
 from appliance.store.accepted import RequestState, shown_external_id
 from appliance.store.batches import BatchRow, BatchSummaryRow
 from appliance.store.certificates import decode_certificate
-from appliance.store.coordinator import SignatureRow
 from appliance.store.failures import Damaged
 from appliance.store.keys import KeyRow
+from appliance.store.signatures import SignatureRow
 from policies.roster import Roster, describe_scheme
 
 log = structlog.get_logger()

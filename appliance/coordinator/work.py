@@ -6,13 +6,15 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import structlog
 
+from appliance.api.batches import BATCH_ID_PREFIX
 from appliance.api.derivation import derive
-from appliance.coordinator.batches import BatchSigning, Item, batch_items
+from appliance.coordinator.batches import BatchSigning, batch_items
 from appliance.coordinator.carrying import brings_more, carried
 from appliance.coordinator.execution import Execution
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
@@ -27,8 +29,8 @@ from appliance.store import CoordinatorStore
 from appliance.store.accepted import AWAITING, Accepted
 from appliance.store.approvals import ApprovalRow
 from appliance.store.batches import BatchRow
-from appliance.store.coordinator import SignatureRow
 from appliance.store.keys import KeyRow
+from appliance.store.signatures import SignatureRow
 from enclave import wire
 from policies.errors import Unavailable
 from policies.requests import HashBatch, KeyCreation, SigningBody
@@ -97,7 +99,7 @@ class Work:
         request = self._accepted("sig_", client, body.external_id)
         self._check_place(request)
         key_id, kind = acknowledgement.key_id, type(body).__name__
-        accepted = await self._store.accept_signature(request, key_id, kind, body.derivation_path)
+        accepted = await self._store.signatures.accept(request, key_id, kind, body.derivation_path)
         self._log_accepted(accepted.id, kind, client, new=accepted.new)
         if accepted.run:
             run = self._execution.signature(accepted.id, client, key_id, public_key, body, again=not accepted.new)
@@ -107,40 +109,37 @@ class Work:
     async def create_batch(self, client: wire.ClientRequest, key: CertifiedKey, body: HashBatch) -> tuple[str, bool]:
         """Accept a batch under `key`. Returns and raises as `create_signature`."""
         self._check_room()
-        if self._batches >= MAX_BATCHES_UNDER_WAY:
-            raise Unavailable(f"{MAX_BATCHES_UNDER_WAY} batches are under way", "try again shortly")
-        self._batches += 1
-        begun = False
-        try:
+        with ExitStack() as place:
+            place.enter_context(self._batch_place())
             items = await batch_items(body, key.acknowledgement)
-            request = self._accepted("batch_", client, body.external_id)
+            request = self._accepted(BATCH_ID_PREFIX, client, body.external_id)
+            self._check_place(request)
             key_id = key.acknowledgement.key_id
             accepted = await self._store.batches.accept(request, key_id, len(items))
             self._log_accepted(accepted.id, "HashBatch", client, new=accepted.new)
             if accepted.run:
-                run = self._run_batch(accepted.id, client, key_id, items, again=not accepted.new)
-                self._start(accepted.id, "HashBatch", run)
-                begun = True
-        finally:
-            if not begun:
-                self._batches -= 1
+                run = self._execution.batch(accepted.id, client, key_id, items, again=not accepted.new)
+                self._start(accepted.id, "HashBatch", run, place.pop_all())
         return accepted.id, accepted.new
 
-    async def approve(self, signature_id: str, approver: str, jws: str) -> None:
-        """Keep an approval; a signature that awaits some is tried again, where this one may help. Raises
-        `Unavailable`."""
+    async def approve(self, row: SignatureRow | BatchRow, approver: str, jws: str) -> None:
+        """Keep an approval; what awaits some is tried again, where this one may help. Raises `Unavailable`."""
         self._check_room()
-        before = self._store.approvals.of(signature_id)
-        await self._store.approvals.put(signature_id, approver, jws)
-        log.info("request-approved", id=signature_id, approver=approver)
-        # Not while an attempt is under way: it looks for new approvals when it ends.
-        row = self._store.signature(signature_id)
-        if row is None or row.state != AWAITING or not self._is_worth_asking(row, before):
-            return
-        if await self._store.take_up(signature_id):
-            await self._resume_signature(row)
+        with ExitStack() as place:
+            if isinstance(row, BatchRow):
+                place.enter_context(self._batch_place())
+            before = self._store.approvals.of(row.id)
+            await self._store.approvals.put(ApprovalRow(row.id, approver, jws, claimed_expiry_s(jws)))
+            log.info("request-approved", id=row.id, approver=approver)
+            # Not while an attempt is under way: it looks for new approvals when it ends.
+            table = self._store.table_of(row)
+            now = table.get(row.id)
+            if now is None or now.state != AWAITING or not self._is_worth_asking(now, before):
+                return
+            if await table.take_up(row.id):
+                await self._resume(now, place)
 
-    def _is_worth_asking(self, row: SignatureRow, before: Sequence[ApprovalRow]) -> bool:
+    def _is_worth_asking(self, row: SignatureRow | BatchRow, before: Sequence[ApprovalRow]) -> bool:
         both = (before, self._store.approvals.of(row.id))
         known, now = (carried(approvals, row.reason_message, self._clock()) for approvals in both)
         return brings_more(known, now, row.reason_message) or self._execution.refusals.outdated(row.id)
@@ -159,6 +158,18 @@ class Work:
     def _check_room(self) -> None:
         if len(self._tasks) >= MAX_UNDER_WAY:
             raise Unavailable(f"{MAX_UNDER_WAY} requests are under way", "try again shortly")
+
+    @contextmanager
+    def _batch_place(self, *, anyway: bool = False) -> Iterator[None]:
+        """A place among the batches that are carried out. Raises `Unavailable` where too many are, unless there is one
+        `anyway`."""
+        if self._batches >= MAX_BATCHES_UNDER_WAY and not anyway:
+            raise Unavailable(f"{MAX_BATCHES_UNDER_WAY} batches are under way", "try again shortly")
+        self._batches += 1
+        try:
+            yield
+        finally:
+            self._batches -= 1
 
     def _check_place(self, request: Accepted) -> None:
         """Raises `Limited` for a new request that was signed to wait for approvals, where too many of its client do."""
@@ -187,19 +198,14 @@ class Work:
         """How many requests are carried out now."""
         return len(self._tasks)
 
-    async def _run_batch(
-        self, batch_id: str, client: wire.ClientRequest, key_id: str, items: tuple[Item, ...], **options: bool
-    ) -> str:
-        """Ends what was counted in `_batches`."""
-        try:
-            return await self._execution.batch(batch_id, client, key_id, items, **options)
-        finally:
-            self._batches -= 1
-
-    def _start(self, request_id: str, kind: str, run: Coroutine[object, object, str]) -> None:
-        """`run` returns how it ended."""
+    def _start(
+        self, request_id: str, kind: str, run: Coroutine[object, object, str], place: ExitStack | None = None
+    ) -> None:
+        """`run` returns how it ended; `place` is held until then."""
         task = asyncio.create_task(run, name=request_id)
         self._tasks[request_id] = task
+        if place is not None:
+            task.add_done_callback(lambda _: place.close())
         task.add_done_callback(partial(self._ended, request_id, kind, time.perf_counter()))
 
     def _ended(self, request_id: str, kind: str, started_s: float, task: asyncio.Task[str]) -> None:
@@ -228,12 +234,13 @@ class Work:
         for key in store.keys.unfinished():
             with structlog.contextvars.bound_contextvars(request_id=key.id):
                 await self._resume_key(key)
-        for row in store.unfinished_signatures():
-            with structlog.contextvars.bound_contextvars(request_id=row.id):
-                await self._resume_signature(row)
-        for batch in store.batches.unfinished():
-            with structlog.contextvars.bound_contextvars(request_id=batch.id):
-                await self._resume_batch(batch)
+        rows: list[SignatureRow | BatchRow] = [*store.signatures.unfinished(), *store.batches.unfinished()]
+        for row in rows:
+            with structlog.contextvars.bound_contextvars(request_id=row.id), ExitStack() as place:
+                if isinstance(row, BatchRow):
+                    # All of them: they were accepted.
+                    place.enter_context(self._batch_place(anyway=True))
+                await self._resume(row, place)
 
     async def _resume_key(self, row: KeyRow) -> None:
         try:
@@ -243,34 +250,28 @@ class Work:
         except Unavailable as error:
             await self._store.keys.end(row.id, "Failed", "restart", str(error), "")
 
-    async def _resume_signature(self, row: SignatureRow) -> None:
+    async def _resume(self, row: SignatureRow | BatchRow, place: ExitStack) -> None:
+        """What `place` holds is held until it ends."""
         try:
             self._check_room()
-            wanted = wanted_signature(row, self._keybook)
-            run = self._execution.signature(
-                row.id,
-                wanted.client,
-                row.key_id,
-                wanted.public_key,
-                wanted.body,
-                again=True,
-                resumed=True,
-                lacking=row.reason_message,
-            )
-            self._start(row.id, type(wanted.body).__name__, run)
+            kind, run = await self._resumed(row)
         except Unavailable as error:
-            await self._store.end_signature(row.id, "Failed", "restart", str(error), "")
-
-    async def _resume_batch(self, row: BatchRow) -> None:
-        try:
-            self._check_room()
-            items = await wanted_items(row, self._keybook)
-        except Unavailable as error:
-            await self._store.batches.end(row.id, "Failed", "restart", str(error), "")
+            await self._store.table_of(row).end(row.id, "Failed", "restart", str(error), "")
             return
-        self._batches += 1
-        run = self._run_batch(row.id, client_request(row), row.key_id, items, again=True, resumed=True)
-        self._start(row.id, "HashBatch", run)
+        self._start(row.id, kind, run, place.pop_all())
+
+    async def _resumed(self, row: SignatureRow | BatchRow) -> tuple[str, Coroutine[object, object, str]]:
+        """Its kind, and what carries it out. Raises `Damaged`."""
+        client, lacking = client_request(row), row.reason_message
+        if isinstance(row, BatchRow):
+            items = await wanted_items(row, self._keybook)
+            return "HashBatch", self._execution.batch(
+                row.id, client, row.key_id, items, again=True, resumed=True, lacking=lacking
+            )
+        wanted = wanted_signature(row, self._keybook)
+        return type(wanted.body).__name__, self._execution.signature(
+            row.id, client, row.key_id, wanted.public_key, wanted.body, again=True, resumed=True, lacking=lacking
+        )
 
     async def close(self) -> None:
         """Cancel what is under way; it stays unfinished on disk."""

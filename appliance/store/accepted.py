@@ -18,6 +18,7 @@ UNFINISHED = ("Pending", "Executing")
 NO_REASON = {"reason_code": "", "reason_message": "", "reason_signer": ""}
 # Other clients have to approve it.
 AWAITING = "AwaitingApprovals"
+OPEN = (*UNFINISHED, AWAITING)
 # The rule by which signers say that an external id stands for another request of its client (SPEC 4.10).
 CONFLICT = "request/external-id"
 # Between an external id that was released and the id of the request that it was: none contains it.

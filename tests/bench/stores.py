@@ -62,8 +62,8 @@ async def signature_us(store: CoordinatorStore, keys: int) -> float:
             id=f"sig_{name}", external_id=name, path="/", body=b"{}", jws="", created_at_ms=0, digest=bytes(32)
         )
         start = time.perf_counter_ns()
-        await store.accept_signature(request, key_id(number), "Hash", ())
-        await store.finish_signature(request.id, b"{}")
+        await store.signatures.accept(request, key_id(number), "Hash", ())
+        await store.signatures.finish(request.id, "Signed", b"{}")
         times.append(time.perf_counter_ns() - start)
     return round(statistics.median(times) / 1000, 1)
 

@@ -160,8 +160,7 @@ COVERED: dict[str, str] = {
     "policies.signed_requests:claimed_name": "claimed name",
     "policies.signed_requests:parse_strictly": "body",
     "policies.signed_requests:split_jws": "jws",
-    "appliance.api.async_client:AsyncClient.approve": "body",
-    "appliance.cli.approve:describe": "wanted approval",
+    "appliance.api.approvals:read_approvable": "wanted approval",
     "policies.stop_orders:_split": "stop order",
     "policies.typed_data.values:_bytes": "tests/property/test_any_payload.py",
 }

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from appliance import pki, relay, renewal
 from appliance.api import certificates, jws, models, signatures, transport
-from appliance.api.batches import SignatureBatch
-from appliance.api.models import ApprovalsWanted, SignatureState
+from appliance.api.approvals import ApprovalsWanted
+from appliance.api.batches import BatchState, SignatureBatch
 from appliance.api.results import ApiError
 from appliance.checkup import times
 from appliance.checkup.others import reached_at
@@ -52,10 +52,10 @@ from appliance.signer.enclave_link import _read
 from appliance.signer.status import StatusServer
 from appliance.store.batches import BatchRow
 from appliance.store.certificates import decode_certificate
-from appliance.store.coordinator import SignatureRow
 from appliance.store.failures import Damaged
 from appliance.store.keys import KeyRow
 from appliance.store.rows import parse_row
+from appliance.store.signatures import SignatureRow
 from enclave import gate, gate_keys, rewrap, wire, worker
 from enclave.__main__ import _hsm_section
 from enclave.config import load_config as load_enclave_config
@@ -74,7 +74,7 @@ from policies.json_strict import JsonInvalid, parse_json
 from policies.keccak import keccak256
 from policies.load import load_policy, load_yaml, parse_yaml
 from policies.reading import Asker, read_body
-from policies.requests import HashBatch, KeyCreation, SigningBody, signatures_path
+from policies.requests import HashBatch, KeyCreation, SigningBody, signature_batches_path, signatures_path
 from policies.roster import Roster
 from policies.signed_requests import claimed_client, claimed_name, split_jws
 from policies.stop_orders import split_order
@@ -240,10 +240,10 @@ def freezes(data: bytes) -> object:
     return Freezes("n", "s", lambda: None, store, lambda: 1.0, lambda event, facts: None).in_force
 
 
-def wanted(body: str) -> object:
+def wanted(body: str, path_of: Callable[[str], str] = signatures_path) -> object:
     """A request that a coordinator shows to an approver."""
     key_id = "key_" + "0" * 32
-    shown = ApprovalsWanted("sig", key_id, SignatureState.PENDING, "c", signatures_path(key_id), body, "", ())
+    shown = ApprovalsWanted("sig", key_id, BatchState.PENDING, "c", path_of(key_id), body, "", ())
     return describe(shown, key_id)
 
 
@@ -414,6 +414,11 @@ FUZZ: dict[str, Fuzz] = {
     "batch": (lambda data: parse_hash_batch(verified(data)), (Refused,), (BATCH,)),
     "jws": (text(split_jws), (Refused,), (b"e30.." + b"A" * 86,)),
     "wanted approval": (text(wanted), (CallerError,), (HASH,)),
+    "wanted approval of a batch": (
+        text(lambda body: wanted(body, signature_batches_path)),
+        (CallerError,),
+        (BATCH,),
+    ),
     "stop order": (text(lambda given: split_order((given,))), (Refused,), (STOP,)),
     "freezes": (freezes, (), (FREEZES,)),
     "gate answer": (gate_answer, (Refused,), (GATE_ANSWER,)),

@@ -271,3 +271,24 @@ def test_a_treasury_with_four_eyes(net: LocalNet, operators: dict[str, Path], ke
     assert (code, "there is nothing to approve" in said) == (2, True), said
     code, text, _ = keymoot(*request, "--json")
     assert (code, json.loads(text)["status"]) == (0, "Signed")
+
+
+def test_a_batch_with_four_eyes(net: LocalNet, key_id: str, tmp_path: Path) -> None:
+    """By the policy of the test before: it waits, is shown with every hash, and is released by two of three."""
+    hashes = ["cd" * 32, "ef" * 32]
+    (file := tmp_path / "hashes").write_text(f"{hashes[0]}\n{hashes[1]} m/0/5\n")
+    request = ("sign", "batch", key_id, file, "--external-id", "payroll", "--profile", net.profile)
+    code, _, said = keymoot(*request, "--approvals-within", "8")
+    assert (code, "waits for approvals: 2 approvals are needed, 0 given" in said) == (3, True), said
+    with net.client() as client:
+        (waiting,) = [one for one in client.list_batches(key_id) if one.external_id == "payroll"]
+    # Nobody is there to say yes; what was asked is on standard error.
+    code, text, said = keymoot("approve", key_id, waiting.id, "--json", "--profile", net.profile.with_name("bob.yaml"))
+    assert (code, text, f"{hashes[1]} m/0/5" in said, "Approve this?" in said) == (1, "", True, True)
+    for name, ends in (("bob", "AwaitingApprovals: 2 approvals are needed, 1 given by bob"), ("alice", "Signed")):
+        profile = net.profile.with_name(f"{name}.yaml")
+        code, text, said = keymoot("approve", key_id, waiting.id, "--yes", "--profile", profile)
+        assert (code, text.splitlines()[-1].startswith(f"Approved. The request is {ends}")) == (0, True), said
+        assert [f"{hashes[0]} m" in text, f"{hashes[1]} m/0/5" in text] == [True, True]
+    code, text, said = keymoot(*request, "--json")
+    assert (code, len(json.loads(text)["results"])) == (0, 2), said

@@ -101,10 +101,10 @@ async def test_a_store_of_the_revision_before_is_taken_over(
         patched.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "c0001"))
         old = CoordinatorStore.open(path)
     asked = Accepted(id="sig_1", external_id="s", path="p", body=b"", jws="", created_at_ms=1, digest=bytes(32))
-    await old.accept_signature(asked, "key_1", "Hash", ())
+    await old.signatures.accept(asked, "key_1", "Hash", ())
     await old.close()
     store = CoordinatorStore.open(path)
-    assert [row.id for row in store.unfinished_signatures()] == ["sig_1"]
+    assert [row.id for row in store.signatures.unfinished()] == ["sig_1"]
     known = await store.batches.accept(replace(asked, id="batch_1"), "key_1", 3)
     assert known == Acceptance("sig_1", False, False)
     assert await store.batches.accept(replace(asked, id="batch_2", external_id="b"), "key_1", 3) == Acceptance(
@@ -135,21 +135,21 @@ async def test_external_ids_are_a_clients_own_also_those_of_an_older_store(
     asked = Accepted(
         id="sig_1", external_id="s", path="p", body=b"", jws=jws_of("alice"), created_at_ms=1, digest=bytes(32)
     )
-    await old.accept_signature(asked, "key_1", "Hash", ())
+    await old.signatures.accept(asked, "key_1", "Hash", ())
     await old.close()
     store = CoordinatorStore.open(path)
     again = replace(asked, id="sig_2", client="alice")
-    assert await store.accept_signature(again, "key_1", "Hash", ()) == Acceptance("sig_1", False, False)
+    assert await store.signatures.accept(again, "key_1", "Hash", ()) == Acceptance("sig_1", False, False)
     other = replace(asked, id="sig_3", client="bob", jws=jws_of("bob"), digest=b"\x01" * 32)
-    assert await store.accept_signature(other, "key_1", "Hash", ()) == Acceptance("sig_3", True, True)
+    assert await store.signatures.accept(other, "key_1", "Hash", ()) == Acceptance("sig_3", True, True)
     with pytest.raises(ExternalIdTaken, match="externalId s was used"):
-        await store.accept_signature(replace(other, id="sig_4", client="alice"), "key_1", "Hash", ())
-    assert [shown_external_id(row.external_id) for row in store.unfinished_signatures()] == ["s", "s"]
+        await store.signatures.accept(replace(other, id="sig_4", client="alice"), "key_1", "Hash", ())
+    assert [shown_external_id(row.external_id) for row in store.signatures.unfinished()] == ["s", "s"]
     # Released by one, it stays the other's; and what was released can be used anew.
     await store.release("sig_3")
-    assert await store.accept_signature(replace(other, id="sig_5"), "key_1", "Hash", ()) == Acceptance(
+    assert await store.signatures.accept(replace(other, id="sig_5"), "key_1", "Hash", ()) == Acceptance(
         "sig_5", True, True
     )
-    assert await store.accept_signature(again, "key_1", "Hash", ()) == Acceptance("sig_1", False, False)
-    assert {shown_external_id(row.external_id) for row in store.unfinished_signatures()} == {"s"}
+    assert await store.signatures.accept(again, "key_1", "Hash", ()) == Acceptance("sig_1", False, False)
+    assert {shown_external_id(row.external_id) for row in store.signatures.unfinished()} == {"s"}
     await store.close()

@@ -16,7 +16,8 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import utils
 
 from appliance.api import models
-from appliance.api.batches import BatchState, BatchSummary, SignatureBatchList
+from appliance.api.approvals import ApprovalsWanted
+from appliance.api.batches import BatchResult, BatchState, BatchSummary, SignatureBatch, SignatureBatchList
 from appliance.api.client import (
     ApiError,
     AsyncClient,
@@ -36,6 +37,7 @@ from policies.requests import (
     Eip712TypedData,
     EthereumTransaction,
     Hash,
+    HashBatch,
     Message,
     MessageHash,
     SigningBody,
@@ -66,6 +68,8 @@ class FakeApi:
         self.polls_before_done = 2
         self.seen: list[tuple[str, str, bytes, str]] = []
         self._body: SigningBody = HASH
+        lacks = models.Reason("policy/approvals", "2 approvals are needed, 0 given", "signer-2")
+        self.batch = SignatureBatch("batch_1", KEY_ID, BatchState.AWAITING, 2, "two", "now", reason=lacks)
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -76,6 +80,9 @@ class FakeApi:
         app.router.add_get("/v1/keys/{id}/signatures/{sid}", self._signature)
         app.router.add_post("/v1/keys/{id}/signatures/{sid}/approvals", self._approve)
         app.router.add_get("/v1/keys/{id}/signature-batches", self._batches)
+        for path in ("", "/{bid}/approvals"):
+            app.router.add_post("/v1/keys/{id}/signature-batches" + path, self._batch)
+        app.router.add_get("/v1/keys/{id}/signature-batches/{bid}/approvals", self._batch_wanted)
         return app
 
     async def _create(self, request: web.Request) -> web.Response:
@@ -112,6 +119,14 @@ class FakeApi:
     async def _approve(self, request: web.Request) -> web.Response:
         await self._see(request)
         return answer(self.lie_signature(signature_of(self._body, models.SignatureState.SIGNED)))
+
+    async def _batch(self, request: web.Request) -> web.Response:
+        await self._see(request)
+        return answer(self.batch)
+
+    async def _batch_wanted(self, request: web.Request) -> web.Response:
+        shown = (request.match_info["bid"], KEY_ID, BatchState.AWAITING, "payments", "", "", "", ())
+        return answer(ApprovalsWanted(*shown))
 
     async def _batches(self, request: web.Request) -> web.Response:
         """Without an end."""
@@ -439,5 +454,39 @@ async def test_a_signature_that_an_approval_brought_is_verified(tls: TlsFiles) -
         api.lie_signature = lambda signature: replace(signature, signature=other)
         with pytest.raises(SignatureRefused, match="not over what was asked for"):
             await client.approve(KEY_ID, "sig_1", msgspec.json.encode(HASH))
-        with pytest.raises(CallerError, match="no signing request"):
+        with pytest.raises(CallerError, match="cannot be read"):
             await client.approve(KEY_ID, "sig_1", b"{}")
+
+
+BATCH = HashBatch(("0x" + "11" * 32, "0x" + "22" * 32), "two")
+
+
+async def test_a_batch_that_awaits_approvals_is_no_refusal(tls: TlsFiles) -> None:
+    async with connected(tls) as (api, client):
+        with pytest.raises(AwaitingApprovals, match="batch_1 waits for approvals: 2 approvals are needed") as caught:
+            await client.sign_batch(KEY_ID, BATCH, lifetime_s=3600)
+        assert caught.value.remedy == f"keymoot approve {KEY_ID} batch_1"
+        header = split_jws(api.seen[0][3]).header
+        assert header.exp - header.iat == 3600
+
+
+async def test_an_approval_of_a_batch_is_of_its_bytes_and_path_and_what_it_brings_is_verified(tls: TlsFiles) -> None:
+    async with connected(tls, alice := generate_client_key("alice")) as (api, client):
+        assert (await client.approvals_wanted(KEY_ID, "batch_1")).id == "batch_1"
+        shown = msgspec.json.encode(BATCH)
+        assert (await client.approve(KEY_ID, "batch_1", shown)).status == "AwaitingApprovals"
+        path, sent = api.seen[0][1:3]
+        assert path == f"/v1/keys/{KEY_ID}/signature-batches/batch_1/approvals"
+        approval = split_jws(msgspec.json.decode(sent)["approval"])
+        alice.private_key.public_key().verify(approval.signature, approval.signing_input(shown))  # type: ignore[call-arg,union-attr]
+        assert (approval.header.method, approval.header.path) == ("APPROVE", f"/v1/keys/{KEY_ID}/signature-batches")
+        for request_id, body in (("sig_1", shown), ("batch_1", msgspec.json.encode(HASH)), ("batch_1", b"{}")):
+            with pytest.raises(CallerError, match="cannot be read"):
+                await client.approve(KEY_ID, request_id, body)
+        assert len(api.seen) == 1
+        values = [BatchResult(value_of(Hash(h, "one"))) for h in reversed(BATCH.hashes)]
+        api.batch = replace(api.batch, status=BatchState.SIGNED, results=tuple(values))
+        with pytest.raises(SignatureRefused):
+            await client.approve(KEY_ID, "batch_1", shown)
+        api.batch = replace(api.batch, results=tuple(reversed(values)))
+        assert (await client.approve(KEY_ID, "batch_1", shown)).status == "Signed"

@@ -23,7 +23,7 @@ RULE = Approvals(of=("alice", "bob"), at_least=2)
 
 def row(name: str, jti: str = "", now_s: int = NOW_S) -> ApprovalRow:
     jws = sign_request(generate_client_key(name), "n", APPROVE, "/p", b"", now_s=now_s, jti=jti or new_jti())
-    return ApprovalRow("sig_1", name, jws)
+    return ApprovalRow("sig_1", name, jws, now_s + 120)
 
 
 def lacks(*approvers: str) -> str:

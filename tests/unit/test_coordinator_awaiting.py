@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import sqlite3
 import time
@@ -82,8 +83,9 @@ async def test_how_many_await_approvals_and_until_when_is_told(tmp_path: pathlib
 
     assert told() == {name + "awaited": 0}
     for number in (1, 2):
-        await store.accept_signature(accepted(number), "key_1", "Hash", ())
-        await store.await_approvals(Awaited(f"sig_{number}", "pay", 900 - number), 9, "policy/approvals", "2", "s")
+        await store.signatures.accept(accepted(number), "key_1", "Hash", ())
+        facts = Awaited(f"sig_{number}", "pay", 900 - number)
+        await store.signatures.await_approvals(facts, 9, "policy/approvals", "2", "s")
     assert told() == {name + "awaited": 2, name + "deadline_timestamp_seconds": 898}
     await store.close()
 
@@ -107,28 +109,28 @@ def accepted(number: int, client: str = "pay", jws: str = "") -> Accepted:
 async def test_deadlines_are_read_as_they_are_due(tmp_path: pathlib.Path) -> None:
     store = CoordinatorStore.open(tmp_path / "coordinator.db")
     for number in range(1, 6):
-        await store.accept_signature(accepted(number), "key_1", "Hash", ())
-        assert await store.await_approvals(
+        await store.signatures.accept(accepted(number), "key_1", "Hash", ())
+        assert await store.signatures.await_approvals(
             Awaited(f"sig_{number}", "pay", 100 * number), 9, "policy/approvals", "2", "s"
         )
     assert (store.awaiting.due(300, 2), store.awaiting.due(300, 9)) == (["sig_1", "sig_2"], ["sig_1", "sig_2", "sig_3"])
     assert (store.awaiting.of("pay"), store.awaiting.of("other"), store.awaiting.first_s()) == (5, 0, 100)
     await Deadlines(store, time.time).end_late(300)
     assert (store.awaiting.due(400, 9), store.awaiting.of("pay"), store.awaiting.first_s()) == (["sig_4"], 2, 400)
-    row = store.signature("sig_3")
+    row = store.signatures.get("sig_3")
     assert row is not None
     assert (row.state, row.reason_code) == ("Failed", "approvals/late")
     # One that is under way when its time is over is ended when it awaits approvals again.
-    assert await store.take_up("sig_4")
+    assert await store.signatures.take_up("sig_4")
     await Deadlines(store, time.time).end_late(400)
     assert store.awaiting.due(400, 9) == []
-    assert await store.await_approvals(Awaited("sig_4", "pay", 400), 9, "policy/approvals", "2", "s")
+    assert await store.signatures.await_approvals(Awaited("sig_4", "pay", 400), 9, "policy/approvals", "2", "s")
     await Deadlines(store, time.time).end_late(400)
-    row = store.signature("sig_4")
+    row = store.signatures.get("sig_4")
     assert row is not None
     assert row.state == "Failed"
-    assert await store.take_up("sig_5")
-    await store.end_signature("sig_5", "Rejected", "gate", "no", "")
+    assert await store.signatures.take_up("sig_5")
+    await store.signatures.end("sig_5", "Rejected", "gate", "no", "")
     assert (store.awaiting.of("pay"), store.awaiting.first_s()) == (0, None)
     await store.close()
 
@@ -141,14 +143,50 @@ async def test_what_awaited_approvals_before_the_upgrade_is_taken_over(
         patched.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "c0007"))
         old = CoordinatorStore.open(path)
     jws = sign_request(
-        generate_client_key("pay"), "n", "POST", "/p/signatures", b"", now_s=1000, jti=new_jti(), lifetime_s=600
+        generate_client_key("pay"), "n", "POST", "/v1/keys/k/signatures", b"", now_s=1000, jti=new_jti(), lifetime_s=600
     )
     for number, signed in ((1, jws), (2, jws), (3, "damaged")):
-        await old.accept_signature(accepted(number, jws=signed), "key_1", "Hash", ())
+        await old.signatures.accept(accepted(number, jws=signed), "key_1", "Hash", ())
     await old.close()
     with sqlite3.connect(path) as connection:
         connection.execute("update signatures set state = 'AwaitingApprovals' where id in ('sig_1', 'sig_3')")
     store = CoordinatorStore.open(path)
     assert (store.awaiting.of("pay"), store.awaiting.first_s()) == (1, 0)
     assert store.awaiting.due(1600, 9) == ["sig_3", "sig_1"]
+    await store.close()
+
+
+async def test_batches_and_signatures_share_the_places_of_a_client_and_one_deadline(net: FakeNetwork) -> None:
+    key_id = await make_key(net)
+    single, batch, third = Named(net, key_id, "one"), Request(net, key_id, batch=True), Request(net, key_id, batch=True)
+    third.body = third.body.replace(b"batch-1", b"batch-2")
+    for each in (single, batch):
+        assert (await each.ask())["status"] == AWAITING
+    jws = net.files.signer.request(third.path, third.body, exp=int(time.time()) + HOURS_S).jws
+    status, told = await net.post(third.path, third.body, jws=jws)
+    assert (status, told["code"]) == (429, "too-many-awaiting"), told
+    assert (await net.get("/v1/coordinator"))[1]["awaitingApprovals"] == 2
+    await net.coordinator.deadlines.end_late(time.time() + HOURS_S + 60)
+    for each in (single, batch):
+        shown = await each.shown()
+        assert (shown["status"], shown["reason"]["code"]) == ("Failed", "approvals/late")
+    assert (await third.ask())["status"] == AWAITING
+
+
+async def test_approvals_of_before_the_upgrade_expire_as_they_say(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, upgrade = tmp_path / "coordinator.db", alembic.command.upgrade
+    with monkeypatch.context() as patched:
+        patched.setattr(alembic.command, "upgrade", lambda config, _: upgrade(config, "c0008"))
+        await CoordinatorStore.open(path).close()
+    jws = sign_request(generate_client_key("bob"), "n", "APPROVE", "/p", b"", now_s=1000, jti=new_jti(), lifetime_s=600)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.executemany("insert into approvals values ('sig_1', ?, ?)", [("bob", jws), ("carol", "damaged")])
+    store = CoordinatorStore.open(path)
+    assert [(one.approver, one.jws, one.expires_s) for one in store.approvals.of("sig_1")] == [
+        ("bob", jws, 1600), ("carol", "damaged", 0),
+    ]  # fmt: skip
+    assert [await store.approvals.forget_expired(1599, most) for most in (1, 1)] == [1, 0]
+    assert [one.approver for one in store.approvals.of("sig_1")] == ["bob"]
     await store.close()

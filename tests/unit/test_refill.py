@@ -225,7 +225,7 @@ async def test_a_signer_that_does_not_answer_the_online_step_is_left_out(
 ) -> None:
     from appliance.coordinator import signing
 
-    monkeypatch.setattr(signing, "ONLINE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(signing.Signing, "online_timeout_s", 0.2)
     network = five.coordinator.network
     five.signers[0].answers[wire.OnlineOrder] = lambda order: []
     creation = {

@@ -198,7 +198,7 @@ async def use_coordinator(path: pathlib.Path) -> None:
     roster = Dealer.make().roster
     try:
         show_keys(store.keys.after(0, 100), roster)
-        store.unfinished_signatures()
+        store.signatures.unfinished()
         store.keys.unfinished()
         store.batches.unfinished()
         accepted = Accepted(

@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from appliance.store import CoordinatorStore, SignerStore
-from appliance.store import coordinator as coordinator_schema
+from appliance.store import accepted as coordinator_schema
 from appliance.store import signer as signer_schema
 from appliance.store.failures import StoreFailed
 from appliance.store.signer import RecordCache
