@@ -10,7 +10,6 @@ import nacl.bindings
 from enclave import __version__
 from enclave.anomalies import AnomalyWatch
 from enclave.asking import Gate
-from enclave.attempts import RequestBook
 from enclave.audit import AuditLog
 from enclave.authorise import Authoriser
 from enclave.batches import Batches
@@ -38,6 +37,7 @@ from enclave.pool import PresignaturePool
 from enclave.prss_state import PrssState
 from enclave.recall import Recall
 from enclave.reload import Reload, SigningRules
+from enclave.request_book import RequestBook
 from enclave.request_log import RequestLog
 from enclave.setup_turn import SetupTurn
 from enclave.shares import Vault

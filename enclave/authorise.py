@@ -2,7 +2,7 @@
 
 The order of effects:
 
-1. the client's request verifies, the policy allows it, the gate says yes (nothing is reserved, nothing is spent);
+1. the client's request verifies, the policy allows it, the gate says yes (`deciding.py`);
 2. room within the policy's limits is held, an authorization is signed and remembered: at most one outstanding, three in
    a request's life.
 
@@ -14,52 +14,38 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from enclave.answers import AlreadyAnswered
-from enclave.asked import request_info, signer_info, understand
 from enclave.asking import Gate
-from enclave.attempts import Approval, Attempt, Outstanding, RequestBook, RequestState
+from enclave.attempts import Approval, Attempt, Outstanding, RequestState
 from enclave.audit import AuditLog
-from enclave.channels.frames import sign_digest
-from enclave.counting import Counting, Lapsed, Permission
+from enclave.counting import Counting, Lapsed
+from enclave.deciding import AnyOrder, Deciding
 from enclave.effects import Effects
 from enclave.errors import CallerError, Refused, Unavailable
 from enclave.gate import GateSaidNo
 from enclave.meters import rule_label
 from enclave.online import Holdings, OnlineStep
 from enclave.reload import SigningRules
+from enclave.request_book import RequestBook
 from enclave.request_log import RequestLog
-from enclave.requests import VerifiedRequest, verify_request
-from enclave.shares import KeyFacts
-from enclave.terms import audit_facts, authorization_digest, make_terms
+from enclave.requests import VerifiedRequest
+from enclave.terms import AUTHORIZATION_S, audit_facts, make_terms, new_authorization, sign_authorization
 from enclave.wire import (
     Answer,
     AuditEntry,
-    Authorization,
     AuthorizationTerms,
-    Authorized,
-    BatchAuthorization,
-    BatchAuthorized,
     BatchSignOrder,
     BatchTerms,
-    ClientRequest,
-    GatePending,
     PresignatureName,
     Recalled,
     Record,
     RequestRefused,
-    SignedAuthorization,
-    SignedBatchAuthorization,
-    SignOrder,
     UnknownPresignature,
     UnknownPresignatures,
 )
-from policies.gate_messages import BatchSignerInfo, RequestInfo, SignerInfo
-from policies.requests import body_digest, request_name, signature_batches_path, signatures_path
+from policies.requests import signature_batches_path, signatures_path
 from policies.signed_requests import MAX_LIFETIME_S
 
-AUTHORIZATION_S = 30
 CLOCK_SKEW_S = 30
-
-AnyOrder = SignOrder | BatchSignOrder
 
 
 class Authoriser:
@@ -81,7 +67,7 @@ class Authoriser:
         self._rules, self._holdings, self.gate, self.book = rules, holdings, gate, book
         self._session, self._vault, self._pool = holdings.session, holdings.vault, holdings.pool
         self._audit, self._effects, self._clock, self._random = audit, effects, wall_clock, random
-        self._roster_digest = rules.roster.digest()
+        self._deciding = Deciding(rules, holdings, gate, effects, book, wall_clock, counting)
         self.counters: dict[str, int] = {}
         self._log, self._counting = log, counting
         self.online = OnlineStep(holdings, book, audit, effects, wall_clock, self._count, log, counting)
@@ -99,13 +85,13 @@ class Authoriser:
             # A request that is known was verified, and may have been approved long after its JWS expired.
             state, request = self.book.get(order.request.digest(self._rules.roster.network)), None
             if state is None:
-                request = self._verify(order.request)
+                request = self._deciding.verify(order.request)
                 waits = request.lifetime_s > MAX_LIFETIME_S
                 state = self.book.open(request.digest, *self._remembered_until_s(request), request.client_id, waits)
             self._begin_attempt(coordinator, state, order)
             begun = True
             if state.asking:
-                self._tell_pending(state)
+                self._deciding.tell_pending(state)
                 return
             while not await self._is_authorized(state, order, request, record, stored):
                 pass
@@ -152,7 +138,7 @@ class Authoriser:
         try:
             if not self._is_approved(state, order):
                 # SPEC 6.9: it verified when it came; another gate may have taken hours.
-                request = request or self._verify(order.request, state.verified_s)
+                request = request or self._deciding.verify(order.request, state.verified_s)
                 await self._approve(state, order, request, record, stored)
             self._authorize(state)
         except Lapsed:
@@ -175,7 +161,7 @@ class Authoriser:
     ) -> None:
         state.asking, asked = True, state.asked
         try:
-            state.approval = await self._decide(state, order, request, record, stored)
+            state.approval = await self._deciding.decide(state, order, request, record, stored)
         except GateSaidNo as no:
             state.closed, state.said_no = True, no.reason
             raise
@@ -184,102 +170,6 @@ class Authoriser:
             if state.asked > asked:
                 # What came of a question is always audited, whatever was refused while it was asked.
                 state.refusals = 0
-
-    def _verify(self, request: ClientRequest, now_s: int | None = None) -> VerifiedRequest:
-        return verify_request(
-            request,
-            policy=self._rules.policy,
-            network=self._rules.roster.network,
-            now_s=int(self._clock()) if now_s is None else now_s,
-            boot_s=self._rules.boot_s,
-            present_s=int(self._clock()),
-        )
-
-    async def _decide(
-        self,
-        state: RequestState,
-        order: AnyOrder,
-        request: VerifiedRequest,
-        record: Record | None,
-        stored: Answer | None,
-    ) -> Approval:
-        # To understand a batch takes up to 1,000 child keys: not again for what is answered, or was asked too often.
-        if state.name:
-            self.book.answers.check(state.name, order.after)
-        key = await self._key(order.key_id, record)
-        acknowledgement, batch = key.acknowledgement, isinstance(order, BatchSignOrder)
-        self._counting.freezes.check(acknowledgement.label)
-        approved_by = frozenset(one.id for one in request.approvers)
-        state.lacking.check(approved_by, self._clock())
-        state.count_question()
-        asked = await understand(request, acknowledgement, batch, self._holdings.pause)
-        try:
-            self._claim(state, order, request.client_id, asked.external_id, stored)
-        except AlreadyAnswered:
-            # No question was put. From now on the name is known, and the answer is found above.
-            state.asked -= 1
-            raise
-        if isinstance(order, BatchSignOrder) and len(order.presignatures) != len(asked.items):
-            raise Refused("presignature", "a batch needs one presignature for each hash")
-        label, request_id = acknowledgement.label, order.request.request_id
-        try:
-            permission = await self._counting.permit(request.client, asked, label, state.digest, request_id)
-        except Refused as refusal:
-            # SPEC 4.13: it may come back with more approvals.
-            if refusal.rule == "policy/approvals":
-                state.lacking.keep(approved_by, refusal.reason, self._clock())
-                state.asked -= 1
-            raise
-        until_s = max(request.expires_at_s, int(self._clock()) + AUTHORIZATION_S)
-        if self._rules.gate_mode != "none":
-            name = self._rules.roster.signer(self._session.index).name
-            info = signer_info(asked, acknowledgement, order.committee, name, permission.to_gate)
-            told = request_info(asked, self._rules.roster.network)
-            until_s = await self._ask_gate(state, order, info, told, permission)
-            permission.again()
-        approvers = tuple(one.id for one in request.approvers)
-        return Approval(
-            request.client_id, key, batch, asked.items, order.committee, until_s, permission.again, approvers
-        )
-
-    def _claim(
-        self, state: RequestState, order: AnyOrder, client_id: str, external_id: str, stored: Answer | None
-    ) -> None:
-        """SPEC 4.10: one body under one external id, and an answer that was given is not given again."""
-        name = request_name(self._rules.roster.network, client_id, external_id)
-        self.book.claim(state, name, body_digest(order.request.path, order.request.body), stored)
-        self.book.answers.check(name, order.after)
-
-    async def _key(self, key_id: str, record: Record | None) -> KeyFacts:
-        key = await self._vault.key_facts(record, key_id)
-        if not key.active:
-            raise Refused("key/pending", f"{key_id} is not activated here: its certificate is missing")
-        if key.acknowledgement.roster_digest != self._roster_digest:
-            raise Refused("key/roster", f"{key_id} belongs to another roster")
-        return key
-
-    async def _ask_gate(
-        self,
-        state: RequestState,
-        order: AnyOrder,
-        info: SignerInfo | BatchSignerInfo,
-        told: RequestInfo,
-        permission: Permission,
-    ) -> int:
-        def pending(until_s: int) -> None:
-            # A person is not asked on for what would be refused after all.
-            permission.again()
-            state.pending_until_s = until_s
-            self._tell_pending(state)
-
-        deadline_s = int(self._clock()) + self._rules.gate_deadline_s
-        allowed = await self.gate.ask(info, told, deadline_s, pending, order.request.request_id)
-        return allowed.expires_at_s
-
-    def _tell_pending(self, state: RequestState) -> None:
-        """The newest attempt learns that the gate needs time, perhaps after its coordinator was away."""
-        if state.pending_until_s and state.attempt is not None:
-            self._effects.report(state.attempt.coordinator, GatePending(state.attempt.ceremony, state.pending_until_s))
 
     def _authorize(self, state: RequestState) -> None:
         """Sign the terms of the newest attempt, which may have come while the gate was asked."""
@@ -298,7 +188,7 @@ class Authoriser:
             self._report_unknown(attempt, approval, unknown)
             return
         until_s = min(int(self._clock()) + AUTHORIZATION_S, approval.until_s)
-        authorization = self._authorization(terms, until_s)
+        authorization = new_authorization(terms, self._session, self._random(32), until_s)
         self.book.answers.withdraw(state.name, but=state.digest)
         if charge:
             # SPEC 7.3
@@ -316,7 +206,9 @@ class Authoriser:
         )
         self._count("requests_authorized")
         self._log.told("request authorized", state.digest, attempt.request_id, client=approval.client_id)
-        self._effects.report(attempt.coordinator, self._signed(attempt.ceremony, authorization), (entry,))
+        self._effects.report(
+            attempt.coordinator, sign_authorization(attempt.ceremony, authorization, self._session), (entry,)
+        )
 
     def _holds(self, name: PresignatureName, terms: AuthorizationTerms | BatchTerms) -> bool:
         return self._pool.holds(name, terms.committee, terms.prss_epoch)
@@ -326,22 +218,6 @@ class Authoriser:
             self._effects.report(attempt.coordinator, UnknownPresignatures(attempt.ceremony, tuple(unknown)))
         else:
             self._effects.report(attempt.coordinator, UnknownPresignature(attempt.ceremony, unknown[0]))
-
-    def _authorization(
-        self, terms: AuthorizationTerms | BatchTerms, until_s: int
-    ) -> Authorization | BatchAuthorization:
-        me, rho = self._session, self._random(32)
-        if isinstance(terms, BatchTerms):
-            return BatchAuthorization(terms, me.index, me.boot_nonce, rho, until_s)
-        return Authorization(terms, me.index, me.boot_nonce, rho, until_s)
-
-    def _signed(
-        self, ceremony: bytes, authorization: Authorization | BatchAuthorization
-    ) -> Authorized | BatchAuthorized:
-        signature = sign_digest(self._session.frame_secret, authorization_digest(authorization))
-        if isinstance(authorization, BatchAuthorization):
-            return BatchAuthorized(ceremony, SignedBatchAuthorization(authorization, signature))
-        return Authorized(ceremony, SignedAuthorization(authorization, signature))
 
     def _recall(self, coordinator: str, order: AnyOrder, state: RequestState | None, answer: Answer) -> None:
         """Answer the newest attempt by what was answered before."""

@@ -9,7 +9,7 @@ import msgspec
 
 from enclave.answers import AlreadyAnswered
 from enclave.asking import Gate
-from enclave.attempts import Attempt, RequestBook, RequestState
+from enclave.attempts import Attempt, RequestState
 from enclave.audit import AuditLog
 from enclave.effects import Effects
 from enclave.errors import KeymootError, Refused
@@ -18,6 +18,7 @@ from enclave.gate import GateSaidNo
 from enclave.meters import rule_label
 from enclave.orders import FIRST_KEY_EPOCH, CeremonyOrders
 from enclave.reload import SigningRules
+from enclave.request_book import RequestBook
 from enclave.request_log import RequestLog
 from enclave.requests import parse_key_creation, verify_request
 from enclave.wire import (
@@ -41,7 +42,6 @@ from policies.gate_messages import KeyCreationInfo, RequestInfo
 from policies.model import Action
 from policies.requests import KEYS_PATH, body_digest, request_name
 from policies.requests import KeyCreation as KeyCreationBody
-from policies.signed_requests import MAX_LIFETIME_S
 
 REMEMBERED_S = 600.0
 
@@ -86,7 +86,7 @@ class KeyCreation:
         """
         try:
             checked = [self._check(request) for request in order.requests]
-            states = self._open(order)
+            states = self._open(order, checked)
             self._claim(order, states, checked, stored)
             self._check_consent(states)
         except AlreadyAnswered as earlier:
@@ -135,7 +135,8 @@ class KeyCreation:
         begun: RequestState | None = None
         ceremony = order.ceremony
         try:
-            checked, state = self._check(order.request), self._open_one(order.request)
+            checked = self._check(order.request)
+            state = self._open_one(order.request, checked)
             self._begin_consent(coordinator, order, state, checked, stored)
             begun = state
             if state.asking:
@@ -237,20 +238,20 @@ class KeyCreation:
             self._book.claim(state, one.name, body_digest(request.path, request.body), stored)
             self._book.answers.check(one.name, order.after)
 
-    def _open(self, order: KeygenOrder) -> list[RequestState]:
+    def _open(self, order: KeygenOrder, checked: Sequence[Checked]) -> list[RequestState]:
         """One request makes one key: none twice in an order, none that is being carried out or was."""
         digests = [request.digest(self._rules.roster.network) for request in order.requests]
         if len(set(digests)) != len(digests):
             raise Refused("request/replayed", "one request twice in an order")
-        states = [self._open_one(request) for request in order.requests]
+        states = [self._open_one(*each) for each in zip(order.requests, checked, strict=True)]
         if any(state.asking for state in states):
             raise Refused("request/busy", "this request is being carried out")
         return states
 
-    def _open_one(self, request: ClientRequest) -> RequestState:
+    def _open_one(self, request: ClientRequest, checked: Checked) -> RequestState:
         fresh_until_s = self._clock() + REMEMBERED_S
         digest = request.digest(self._rules.roster.network)
-        return self._book.open(digest, fresh_until_s + self._rules.gate_deadline_s, fresh_until_s)
+        return self._book.open(digest, fresh_until_s + self._rules.gate_deadline_s, fresh_until_s, checked.client.id)
 
     def _check(self, request: ClientRequest) -> Checked:
         """Raises `Refused` for what is not permitted."""
@@ -261,8 +262,6 @@ class KeyCreation:
         verified = verify_request(
             request, policy=rules.policy, network=rules.roster.network, now_s=now_s, boot_s=rules.boot_s
         )
-        if verified.lifetime_s > MAX_LIFETIME_S:
-            raise Refused("request/lifetime", f"a request for a key is signed for {MAX_LIFETIME_S} s at most")
         if request.path != KEYS_PATH:
             raise Refused("request/path", f"keys are created at {KEYS_PATH}")
         body = parse_key_creation(verified)

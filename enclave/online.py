@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from enclave.asked import Pause
-from enclave.attempts import Outstanding, RequestBook, RequestState
+from enclave.attempts import Outstanding, RequestState
 from enclave.audit import AuditLog
 from enclave.channels.frames import verify_digest
 from enclave.channels.handshake import PeerSession
@@ -24,6 +24,7 @@ from enclave.members import OwnSession
 from enclave.pool import PresignaturePool
 from enclave.protocol import sign
 from enclave.prss_state import PrssState
+from enclave.request_book import RequestBook
 from enclave.request_log import RequestLog
 from enclave.shares import Opening, Vault
 from enclave.terms import audit_facts, authorization_digest

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from enclave.attempts import RequestBook
 from enclave.effects import Effects
 from enclave.errors import Refused
 from enclave.reload import SigningRules
+from enclave.request_book import RequestBook
 from enclave.requests import parse_hash_batch, parse_key_creation, parse_signing_body, verify_request
 from enclave.wire import Answer, ClientRequest, Recalled, RecallOrder, RequestRefused
 from policies.requests import KEYS_PATH, body_digest, request_name

@@ -17,8 +17,8 @@ from enclave.errors import Refused
 from enclave.wire import ClientRequest
 from policies.clients import Algorithm, Client
 from policies.model import Policy
-from policies.requests import HashBatch, KeyCreation, SigningBody
-from policies.signed_requests import parse_strictly, split_jws
+from policies.requests import HashBatch, KeyCreation, SigningBody, may_wait
+from policies.signed_requests import MAX_LIFETIME_S, parse_strictly, split_jws
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,8 @@ def verify_request(
     client = policy.client(jws.header.kid)
     if client is None:
         raise Refused("request/client", "the policy knows no client with this kid")
-    jws.check(
-        client, network=network, method=request.method, path=request.path, now_s=now_s, longest_s=policy.longest_s
-    )
+    longest_s = policy.longest_s if may_wait(request.path) else MAX_LIFETIME_S
+    jws.check(client, network=network, method=request.method, path=request.path, now_s=now_s, longest_s=longest_s)
     if jws.header.iat < boot_s:
         raise Refused(
             "request/boot", "signed before this enclave's start, or before its clock was set back: sign it again"

@@ -6,16 +6,25 @@ The two never stand for each other: they are different structs, and are signed u
 from __future__ import annotations
 
 from enclave.attempts import Approval, Attempt
+from enclave.channels.frames import sign_digest
+from enclave.members import OwnSession
 from enclave.wire import (
     Authorization,
     AuthorizationTerms,
+    Authorized,
     BatchAuthorization,
+    BatchAuthorized,
     BatchItem,
     BatchTerms,
+    SignedAuthorization,
+    SignedBatchAuthorization,
     batch_items_digest,
     encode,
 )
 from policies.transcript import Tag, digest
+
+# So long it may be used.
+AUTHORIZATION_S = 30
 
 
 def make_terms(
@@ -59,6 +68,25 @@ def authorization_digest(authorization: Authorization | BatchAuthorization) -> b
     """The 32 bytes that a member's frame key signs."""
     tag = Tag.BATCH_AUTHORIZATION if isinstance(authorization, BatchAuthorization) else Tag.AUTHORIZATION
     return digest(tag, encode(authorization))
+
+
+def new_authorization(
+    terms: AuthorizationTerms | BatchTerms, me: OwnSession, rho: bytes, until_s: int
+) -> Authorization | BatchAuthorization:
+    """Good until `until_s` (Unix seconds), and in this boot alone. `rho`: 32 fresh random bytes."""
+    if isinstance(terms, BatchTerms):
+        return BatchAuthorization(terms, me.index, me.boot_nonce, rho, until_s)
+    return Authorization(terms, me.index, me.boot_nonce, rho, until_s)
+
+
+def sign_authorization(
+    ceremony: bytes, authorization: Authorization | BatchAuthorization, me: OwnSession
+) -> Authorized | BatchAuthorized:
+    """Signed with the frame key, as it is reported."""
+    signature = sign_digest(me.frame_secret, authorization_digest(authorization))
+    if isinstance(authorization, BatchAuthorization):
+        return BatchAuthorized(ceremony, SignedBatchAuthorization(authorization, signature))
+    return Authorized(ceremony, SignedAuthorization(authorization, signature))
 
 
 def audit_facts(terms: AuthorizationTerms | BatchTerms) -> dict[str, str | int]:

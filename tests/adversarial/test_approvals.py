@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from enclave import attempts, authorise, lacking, wire
+from enclave import attempts, deciding, lacking, request_book, wire
 from enclave.asked import understand
 from enclave.errors import Refused
 from policies.hours import Day, Hours
@@ -221,7 +221,7 @@ def test_what_lacked_approvals_is_not_understood_again_at_once(
         understood.append(asked)
         return await understand(*asked)
 
-    monkeypatch.setattr(authorise, "understand", counted)
+    monkeypatch.setattr(deciding, "understand", counted)
     request = treasury.request()
     alice = treasury.approval("alice", request)
     for given in ((alice,), (), (alice,), (alice, alice)):
@@ -250,7 +250,7 @@ def test_only_where_the_policy_asks_for_approvals_is_a_request_signed_for_long(t
 
 
 def test_requests_that_wait_are_bounded_for_each_client(treasury: Treasury, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "MAX_WAITING", 2)
+    monkeypatch.setattr(request_book, "MAX_WAITING", 2)
     for name in ("one", "two"):
         assert refusals(treasury.ask(treasury.request(external_id=name))) == LACKS
     assert refusals(treasury.ask(treasury.request(external_id="three"))) == {"busy"}

@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from enclave import attempts, wire
+from enclave import request_book, wire
 from enclave.asked import understand
-from enclave.attempts import MAX_ATTEMPTS, MAX_ITEMS, MAX_ITEMS_OF_CLIENT, Attempt, RequestBook
+from enclave.attempts import MAX_ATTEMPTS, Attempt
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import Refused
+from enclave.request_book import MAX_ITEMS, MAX_ITEMS_OF_CLIENT, RequestBook
 from policies.model import Kind
 from policies.requests import Hash, HashBatch, signature_batches_path, signatures_path
 from tests.adversarial.conftest import COMMITTEE, Desk
@@ -220,7 +221,7 @@ def test_an_answered_batch_is_not_understood_again(desk: Desk, monkeypatch: pyte
         understood.append(arguments)
         return await understand(*arguments)
 
-    monkeypatch.setattr("enclave.authorise.understand", counted)
+    monkeypatch.setattr("enclave.deciding.understand", counted)
     request = batch_request(desk)
     done = only(online(desk, authorizations(authorise(desk, request, names(desk, 1, 2, 3, 4)))), wire.BatchShareReport)
     before = len(understood)
@@ -388,7 +389,7 @@ def test_one_client_fills_half_of_what_is_remembered_of_batches() -> None:
 
 def test_what_was_refused_keeps_nobody_else_out(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither by the policy, nor because its coordinator named more presignatures than the batch has hashes."""
-    monkeypatch.setattr(attempts, "MAX_ITEMS", 4)
+    monkeypatch.setattr(request_book, "MAX_ITEMS", 4)
     stranger = TestClient(desk.net.clock, "stranger")
     policy = open_policy(desk.client)
     for j in COMMITTEE:
@@ -405,7 +406,7 @@ def test_what_was_refused_keeps_nobody_else_out(desk: Desk, monkeypatch: pytest.
 
 def test_a_batch_that_is_approved_weighs_what_it_has(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many presignatures a later order names for it; and it can still be authorised."""
-    monkeypatch.setattr(attempts, "MAX_ITEMS", 4)
+    monkeypatch.setattr(request_book, "MAX_ITEMS", 4)
     first = batch_request(desk, HASHES[:1], ((),))
     only(authorise(desk, first, names(desk, 1)), wire.BatchAuthorized)
     assert refusals(authorise(desk, first, names(desk, 1, 2, 3, 4))) == {"presignature"}

@@ -344,3 +344,34 @@ def test_a_request_signed_before_a_reboot_is_refused_after_it(desk: Desk) -> Non
     desk.net.drain()
     reports = desk.net.authorise(request, desk.key_id, COMMITTEE, desk.name())
     assert [report.rule for report in reports[1]] == ["request/boot"]
+
+
+def reboot_all(desk: Desk) -> None:
+    for j in COMMITTEE:
+        desk.net.reboot(j)
+        desk.net.presence(COMMITTEE)
+        desk.net.run()
+    desk.net.drain()
+
+
+def test_one_that_is_dated_ahead_is_decided_anew_after_a_restart_and_refused_after_its_date(desk: Desk) -> None:
+    """As THREATS says: its date does not tell that it was decided before. The gate of now decides, once a boot."""
+    now_s, asked = int(desk.net.clock()), list[int]()
+    request = desk.client.sign_hash(desk.key_id, H1, iat=now_s + 20, exp=now_s + 300)
+
+    def no(member: int, _: object) -> tuple[bool, str]:
+        asked.append(member)
+        return False, "not today"
+
+    desk.gate.decide = no
+    for boots in (1, 2):
+        for _ in range(2):
+            reports = desk.net.authorise(request, desk.key_id, COMMITTEE, desk.name())
+            assert {report.reason for report in only(reports, wire.RequestRefused).values()} == {"not today"}  # type: ignore[attr-defined]
+            assert sorted(asked) == sorted(boots * COMMITTEE)
+        desk.net.advance(5)
+        reboot_all(desk)
+    desk.net.advance(20)
+    reboot_all(desk)
+    assert refusals(desk.net.authorise(request, desk.key_id, COMMITTEE, desk.name())) == {"request/boot"}
+    assert len(asked) == 2 * len(COMMITTEE)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from typing import Any
 
 import msgspec
 import pytest
 
 from appliance.coordinator.gates import unheld
-from enclave import attempts, wire
-from enclave.attempts import RequestBook
+from enclave import request_book, wire
 from enclave.errors import Refused
+from enclave.request_book import RequestBook
 from tests.adversarial.conftest import COMMITTEE, Desk, make_net
 from tests.adversarial.test_signing import H1, finish, only, refusals, remaining, verify
 from tests.fakes.enclaves import COORDINATOR, authorizations_of
@@ -156,8 +157,7 @@ def test_an_enclave_that_restarted_wants_the_request_signed_anew(desk: Desk) -> 
 
 
 def test_waiting_requests_make_room_and_fresh_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "MAX_REQUESTS", 4)
-    monkeypatch.setattr(attempts, "FORGOTTEN_AT_ONCE", 2)
+    monkeypatch.setattr(request_book, "MAX_REQUESTS", 4)
     now = [0.0]
     book = RequestBook(lambda: now[0])
     for number in range(4):
@@ -169,7 +169,56 @@ def test_waiting_requests_make_room_and_fresh_ones_do_not(monkeypatch: pytest.Mo
     assert asking is not None
     asking.asking = True
     book.open(b"x" * 32, 1000.0, 300.0)
-    assert [book.get(bytes([number]) * 32) is not None for number in range(4)] == [True, False, False, True]
+    assert [book.get(bytes([number]) * 32) is not None for number in range(4)] == [True, False, True, True]
+
+
+def test_one_client_fills_half_of_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it asks for, and however often it is refused; its own oldest request makes room for its next."""
+    monkeypatch.setattr(request_book, "MAX_REQUESTS", 4)
+    monkeypatch.setattr(request_book, "MAX_REQUESTS_OF_CLIENT", 2)
+    now = [0.0]
+    book = RequestBook(lambda: now[0])
+
+    def known(*numbers: int) -> list[bool]:
+        return [book.get(bytes([number]) * 32) is not None for number in numbers]
+
+    def ask(number: int, client_id: str) -> None:
+        book.open(bytes([number]) * 32, now[0] + 1000.0, now[0] + 100.0, client_id)
+
+    for number in (1, 2):
+        ask(number, "greedy")
+    with pytest.raises(Refused, match="2 requests of greedy are remembered"):
+        ask(3, "greedy")
+    ask(1, "greedy")  # it is known
+    for number in (4, 5):
+        ask(number, "modest")
+    now[0] = 101.0
+    ask(3, "greedy")
+    assert (known(1, 2, 3, 4, 5), len(book)) == ([False, True, True, True, True], 4)
+    # The book is full: of those with most, the one whose oldest is only waited for gives way.
+    ask(6, "third")
+    assert (sum(known(2, 4, 5)), known(3, 6), len(book)) == (2, [True, True], 4)
+
+
+def test_what_is_forgotten_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what was carried out, nor what nobody came back for, nor what made room."""
+    monkeypatch.setattr(request_book, "MAX_REQUESTS_OF_CLIENT", 3)
+    monkeypatch.setattr(request_book, "LEAST_DUE", 4)
+    now = [0.0]
+    book = RequestBook(lambda: now[0])
+    for number in range(200):
+        now[0] = 150.0 * number
+        state = book.open(number.to_bytes(32, "big"), now[0] + 900.0, now[0] + 100.0, "client", waits=number % 2 == 0)
+        name = wire.PresignatureName(bytes(32), 1)
+        book.begin(state, request_book.Attempt("main", number.to_bytes(16, "big"), COMMITTEE, (name,)))
+        state.done = number % 3 == 0
+        assert len(book) <= 3
+        assert len(book._due) <= 2 * len(book) + 4
+    now[0] += 2000.0
+    last = book.open(b"\xff" * 32, now[0] + 1.0, now[0] + 1.0, "client")
+    assert (len(book), book._items, len(book._by_attempt), book._idle) == (1, 0, 0, {})
+    assert (book._requests_of, book._waiting["client"]) == (Counter(client=1), 0)
+    assert last.verified_s == int(now[0])
 
 
 # --- keys ---
