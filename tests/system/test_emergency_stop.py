@@ -284,7 +284,7 @@ def test_a_batch_with_four_eyes(net: LocalNet, key_id: str, tmp_path: Path) -> N
         (waiting,) = [one for one in client.list_batches(key_id) if one.external_id == "payroll"]
     # Nobody is there to say yes; what was asked is on standard error.
     code, text, said = keymoot("approve", key_id, waiting.id, "--json", "--profile", net.profile.with_name("bob.yaml"))
-    assert (code, text, f"{hashes[1]} m/0/5" in said, "Approve this?" in said) == (1, "", True, True)
+    assert (code, text.strip(), f"{hashes[1]} m/0/5" in said, "Approve this?" in said) == (1, "", True, True)
     for name, ends in (("bob", "AwaitingApprovals: 2 approvals are needed, 1 given by bob"), ("alice", "Signed")):
         profile = net.profile.with_name(f"{name}.yaml")
         code, text, said = keymoot("approve", key_id, waiting.id, "--yes", "--profile", profile)
