@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import subprocess
 from pathlib import Path
@@ -18,7 +19,8 @@ import yaml
 from appliance.localnet.process import ManagedProcess
 
 ROOT = Path(__file__).parents[2]
-COMPOSE = yaml.safe_load((ROOT / "packaging/oci/compose.yaml").read_text())
+# Variables as they are where nobody sets them.
+COMPOSE = yaml.safe_load(re.sub(r"\$\{\w+:-(.*?)\}", r"\1", (ROOT / "packaging/oci/compose.yaml").read_text()))
 # Ids in a container are these outside.
 FIRST_ID, IDS = 1_000_000, 65_536
 RUN_TIMEOUT_S = 120.0
@@ -138,7 +140,7 @@ class Container:
                 "cwd": config["WorkingDir"],
                 "capabilities": {},
                 "noNewPrivileges": "no-new-privileges:true" in service["security_opt"],
-                "rlimits": [_limit(f"RLIMIT_{kind.upper()}", limit) for kind, limit in service["ulimits"].items()],
+                "rlimits": [_limit(f"RLIMIT_{kind.upper()}", int(limit)) for kind, limit in service["ulimits"].items()],
             },
             "mounts": [*_SYSTEM, *map(_tmpfs, service["tmpfs"]), *self._mounts(writes=writes)],
             "linux": {

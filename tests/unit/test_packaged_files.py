@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from appliance import layout
@@ -109,6 +110,19 @@ def test_what_the_enclave_narrows_itself_with_comes_with_package_and_image():
     (depends,) = re.findall(r"^Depends: (.*)$", (DEBIAN / "control").read_text(), re.MULTILINE)
     assert needed in depends.split(", ")
     assert re.search(rf"--include=\S*\b{needed}\b", (ROOT / "packaging/oci/build.py").read_text())
+
+
+def test_the_compose_file_confines_every_process_and_gives_the_enclave_no_network():
+    services = yaml.safe_load((ROOT / "packaging/oci/compose.yaml").read_text())["services"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert set(services) == {"enclave", "signer", "coordinator"}
+    for service in services.values():
+        assert (service["image"], service["user"]) == (f"keymoot:{version}", "10001:10001")
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["ulimits"]["core"] == 0
+    assert services["enclave"]["network_mode"] == "none"
+    assert [name for name, service in services.items() if "ports" in service] == ["coordinator"]
 
 
 def test_each_signer_of_a_host_has_a_port_for_its_metrics():
