@@ -67,6 +67,20 @@ class Holdings:
     pause: Pause
 
 
+class Phases:
+    """Wall time of the phases of one online step, in ns, in their order. `unsealing`: what of it the check of the
+    authorizations, during which it goes on, did not cover."""
+
+    def __init__(self, started_ns: int) -> None:
+        self.took_ns: dict[str, int] = {}
+        self._since_ns = started_ns
+
+    def ended(self, phase: str) -> None:
+        """`phase` ends now, and the next one begins."""
+        now_ns = time.perf_counter_ns()
+        self.took_ns[phase], self._since_ns = now_ns - self._since_ns, now_ns
+
+
 class OnlineStep:
     """Gives signature shares for outstanding authorizations."""
 
@@ -88,7 +102,7 @@ class OnlineStep:
 
     async def give(self, coordinator: str, order: OnlineOrder | BatchOnlineOrder, record: Record | None) -> None:
         """Answer all members' authorizations: `ShareReport`, `BatchShareReport` or `OnlineRefused`."""
-        started_ns, started_cpu_ns = time.perf_counter_ns(), time.process_time_ns()
+        started_cpu_ns, phases = time.process_time_ns(), Phases(time.perf_counter_ns())
         spent, opening, holdings = False, None, self._holdings
         state: RequestState | None = None
         try:
@@ -97,6 +111,7 @@ class OnlineStep:
             # The HSM unseals while the others' signatures are verified.
             opening = holdings.vault.begin_to_open(record, order.key_id)
             self._check_others(coordinator, order, outstanding)
+            phases.ended("authorizations")
             charge = state.check_permitted()
             holdings.vault.require_hsm()
             terms = outstanding.authorization.terms
@@ -104,7 +119,8 @@ class OnlineStep:
             spent = True
             # SPEC 4.10: until the share is out, nobody is told that there is none.
             state.outstanding, state.answering = None, True
-            shares = await self._shares(order, opening, outstanding, presignatures)
+            shares = await self._shares(order, opening, outstanding, presignatures, phases)
+            phases.ended("share")
             # SPEC 4.11: while it was computed, its label may have been frozen.
             state.check_permitted()
         except (Refused, CallerError, Unavailable) as error:
@@ -137,7 +153,9 @@ class OnlineStep:
         self._effects.report(coordinator, report, (entry,), kept)
         request_id = state.attempt.request_id if state.attempt is not None else ""
         self._log.told("share given", terms.request_digest, request_id, count=len(shares))
-        self._count("online_us_total", (time.perf_counter_ns() - started_ns) // 1000)
+        phases.ended("report")
+        for phase, took_ns in phases.took_ns.items():
+            self._count(f"online_us|{phase}", took_ns // 1000)
         self._count("online_cpu_us_total", (time.process_time_ns() - started_cpu_ns) // 1000)
 
     def _spend(self, state: RequestState, outstanding: Outstanding, charge: Charge) -> list[sign.Presignature]:
@@ -215,11 +233,13 @@ class OnlineStep:
         opening: Opening,
         outstanding: Outstanding,
         presignatures: list[sign.Presignature],
+        phases: Phases,
     ) -> list[sign.SignatureShare]:
         terms, holdings = outstanding.authorization.terms, self._holdings
         # Of this epoch: a new one must not come in between the shares of a batch.
         seeds = holdings.prss.online_seeds(terms.committee)
         opened = await holdings.vault.opened(opening)
+        phases.ended("unsealing")
         acknowledgement = opened.acknowledgement
         if not opened.active or (acknowledgement.public_key, acknowledgement.key_epoch) != (
             terms.public_key,

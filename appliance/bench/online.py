@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
@@ -18,6 +19,7 @@ from policies.requests import Hash
 
 MOST_ALONE = 200
 MAX_LOW = 8000
+PHASE = "online_us|"
 
 Progress = Callable[[str], None]
 
@@ -25,8 +27,8 @@ Progress = Callable[[str], None]
 class OnlineResult(msgspec.Struct, frozen=True):
     """The online step in an enclave, from the order to the share, HSM unsealing included, means over all enclaves
     with one request at a time: `enclave_us` is its CPU time (all threads), `enclave_wall_us` also counts waiting
-    for a core, which all processes of the network share here. The rest is of whole requests: signed by the client,
-    every gate asked and its answer verified, audited, on disk, verified."""
+    for a core, which all processes of the network share here; `profile_us` is the latter by phase. The rest is of
+    whole requests: signed by the client, every gate asked and its answer verified, audited, on disk, verified."""
 
     signers: int
     tolerate: int
@@ -34,6 +36,7 @@ class OnlineResult(msgspec.Struct, frozen=True):
     concurrency: int
     enclave_us: float
     enclave_wall_us: float
+    profile_us: dict[str, float]
     signatures_per_s: float
     latency_ms_median: float
     latency_ms_worst: float
@@ -50,7 +53,7 @@ def run(signers: int, tolerate: int, signatures: int, concurrency: int, progress
             key_id = client.create_key("bench/online", "bench-key").id
         progress(f"signing {alone} hashes, one at a time")
         asyncio.run(_sign_all(network, key_id, alone, 1))
-        cpu_us, wall_us = _enclave_us(network)
+        cpu_us, profile_us = _enclave_us(network)
         network.wait_for_pool(1)
         progress(f"signing {signatures} hashes, {concurrency} at a time")
         started_s = time.monotonic()
@@ -62,7 +65,8 @@ def run(signers: int, tolerate: int, signatures: int, concurrency: int, progress
         signatures=len(latencies_s),
         concurrency=concurrency,
         enclave_us=round(cpu_us, 1),
-        enclave_wall_us=round(wall_us, 1),
+        enclave_wall_us=round(sum(profile_us.values()), 1),
+        profile_us={phase: round(took_us, 1) for phase, took_us in profile_us.items()},
         signatures_per_s=round(len(latencies_s) / wall_s, 1),
         latency_ms_median=round(statistics.median(latencies_s) * 1000, 2),
         latency_ms_worst=round(max(latencies_s) * 1000, 2),
@@ -87,17 +91,19 @@ async def _sign_all(network: LocalNet, key_id: str, signatures: int, concurrency
     return latencies_s
 
 
-def _enclave_us(network: LocalNet) -> tuple[float, float]:
-    """Mean CPU and wall time of the online step, from the enclaves' own counters. Meanwhile the signers are stopped,
-    since an enclave speaks with one peer."""
+def _enclave_us(network: LocalNet) -> tuple[float, dict[str, float]]:
+    """Mean CPU time of the online step, and its mean wall time by phase, from the enclaves' own counters. Meanwhile the
+    signers are stopped, since an enclave speaks with one peer."""
     names = [f"signer-{index}" for index in network.plan.indices]
     for name in names:
         network.processes[name].stop()
-    counters = [enclave_status(network.socket(index)).counters for index in network.plan.indices]
+    counted: Counter[str] = Counter()
+    for index in network.plan.indices:
+        counted.update(enclave_status(network.socket(index)).counters)
     for name in names:
         network.processes[name].start()
-    shares = sum(one.get("shares_given", 0) for one in counters)
+    shares = counted["shares_given"]
     if not shares:
         raise Unavailable("the enclaves counted no online step", "see the logs of the enclaves")
-    cpu_us, wall_us = (sum(one.get(name, 0) for one in counters) for name in ("online_cpu_us_total", "online_us_total"))
-    return cpu_us / shares, wall_us / shares
+    by_phase = {name.removeprefix(PHASE): us / shares for name, us in counted.items() if name.startswith(PHASE)}
+    return counted["online_cpu_us_total"] / shares, by_phase

@@ -35,7 +35,7 @@ COUNTERS = {
     "orders_refused": Family("orders_refused", "Other orders refused, by rule.", ("rule",)),
     "online_refused": Family("online_refused", "Online steps refused."),
     "shares_given": Family("shares_given", "Signature shares given out."),
-    "online_us_total": Family("online_microseconds", "Time spent on online steps."),
+    "online_us": Family("online_microseconds", "Time spent on online steps.", ("phase",)),
     "online_cpu_us_total": Family("online_cpu_microseconds", "CPU time spent on online steps."),
     "gate": Family("gate_decisions", "Gate conversations that ended.", ("outcome",)),
     "gate_tries": Family("gate_tries", "Gate calls that brought no decision.", ("outcome",)),
