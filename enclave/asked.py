@@ -33,6 +33,14 @@ PATHS_AT_ONCE = 32
 Pause = Callable[[], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class AskedItem:
+    """One hash (32 bytes) that is to be signed with the child key of `path`."""
+
+    path: tuple[int, ...]
+    h: bytes
+
+
 @dataclass(frozen=True)
 class Asked:
     """One request, understood. `shown`: its body as the gate sees it. `decoded` is None for what is blind.
@@ -45,19 +53,18 @@ class Asked:
     external_id: str
     shown: dict[str, Any]
     decoded: Decoded | None
-    items: tuple[Item, ...]
+    items: tuple[AskedItem, ...]
     approvers: tuple[GivenApproval, ...] = ()
     lifetime_s: int = 0
 
 
-async def understand(request: VerifiedRequest, key: Acknowledgement, batch: bool, pause: Pause) -> Asked:
-    """Parse the body and derive every child key. Raises `Refused`."""
+def understand(request: VerifiedRequest, batch: bool) -> Asked:
+    """Parse the body. Raises `Refused`."""
     if batch:
-        return await _understand_batch(request, key, pause)
+        return _understand_batch(request)
     body = parse_signing_body(request)
     payload = decode_payload(body)
     sign.message_scalar(payload.h, SECP256K1)
-    child, epsilon = bip32.derive(key.public_key, key.chain_code, body.derivation_path)
     return Asked(
         client_id=request.client_id,
         batch=False,
@@ -66,25 +73,20 @@ async def understand(request: VerifiedRequest, key: Acknowledgement, batch: bool
         external_id=body.external_id,
         shown=msgspec.to_builtins(body),
         decoded=payload.decoded,
-        items=(Item(body.derivation_path, child, epsilon, payload.h),),
+        items=(AskedItem(body.derivation_path, payload.h),),
         approvers=request.approvers,
         lifetime_s=request.lifetime_s,
     )
 
 
-async def _understand_batch(request: VerifiedRequest, key: Acknowledgement, pause: Pause) -> Asked:
+def _understand_batch(request: VerifiedRequest) -> Asked:
     # SPEC 4.7
     body = parse_hash_batch(request)
-    derived: dict[tuple[int, ...], tuple[bytes, int]] = {}
-    items = []
-    for text, path in zip(body.hashes, body.paths(), strict=True):
-        h = bytes.fromhex(text[2:])
-        sign.message_scalar(h, SECP256K1)
-        if path not in derived:
-            derived[path] = bip32.derive(key.public_key, key.chain_code, path)
-            if len(derived) % PATHS_AT_ONCE == 0:
-                await pause()
-        items.append(Item(path, *derived[path], h))
+    items = tuple(
+        AskedItem(path, bytes.fromhex(text[2:])) for text, path in zip(body.hashes, body.paths(), strict=True)
+    )
+    for item in items:
+        sign.message_scalar(item.h, SECP256K1)
     return Asked(
         client_id=request.client_id,
         batch=True,
@@ -94,10 +96,21 @@ async def _understand_batch(request: VerifiedRequest, key: Acknowledgement, paus
         # The hashes and paths themselves are in what the enclave says.
         shown={"kind": Kind.HASH_BATCH.value, "externalId": body.external_id, "count": len(items)},
         decoded=None,
-        items=tuple(items),
+        items=items,
         approvers=request.approvers,
         lifetime_s=request.lifetime_s,
     )
+
+
+async def derive_items(asked: Asked, key: Acknowledgement, pause: Pause) -> tuple[Item, ...]:
+    """With the child key of each: once the policy permits it, since there may be a thousand. Raises `Refused`."""
+    derived: dict[tuple[int, ...], tuple[bytes, int]] = {}
+    for item in asked.items:
+        if item.path not in derived:
+            derived[item.path] = bip32.derive(key.public_key, key.chain_code, item.path)
+            if len(derived) % PATHS_AT_ONCE == 0:
+                await pause()
+    return tuple(Item(item.path, *derived[item.path], item.h) for item in asked.items)
 
 
 @dataclass(frozen=True)
@@ -150,13 +163,14 @@ def check_policy(policy: Policy, asked: Asked, label: str, counters: Counters, n
 
 def signer_info(
     asked: Asked,
+    items: tuple[Item, ...],
     key: Acknowledgement,
     committee: tuple[int, ...],
     signer_name: str,
     anomalies: tuple[Anomaly, ...] = (),
 ) -> SignerInfo | BatchSignerInfo:
     """What this enclave itself tells its gate (SPEC 6.4)."""
-    infos = tuple(BatchItemInfo(item.h.hex(), item.path, item.child.hex()) for item in asked.items)
+    infos = tuple(BatchItemInfo(item.h.hex(), item.path, item.child.hex()) for item in items)
     if asked.batch:
         return BatchSignerInfo(
             kind="SigningBatch",

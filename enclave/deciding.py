@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from enclave.answers import AlreadyAnswered
-from enclave.asked import request_info, signer_info, understand
+from enclave.asked import derive_items, request_info, signer_info, understand
 from enclave.asking import Gate
 from enclave.attempts import Approval, RequestState
 from enclave.counting import Counting, Permission
@@ -64,7 +64,6 @@ class Deciding:
         stored: Answer | None,
     ) -> Approval:
         """The yes of policy and gate. Raises `Refused`, `AlreadyAnswered`, `CallerError`, `Unavailable`."""
-        # To understand a batch takes up to 1,000 child keys: not again for what is answered, or was asked too often.
         if state.name:
             self._book.answers.check(state.name, order.after)
         key = await self._key(order.key_id, record)
@@ -73,7 +72,7 @@ class Deciding:
         approved_by = frozenset(one.id for one in request.approvers)
         state.lacking.check(approved_by, self._clock())
         state.count_question()
-        asked = await understand(request, acknowledgement, batch, self._holdings.pause)
+        asked = understand(request, batch)
         try:
             self._claim(state, order, request.client_id, asked.external_id, stored)
         except AlreadyAnswered:
@@ -91,17 +90,16 @@ class Deciding:
                 state.lacking.keep(approved_by, refusal.reason, self._clock())
                 state.asked -= 1
             raise
+        items = await derive_items(asked, acknowledgement, self._holdings.pause)
         until_s = max(request.expires_at_s, int(self._clock()) + AUTHORIZATION_S)
         if self._rules.gate_mode != "none":
             name = self._rules.roster.signer(self._session.index).name
-            info = signer_info(asked, acknowledgement, order.committee, name, permission.to_gate)
+            info = signer_info(asked, items, acknowledgement, order.committee, name, permission.to_gate)
             told = request_info(asked, self._rules.roster.network)
             until_s = await self._ask_gate(state, order, info, told, permission)
             permission.again()
         approvers = tuple(one.id for one in request.approvers)
-        return Approval(
-            request.client_id, key, batch, asked.items, order.committee, until_s, permission.again, approvers
-        )
+        return Approval(request.client_id, key, batch, items, order.committee, until_s, permission.again, approvers)
 
     def _claim(
         self, state: RequestState, order: AnyOrder, client_id: str, external_id: str, stored: Answer | None

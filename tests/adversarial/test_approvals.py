@@ -214,12 +214,12 @@ def test_who_leaves_approvals_out_is_in_nobodys_way(treasury: Treasury) -> None:
 def test_what_lacked_approvals_is_not_understood_again_at_once(
     treasury: Treasury, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a coordinator could have it parsed and its keys derived again and again."""
+    """Else a coordinator could have it parsed and decided again and again."""
     understood = []
 
-    async def counted(*asked: Any) -> Any:
+    def counted(*asked: Any) -> Any:
         understood.append(asked)
-        return await understand(*asked)
+        return understand(*asked)
 
     monkeypatch.setattr(deciding, "understand", counted)
     request = treasury.request()

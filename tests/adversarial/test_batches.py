@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from enclave import request_book, wire
-from enclave.asked import understand
+from enclave.asked import derive_items, understand
 from enclave.attempts import MAX_ATTEMPTS, Attempt
 from enclave.crypto.curve import SECP256K1
 from enclave.errors import Refused
@@ -129,6 +129,27 @@ def test_policies(desk: Desk) -> None:
     only(authorise(desk, permitted, names(desk, 1, 2, 3, 4)), wire.BatchAuthorized)
 
 
+def test_no_child_key_is_derived_for_what_the_policy_does_not_permit(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be a thousand, and to order it again costs a coordinator nothing."""
+    derived = []
+
+    async def counted(*arguments: Any) -> Any:
+        derived.append(arguments)
+        return await derive_items(*arguments)
+
+    monkeypatch.setattr("enclave.deciding.derive_items", counted)
+    permit_only(desk, *(kind for kind in Kind if kind is not Kind.HASH_BATCH))
+    assert refusals(authorise(desk, batch_request(desk), names(desk, 1, 2, 3, 4))) == {"policy/kind"}
+    assert derived == []
+    for j in COMMITTEE:
+        desk.net.policies[j] = open_policy(desk.client)
+        desk.net.members[j].core.reload.run()
+    only(authorise(desk, batch_request(desk), names(desk, 1, 2, 3, 4)), wire.BatchAuthorized)
+    assert len(derived) == len(COMMITTEE)
+
+
 def test_a_presignature_twice_or_too_few_or_too_many(desk: Desk) -> None:
     for numbers in ((1, 2, 3, 1), (1, 2, 3), (1, 2, 3, 4, 5)):
         assert refusals(authorise(desk, batch_request(desk), names(desk, *numbers))) == {"presignature"}
@@ -214,12 +235,12 @@ def test_a_batch_gets_three_attempts(desk: Desk) -> None:
 
 
 def test_an_answered_batch_is_not_understood_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To understand one takes up to 1,000 child keys, and to repeat an order costs a coordinator nothing."""
+    """It has up to 1,000 paths, and to repeat an order costs a coordinator nothing."""
     understood = []
 
-    async def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any) -> Any:
         understood.append(arguments)
-        return await understand(*arguments)
+        return understand(*arguments)
 
     monkeypatch.setattr("enclave.deciding.understand", counted)
     request = batch_request(desk)
