@@ -97,6 +97,8 @@ COVERED: dict[str, str] = {
     "appliance.setup.coordinator:_take_roster": "roster.yaml",
     "appliance.setup.coordinator:set_up": "roster.yaml",
     "appliance.setup.modules:tokens": OWN,
+    "appliance.setup.new_pin:replace_pin": "enclave.yaml",
+    "appliance.setup.pins:_kind_of_key": OWN,
     "appliance.setup.signer:_check_roster": "roster.yaml",
     "appliance.setup.signer:_same_signer": "roster.yaml",
     "appliance.setup.signer:set_up": "policy.yaml",
