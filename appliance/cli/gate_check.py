@@ -30,6 +30,17 @@ class Mode(StrEnum):
     STATUS = "status"
 
 
+class Kind(StrEnum):
+    """As `signerInfo.kind`. The last three are described only: no enclave asks them yet."""
+
+    SIGNING = "Signing"
+    SIGNING_BATCH = "SigningBatch"
+    KEY_CREATION = "KeyCreation"
+    REFRESH = "Refresh"
+    RESHARE = "Reshare"
+    BACKUP_KEY_CHANGE = "BackupKeyChange"
+
+
 def check(
     url: Annotated[str, typer.Argument(help="The handler, https://…, as in the signer's signer.yaml.")],
     ca: Annotated[Path, typer.Option(help="The authority of the handler's certificate.")],
@@ -45,7 +56,8 @@ def check(
         Mode, typer.Option(help="How the enclave judges: signed answers, or the HTTP status alone.")
     ] = Mode.SIGNED,
     allowed: Annotated[
-        Path | None, typer.Option(help="A request that it allows: a body as clients sign it, or a logged question.")
+        Path | None,
+        typer.Option(help="A request that it allows: a body as clients sign it, or a logged question of any kind."),
     ] = None,
     refused: Annotated[Path | None, typer.Option(help="The same of one that it refuses.")] = None,
     real: Annotated[
@@ -104,7 +116,10 @@ def trial_secrets(
 
 def question(
     request: Annotated[
-        Path | None, typer.Option(help="The body of a signing request, or a logged question; else a transfer.")
+        Path | None, typer.Option(help="The body of a request as clients sign it, or a logged question; else a sample.")
+    ] = None,
+    kind: Annotated[
+        Kind | None, typer.Option(help="Which sample; else a transfer. No enclave asks the last three yet.")
     ] = None,
 ) -> None:
     """Print a question as an enclave would ask it, a dry run, not signed yet: examples/gate-curl can send it."""
@@ -114,7 +129,10 @@ def question(
     from appliance.gate.check.questions import DEADLINE_S
     from appliance.gate.check.questions import question as make
 
-    asked = make(os.urandom(16).hex(), int(time.time()) + DEADLINE_S, dry_run=True, parts=_parts(request))
+    if request is not None and kind is not None:
+        raise CallerError("give --request or --kind, not both: a request has its own kind")
+    deadline_s = int(time.time()) + DEADLINE_S
+    asked = make(os.urandom(16).hex(), deadline_s, dry_run=True, parts=_parts(request), kind=kind and kind.value)
     sys.stdout.write(asked.body.decode())
 
 
@@ -144,10 +162,10 @@ async def _collect(settings: Settings, *, as_json: bool) -> list[Finding]:
 
 
 def _show(finding: Finding) -> None:
-    typer.echo(f"{finding.outcome.value:<8} {finding.check:<19} {printable(finding.what)}")
+    typer.echo(f"{finding.outcome.value:<8} {finding.check:<20} {printable(finding.what)}")
     for text in (finding.means, finding.remedy):
         if text:
-            typer.echo(f"{'':<28} {text}")
+            typer.echo(f"{'':<29} {text}")
 
 
 def _gate(url: str, ca: Path, certificate: Path | None, key: Path | None) -> GateSettings:

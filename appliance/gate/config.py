@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import stat
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -14,6 +14,7 @@ from policies.json_strict import parse_json
 from policies.load import load_yaml
 
 MAX_SECRETS_BYTES = 4096
+Kind = Literal["Signing", "SigningBatch", "KeyCreation", "Refresh", "Reshare", "BackupKeyChange"]
 Listen = Annotated[str, msgspec.Meta(pattern=r"^[^\s:]+:[0-9]{1,5}$(?!\n)")]
 PublicKey = Annotated[str, msgspec.Meta(pattern=r"^whpk_[A-Za-z0-9+/]{43}=$(?!\n)")]
 PrivateKey = Annotated[str, msgspec.Meta(pattern=r"^whsk_[A-Za-z0-9+/]{43}([A-Za-z0-9+/]{43}=)?=$(?!\n)")]
@@ -23,11 +24,11 @@ Secret = Annotated[str, msgspec.Meta(pattern=r"^whsec_[A-Za-z0-9+/]{32,128}={0,2
 class GateRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What this handler refuses. Left out: it agrees to every signature, and to new keys, that its signer asks about.
 
-    `kinds`: of steps that it agrees to at all. `refuse_destinations`: addresses, compared without case. `max_wei`:
-    highest value of a transaction.
+    `kinds`: of steps that it agrees to at all; of `Refresh`, `Reshare` and `BackupKeyChange` it looks at nothing else.
+    `refuse_destinations`: addresses, compared without case. `max_wei`: highest value of a transaction.
     """
 
-    kinds: tuple[str, ...] = ("Signing", "SigningBatch", "KeyCreation")
+    kinds: tuple[Kind, ...] = ("Signing", "SigningBatch", "KeyCreation")
     refuse_destinations: tuple[str, ...] = ()
     max_wei: int | None = None
     refuse_blind: bool = False

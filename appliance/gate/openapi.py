@@ -10,11 +10,13 @@ from typing import Any, get_args
 
 import msgspec
 
+from appliance.gate.check.samples import SAMPLES
 from enclave.wire import MAX_GATE_BODY_BYTES, MAX_GATE_REQUEST_BYTES
 from policies.gate_messages import Answer, GateInfo, GateRequest
 
 SCHEMAS = "#/components/schemas/"
 INFOS = get_args(GateInfo)
+EXAMPLE_DEADLINE_S = 1_767_225_600  # 2026-01-01T00:00:00Z
 
 Json = dict[str, Any]
 
@@ -87,7 +89,7 @@ def _operation() -> Json:
         "requestBody": {
             "required": True,
             "description": f"At most {MAX_GATE_REQUEST_BYTES} bytes. A later version may have more fields.",
-            "content": {"application/json": {"schema": {"$ref": SCHEMAS + "GateRequest"}}},
+            "content": {"application/json": {"schema": {"$ref": SCHEMAS + "GateRequest"}, "examples": _examples()}},
         },
         "responses": {
             "200": {
@@ -98,6 +100,16 @@ def _operation() -> Json:
             **{status: {"description": told} for status, told in TOLD.items()},
         },
     }
+
+
+def _examples() -> Json:
+    """One question of each kind."""
+    examples = {}
+    for kind, (info, request) in SAMPLES.items():
+        asked = GateRequest.about(info, request, uid="00" * 16, attempt=1, deadline_s=EXAMPLE_DEADLINE_S, dry_run=True)
+        purpose = inspect.cleandoc(type(info).__doc__ or "").partition(".")[0]
+        examples[kind] = {"summary": purpose, "value": msgspec.json.decode(msgspec.json.encode(asked))}
+    return examples
 
 
 def _schemas() -> Json:

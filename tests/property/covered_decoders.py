@@ -77,6 +77,7 @@ COVERED: dict[str, str] = {
     "appliance.gate.check.keys:_decode": "gate secrets of a check",
     "appliance.gate.check.keys:parse_keys": "gate secrets of a check",
     "appliance.gate.check.questions:parse_parts": "request to check a gate with",
+    "appliance.gate.openapi:_examples": OWN,
     "appliance.gate.openapi:_schemas": OWN,
     "appliance.gate.config:load_config": "gate.yaml",
     "appliance.gate.config:load_secrets": "gate secrets of the handler",

@@ -12,7 +12,7 @@ import pathlib
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -20,21 +20,17 @@ from aiohttp import web
 from nacl.signing import SigningKey
 
 from appliance import pki
+from appliance.cli.gate_check import Kind
 from appliance.gate.check.findings import Finding, Outcome
 from appliance.gate.check.judge import Decision, judge
 from appliance.gate.check.keys import ED25519, Key, SecretsFile, content_of, parse_keys, signed_by
+from appliance.gate.check.kinds import RESERVED
 from appliance.gate.check.player import Settings
-from appliance.gate.check.questions import (
-    CHILD_KEY,
-    PUBLIC_KEY,
-    REQUEST_INFO,
-    SIGNER_INFO,
-    Parts,
-    parse_parts,
-    question,
-)
+from appliance.gate.check.questions import Parts, parse_parts, question
 from appliance.gate.check.run import check_handler
+from appliance.gate.check.samples import CHILD_KEY, PUBLIC_KEY, REQUEST_INFO, SAMPLES, SIGNER_INFO
 from appliance.gate.config import GateConfig, GateRules
+from appliance.gate.config import Kind as GateKind
 from appliance.gate.handler import make_app
 from appliance.signer.config import GateSettings
 from appliance.signer.gate_caller import GateCaller
@@ -94,7 +90,8 @@ def outcomes(findings: dict[str, Finding], outcome: Outcome) -> set[str]:
 
 ALL = {
     "answer-status", "answer-signature", "answer-reflected", "answer-timestamp", "answer-form", "answer-echo",
-    "answer-dry-run", "answer-expiry", "tls", "client-certificate", "allows", "refuses", "batch", "real",
+    "answer-dry-run", "answer-expiry", "tls", "client-certificate", "allows", "refuses", "real", "kind-Signing",
+    "kind-SigningBatch", "kind-KeyCreation", "kind-Refresh", "kind-Reshare", "kind-BackupKeyChange",
     "forged-signature", "altered-body", "no-signature", "wrong-direction", "stale-timestamp", "future-timestamp",
     "wrong-type", "unknown-version", "unknown-kind", "not-json", "several-signatures", "unknown-fields", "retry",
     "reused-uid", "largest-question", "huge-body", "slow-clients", "at-once", "latency", "connection-reuse",
@@ -149,22 +146,36 @@ FAILED = {
     "future ones": {"future-timestamp"},
     "any type": {"wrong-type"},
     "any version": {"unknown-version"},
-    "any kind": {"unknown-kind"},
-    "yes to nonsense": {"wrong-type", "unknown-version", "unknown-kind", "not-json"},
+    "any kind": {"unknown-kind", "kind-Reshare", "kind-BackupKeyChange"},
+    "knows Reshare": {"kind-Reshare"},
+    "knows BackupKeyChange": {"kind-BackupKeyChange"},
+    "hangs on KeyCreation": {"kind-KeyCreation"},
+    "yes to nonsense": {
+        "wrong-type", "unknown-version", "unknown-kind", "not-json", "kind-Reshare", "kind-BackupKeyChange",
+    },
     "first signature alone": {"several-signatures"},
     "no retries": {"retry"},
     "one by one": {"slow-clients"},
     "four at once": {"at-once"},
 }  # fmt: skip
+HANGING = {"one by one", "hangs on KeyCreation"}
+AGREES_TO_ALL = {"any kind", "yes to nonsense"}
 WARNED = {
     "short yes": {"answer-expiry"},
     "403": {"refuses"},
     "always refuses": {"allows"},
-    "no batches": {"batch"},
+    "no SigningBatch": {"kind-SigningBatch"},
+    "crashes on KeyCreation": {"kind-KeyCreation"},
+    "crashes on Refresh": {"kind-Refresh"},
+    "crashes on BackupKeyChange": {"kind-BackupKeyChange"},
+    "knows Refresh": {"kind-Refresh"},
     "crashes on strangers": {
         "forged-signature", "altered-body", "no-signature", "wrong-direction", "stale-timestamp", "future-timestamp",
     },
-    "crashes on nonsense": {"wrong-type", "unknown-version", "unknown-kind", "not-json"},
+    "crashes on nonsense": {
+        "wrong-type", "unknown-version", "unknown-kind", "not-json", "kind-Refresh", "kind-Reshare",
+        "kind-BackupKeyChange",
+    },
     "no new fields": {"unknown-fields"},
     "forgets": {"reused-uid"},
     "small bodies": {"largest-question"},
@@ -186,12 +197,12 @@ async def test_without_a_fault_everything_passes(tls: TlsFiles) -> None:
 
 @pytest.mark.parametrize("fault", FAILED)
 async def test_each_fault_fails_its_check_and_no_other(tls: TlsFiles, fault: str) -> None:
-    found = await check_faulty(tls, fault, timeout_s=1.5 if fault == "one by one" else 5.0)
+    found = await check_faulty(tls, fault, timeout_s=1.5 if fault in HANGING else 5.0)
     failed = outcomes(found, Outcome.FAILED)
     useless = any(name.startswith("answer-") for name in FAILED[fault])
     assert failed == FAILED[fault]
     assert all(found[name].means and found[name].remedy for name in failed)
-    assert outcomes(found, Outcome.WARNING) == set()
+    assert outcomes(found, Outcome.WARNING) == ({"kind-Refresh"} if fault in AGREES_TO_ALL else set())
     # What needs a good answer is not tried without one.
     assert ("everything else" in found) is useless
 
@@ -207,8 +218,59 @@ async def test_each_weakness_is_warned_of_and_nothing_fails(
 
 
 def test_every_check_is_shown_to_fail_or_warn() -> None:
-    elsewhere = {"tls", "client-certificate"}
+    elsewhere = {"tls", "client-certificate", "kind-Signing"}
     assert set().union(*FAILED.values(), *WARNED.values()) | elsewhere == ALL
+
+
+async def test_what_each_kind_gets_is_said(tls: TlsFiles) -> None:
+    found = await check(reference(tls), tls)
+    assert {name: found[f"kind-{name}"].what.partition(" got ")[2] for name in SAMPLES} == {
+        **dict.fromkeys(("Signing", "SigningBatch", "KeyCreation"), "a yes"),
+        **{name: f"a no (nobody has allowed steps of kind {name})" for name in RESERVED},
+    }
+    found = await check_faulty(tls, "hangs on Reshare", timeout_s=1.5)
+    assert found["kind-Reshare"].what == "new shares for signers that nobody knows: no answer within 1500 ms"
+    assert "a few hold up every signature" in found["kind-Reshare"].means
+    found = await check_faulty(tls, "crashes on KeyCreation")
+    assert found["kind-KeyCreation"].what == "a new key got no decision: HTTP 500"
+    assert found["kind-KeyCreation"].means.startswith("A refusal, but it looks like a crash. Every new key")
+
+
+async def test_each_kind_is_asked_as_an_enclave_asks_it_whatever_is_allowed(tls: TlsFiles) -> None:
+    """`--allowed` with a logged question of a kind made every other kind pass for that one."""
+    seen: dict[str, set[str]] = {}
+
+    @web.middleware
+    async def look(request: web.Request, handler: Callable[..., Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+        with contextlib.suppress(ValueError, web.HTTPException):
+            info = json.loads(await request.text())["signerInfo"]
+            seen.setdefault(info["kind"], set()).update(info)
+        return await handler(request)
+
+    creation = msgspec.to_builtins(SAMPLES["KeyCreation"].info) | {"label": "hot/7", "signer_id": "s7"}
+    app = FaultyHandler(SECRETS, REFUSED, "no Signing").app()
+    app.middlewares.append(look)
+    found = await check(app, tls, allowed=Parts(signerInfo=creation), refused=None)
+    assert outcomes(found, Outcome.WARNING) == {"kind-Signing"}
+    assert found["kind-Signing"].means == "Every signature will be refused."
+    assert found["allows"].outcome is Outcome.PASSED
+    for kind in SAMPLES.keys() - {"KeyCreation"}:
+        assert seen[kind] == {*msgspec.to_builtins(SAMPLES[kind].info), "request_digest"}
+
+
+def test_a_question_of_another_kind_keeps_only_who_asks() -> None:
+    info = {"kind": "Signing", "tx_hash": "ab" * 32, "signer_id": "s7", "key_id": "key_1"}
+    logged = Parts(info, {"network": "n", "decoded": {"to": ""}})
+    asked = question("u", 2000, dry_run=True, parts=logged, kind="SigningBatch").message
+    assert asked["signerInfo"]["kind"] == "SigningBatch"
+    assert asked["signerInfo"]["signer_id"] == "s7"
+    assert "tx_hash" not in asked["signerInfo"]
+    assert (asked["requestInfo"]["network"], asked["requestInfo"]["decoded"]) == ("n", None)
+    same = question("u", 2000, dry_run=True, parts=logged).message
+    assert same["signerInfo"]["tx_hash"] == "ab" * 32
+    backup = question("u", 2000, dry_run=True, parts=logged, kind="BackupKeyChange").message
+    assert backup["signerInfo"]["signer_id"] == "s7"
+    assert "key_id" not in backup["signerInfo"]
 
 
 async def test_a_certificate_that_ends_soon(tmp_path: pathlib.Path) -> None:
@@ -370,10 +432,21 @@ async def test_a_refusal_is_asked_for_with_a_body_as_clients_sign_it(tls: TlsFil
     parts = parse_parts(json.dumps(body).encode(), "FILE")
     found = await check(reference(tls), tls, refused=parts)
     assert found["refuses"].what == f"it said a no (destination {REFUSED} is on the list of refused ones)"
-    with pytest.raises(CallerError, match="FILE must be a signing request's body"):
-        parse_parts(b'{"kind": "Other"}', "FILE")
+    for bad in (b'{"kind": "Other"}', b'{"label": "a/b"}', b"[]", b'{"requestInfo": {"payload": null}}'):
+        with pytest.raises(CallerError, match="FILE must be the body of a request for a signature, a batch or a key"):
+            parse_parts(bad, "FILE")
     with pytest.raises(Refused, match="payload/ethereum"):
         parse_parts(json.dumps(body | {"transaction": "0x02c0"}).encode(), "FILE")
+
+
+def test_bodies_of_batches_and_keys_make_questions_as_enclaves_do() -> None:
+    hashes = [f"0x{number:064x}" for number in (1, 2)]
+    batch = {"kind": "HashBatch", "hashes": hashes, "externalId": "gate-check-2", "derivationPaths": [[0, 5]]}
+    creation = {"scheme": "ECDSA", "curve": "secp256k1", "signers": 3, "tolerate": 1, "label": "gate-check/1"}
+    creation["externalId"] = "gate-check-3"
+    for kind, body in (("SigningBatch", batch), ("KeyCreation", creation)):
+        asked = question("u", 2000, dry_run=True, parts=parse_parts(json.dumps(body).encode(), "FILE"))
+        assert json.loads(asked.body) == json.loads(question("u", 2000, dry_run=True, kind=kind).body)
 
 
 # --- Mode status ---
@@ -426,7 +499,7 @@ def keymoot(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 async def test_the_command_reports_and_exits_with_1_where_something_failed(
     tls: TlsFiles, keymoot: Callable[..., CommandOutcome]
 ) -> None:
-    for fault, code in (("", 0), ("any kind", 1)):
+    for fault, code in (("", 0), ("any type", 1)):
         async with serving(FaultyHandler(SECRETS, REFUSED, fault).app(), tls) as port:
             words = ("check", f"https://127.0.0.1:{port}/", "--ca", str(tls.ca), "--secrets", "-", "--json")
             done = await asyncio.to_thread(keymoot, *words)
@@ -447,9 +520,9 @@ async def test_the_command_in_words(
         words = ("check", f"https://127.0.0.1:{port}/", "--ca", str(tls.ca), "--secrets", str(secrets))
         done = await asyncio.to_thread(keymoot, *words)
     assert (done.code, done.err) == (1, "")
-    assert "\nfailed   unknown-kind        a question of a kind that does not exist got a yes\n" in done.out
+    assert "\nfailed   unknown-kind         a question of a kind that does not exist got a yes\n" in done.out
     assert "Say yes to the values of signerInfo.kind that you know" in done.out
-    assert re.search(r"^\d+ passed, 1 failed, 1 skipped\.$", done.out, re.MULTILINE)
+    assert re.search(r"^\d+ passed, 3 failed, 1 warning, 1 skipped\.$", done.out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("ed25519", [False, True])
@@ -469,6 +542,22 @@ def test_secrets_for_a_trial_fit_each_other(
     if ed25519:
         with pytest.raises(CallerError, match="the signer's half is asked for"):
             parse_keys(secrets.read_bytes())
+
+
+def test_a_question_of_each_kind_is_printed(tmp_path: pathlib.Path, keymoot: Callable[..., CommandOutcome]) -> None:
+    assert [kind.value for kind in Kind] == list(SAMPLES) == list(get_args(GateKind))
+    for kind in SAMPLES:
+        printed = keymoot("question", "--kind", kind)
+        assert printed.code == 0
+        assert json.loads(printed.out)["signerInfo"]["kind"] == kind
+        logged = tmp_path / f"{kind}.json"
+        logged.write_text(printed.out)
+        again = json.loads(keymoot("question", "--request", str(logged)).out)
+        assert again["signerInfo"] == json.loads(printed.out)["signerInfo"]
+        assert again["requestInfo"] == json.loads(printed.out)["requestInfo"]
+    both = keymoot("question", "--kind", "Signing", "--request", str(logged))
+    assert (both.code, both.out) == (2, "")
+    assert "give --request or --kind, not both" in both.err
 
 
 def test_mistakes_of_the_caller(tls: TlsFiles, tmp_path: pathlib.Path, keymoot: Callable[..., CommandOutcome]) -> None:

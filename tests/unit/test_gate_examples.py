@@ -21,8 +21,9 @@ from appliance.gate.check.findings import Finding, Outcome
 from appliance.gate.check.judge import Decision, judge
 from appliance.gate.check.keys import parse_keys
 from appliance.gate.check.player import Settings
-from appliance.gate.check.questions import REQUEST_INFO, Parts, Question
+from appliance.gate.check.questions import Parts, Question
 from appliance.gate.check.run import check_handler
+from appliance.gate.check.samples import REQUEST_INFO, SAMPLES
 from appliance.localnet.files import free_ports
 from appliance.signer.config import GateSettings
 from enclave.wire import GateReply
@@ -107,7 +108,9 @@ async def test_a_worked_handler_passes_every_check(command: list[Any], tls: TlsF
     assert [finding for finding in found if finding.outcome is not Outcome.PASSED] == []
     said = {finding.check: finding.what for finding in found}
     assert said["refuses"] == f"it said a no (not a transaction of at most {10**18} wei)"
-    assert said["batch"] == "a batch of hashes got a no (this gate does not know SigningBatch)"
+    assert said["kind-Signing"] == "a signature got a yes"
+    for kind in SAMPLES.keys() - {"Signing"}:
+        assert said[f"kind-{kind}"].endswith(f" got a no (this gate does not know {kind})")
 
 
 async def test_the_handler_of_mode_status_passes(tls: TlsFiles) -> None:

@@ -103,6 +103,13 @@ async def test_kinds_that_are_not_allowed(tls: TlsFiles) -> None:
         await ask(tls, GateRules(kinds=("KeyCreation",)))
 
 
+def test_a_kind_that_does_not_exist_is_a_mistake(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "gate.yaml"
+    path.write_text("listen: 127.0.0.1:1\ncertificate: c\nkey: k\nsecrets: s\nrules:\n  kinds: [Signign]\n")
+    with pytest.raises(CallerError, match=r"gate.yaml:6:11: .*Signign"):
+        load_config(path)
+
+
 async def test_a_request_of_somebody_else_gets_401(tls: TlsFiles) -> None:
     swapped = {"request_hmac": SECRETS["answer_hmac"], "answer_hmac": SECRETS["request_hmac"]}
     with pytest.raises(Refused, match="HTTP 401"):

@@ -13,12 +13,11 @@ import openapi_spec_validator
 import pytest
 from jsonschema import Draft202012Validator
 
-from appliance.gate.check.questions import BATCH_INFO, REQUEST_INFO, SIGNER_INFO
+from appliance.gate.check.samples import REQUEST_INFO, SAMPLES, SIGNER_INFO
 from appliance.gate.openapi import describe
-from policies.gate_messages import Answer, GateInfo, GateRequest, KeyCreationInfo
+from policies.gate_messages import Answer, GateInfo, GateRequest
 
 DOCUMENT = describe("0")
-CREATION = KeyCreationInfo("hot/1", "s1", "ECDSA", "secp256k1", 1, (1, 2, 3), 1, "ab" * 32)
 ANSWER: dict[str, Any] = {
     "type": "validation.answer", "uid": "ab" * 16, "request_digest": SIGNER_INFO.digest(), "signer_id": "s1",
     "kind": "Signing", "dryRun": False, "allowed": True, "status": {"code": 0}, "expiresAt": "2030-01-01T00:00:00Z",
@@ -37,7 +36,7 @@ def test_the_document_is_valid_openapi() -> None:
         assert schema["description"], name
 
 
-@pytest.mark.parametrize("info", [SIGNER_INFO, BATCH_INFO, CREATION])
+@pytest.mark.parametrize("info", [sample.info for sample in SAMPLES.values()], ids=lambda info: str(info.kind))
 def test_what_the_enclave_asks_is_described(info: GateInfo) -> None:
     asked = GateRequest.about(info, REQUEST_INFO, uid="ab" * 16, attempt=1, deadline_s=1000)
     message = json.loads(msgspec.json.encode(asked))
@@ -46,6 +45,15 @@ def test_what_the_enclave_asks_is_described(info: GateInfo) -> None:
         left = {key: value for key, value in message["signerInfo"].items() if key != name}
         assert not valid("GateRequest", message | {"signerInfo": left}), name
     assert not valid("GateRequest", message | {"signerInfo": message["signerInfo"] | {"kind": "Other"}})
+
+
+def test_there_is_an_example_of_each_kind() -> None:
+    content = DOCUMENT["paths"]["/"]["post"]["requestBody"]["content"]["application/json"]
+    assert list(content["examples"]) == list(SAMPLES)
+    for kind, example in content["examples"].items():
+        assert example["value"]["signerInfo"]["kind"] == kind
+        assert valid("GateRequest", example["value"])
+        assert valid(type(SAMPLES[kind].info).__name__, example["value"]["signerInfo"])
 
 
 def test_every_kind_is_described_once() -> None:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from appliance.gate.check.findings import Finding, failed, passed, skipped, warning
 from appliance.gate.check.judge import Decision, Judged, Part
 from appliance.gate.check.player import Player
-from appliance.gate.check.questions import BATCH_INFO, BATCH_REQUEST
 from policies.gate_messages import LONGEST_YES_S
 
 SHORTEST_YES_S = 10
@@ -136,20 +135,6 @@ async def check_pending(player: Player) -> AsyncIterator[Finding]:
         yield warning("pending", "its 202 has no Retry-After in seconds", means, "Add Retry-After, such as 30.")
     else:
         yield passed("pending", f"it answers 202 and wants to be asked again in {first.retry_after_s} s")
-
-
-async def check_batch(player: Player) -> AsyncIterator[Finding]:
-    """A batch of hashes: any decision will do."""
-    judged = await player.ask(player.question(info=BATCH_INFO, requestInfo=BATCH_REQUEST))
-    if judged.decision is Decision.NOTHING:
-        yield warning(
-            "batch",
-            f"a batch of hashes (kind SigningBatch) got no decision: {judged.told}",
-            "Every batch will be refused.",
-            "Fine where you sign none. Else decide on signerInfo.items, each with tx_hash and derivation_path.",
-        )
-    else:
-        yield passed("batch", f"a batch of hashes got {judged.told}")
 
 
 async def check_real(player: Player) -> AsyncIterator[Finding]:

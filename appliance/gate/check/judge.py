@@ -45,7 +45,8 @@ class Part(StrEnum):
 
 @dataclass(frozen=True)
 class Judged:
-    """`status` 0: there was no answer. `faults`: by part. `lives_s`: of a yes. `retry_after_s`: of a 202, 0 without."""
+    """`status` 0: there was no answer, `unreachable` why, as `GateUnreachable.code`. `faults`: by part. `lives_s`: of a
+    yes. `retry_after_s`: of a 202, 0 without."""
 
     decision: Decision
     status: int
@@ -53,11 +54,27 @@ class Judged:
     answer: Answer | None = None
     lives_s: int = 0
     retry_after_s: int = 0
+    unreachable: str = ""
 
     @property
     def lost(self) -> bool:
         """Whether there was no answer, or none but: not now."""
         return self.status == 0 or self.status in RETRIED
+
+    @property
+    def agreed(self) -> bool:
+        """Whether it says yes, be the answer good for an enclave or not."""
+        return self.decision is Decision.YES or (self.answer is not None and self.answer.allowed)
+
+    @property
+    def hung(self) -> bool:
+        """Whether the connection was held until time was up."""
+        return self.unreachable == "timeout"
+
+    @property
+    def refused(self) -> bool:
+        """Whether the status says no, once and for all."""
+        return 400 <= self.status < 500 and self.status not in RETRIED
 
     @property
     def said(self) -> str:
@@ -77,10 +94,20 @@ class Judged:
         return "; ".join(self.faults.values())
 
 
+def looks_like(judged: Judged) -> str:
+    """What it means that a question was neither decided nor turned away."""
+    if judged.hung:
+        return "A refusal, but not before the deadline: the signer asks again and again, each try until time is up."
+    again = judged.status in RETRIED or judged.unreachable == "connect"
+    return "A refusal, but it looks like a crash" + (
+        ", and the signer asks again until its deadline." if again else "."
+    )
+
+
 def judge(reply: GateReply | GateUnreachable, asked: Question, keys: Keys | None, now_s: int) -> Judged:
     """What came of `asked`; `keys` None: mode `status`."""
     if isinstance(reply, GateUnreachable):
-        return Judged(Decision.NOTHING, 0, {Part.STATUS: reply.reason})
+        return Judged(Decision.NOTHING, 0, {Part.STATUS: reply.reason}, unreachable=reply.code)
     if reply.status == 202:
         return Judged(Decision.PENDING, 202, retry_after_s=reply.retry_after_s)
     if keys is None:

@@ -1,4 +1,4 @@
-"""Questions as an enclave asks them, about a transfer that nobody asked for; whole or with one thing wrong."""
+"""Questions as an enclave asks them, made of the samples; whole or with one thing wrong."""
 
 from __future__ import annotations
 
@@ -8,79 +8,20 @@ from typing import Any
 import msgspec
 
 from appliance.gate.check.keys import Key, header_of
+from appliance.gate.check.samples import CHILD_KEY, SAMPLES
 from enclave.wire import CallGate
 from policies.errors import CallerError
-from policies.gate_messages import BatchItemInfo, BatchSignerInfo, GateRequest, RequestInfo, SignerInfo, show_decoded
+from policies.gate_messages import GateRequest, show_decoded
 from policies.json_strict import parse_json
 from policies.keccak import keccak256
 from policies.payloads import decode_payload
-from policies.requests import SigningBody
+from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.transcript import Tag, digest
 
 DEADLINE_S = 60
-PUBLIC_KEY = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798"  # the generator: nobody's key
-CHILD_KEY = "02ccd3fcfc3d87c29eb43b1ea04103c9b0efb364fd877e93a12b5c6ace92507030"
-KEY_ID = "key_" + "00" * 16
-TRANSACTION = "0x02f00107843b9aca008506fc23ac0082520894d8da6bf26964af9d7eed9e03e53415d37aa9604588016345785d8a000080c0"
-SIGNER_INFO = SignerInfo(
-    kind="Signing",
-    key_id=KEY_ID,
-    public_key=PUBLIC_KEY,
-    tx_hash="b4e79c5c3a88b8ea6e85f4c75a98ee1cc850cf9ccbd020781fd251e5da4878dd",
-    derivation_path=(0, 5),
-    child_public_key=CHILD_KEY,
-    signer_id="gate-check",
-    scheme="ECDSA",
-    curve="secp256k1",
-    key_epoch=1,
-    participants=(1, 2, 3),
-    blind=False,
-)
-REQUEST_INFO = RequestInfo(
-    requester="gate-check",
-    external_id="gate-check-1",
-    network="gate-check",
-    payload={
-        "kind": "EthereumTransaction",
-        "transaction": TRANSACTION,
-        "externalId": "gate-check-1",
-        "derivationPath": [0, 5],
-    },
-    decoded={
-        "type": "2",
-        "chain_id": "1",
-        "nonce": "7",
-        "gas_price": None,
-        "max_priority_fee_per_gas": "1000000000",
-        "max_fee_per_gas": "30000000000",
-        "gas_limit": "21000",
-        "to": "0xd8da6bf26964af9d7eed9e03e53415d37aa96045",
-        "value": "100000000000000000",
-        "data": "0x",
-        "access_list": [],
-        "erc20": None,
-    },
-)
-BATCH_INFO = BatchSignerInfo(
-    kind="SigningBatch",
-    key_id=KEY_ID,
-    public_key=PUBLIC_KEY,
-    items=tuple(BatchItemInfo(f"{number:064x}", (0, 5), CHILD_KEY) for number in (1, 2)),
-    signer_id="gate-check",
-    scheme="ECDSA",
-    curve="secp256k1",
-    key_epoch=1,
-    participants=(1, 2, 3),
-    blind=True,
-)
-BATCH_REQUEST = {
-    "requester": "gate-check",
-    "externalId": "gate-check-2",
-    "network": "gate-check",
-    "payload": {"kind": "HashBatch", "externalId": "gate-check-2", "count": 2},
-    "decoded": None,
-    "untrusted": True,
-}
+# What holds for every kind of question that one signer's enclave asks.
+SAME_SIGNER = ("signer_id", "key_id", "public_key")
+SAME_NETWORK = ("requester", "network")
 
 _sorted_json = msgspec.json.Encoder(order="sorted")
 
@@ -90,6 +31,23 @@ class Parts(msgspec.Struct, frozen=True):
 
     signerInfo: dict[str, Any] = {}
     requestInfo: dict[str, Any] = {}
+
+    @property
+    def kind(self) -> str:
+        """Of the sample that they belong into."""
+        said = self.signerInfo.get("kind")
+        return said if isinstance(said, str) and said in SAMPLES else "Signing"
+
+    def for_kind(self, kind: str) -> Parts:
+        """What of them a question of `kind` can have: for another one only who asks whom."""
+        if kind == self.kind:
+            return self
+        known = {name: self.signerInfo[name] for name in SAME_SIGNER if name in self.signerInfo}
+        fields = SAMPLES[kind].info.__struct_fields__
+        return Parts(
+            {name: value for name, value in known.items() if name in fields},
+            {name: self.requestInfo[name] for name in SAME_NETWORK if name in self.requestInfo},
+        )
 
 
 @dataclass(frozen=True)
@@ -110,18 +68,29 @@ class Question:
 
 
 def parse_parts(data: bytes, where: str) -> Parts:
-    """Parts from a file, or from the body of a client's signing request, decoded as enclaves do. Raises `CallerError`,
-    or `Refused` where enclaves refuse what the body holds."""
+    """Parts from a file, or from a request's body as clients sign it, decoded as enclaves do. Raises `CallerError`, or
+    `Refused` where enclaves refuse what the body holds."""
     try:
         said = parse_json(data)
         msgspec.json.encode(said)  # what cannot be sent is none
-        if isinstance(said, dict) and "kind" in said:
+        if not isinstance(said, dict):
+            raise ValueError("not an object")
+        if said.get("kind") == "HashBatch":
+            return _of_batch(msgspec.convert(said, HashBatch))
+        if "kind" in said:
             return _of_body(msgspec.convert(said, SigningBody))
-        return msgspec.convert(said, Parts)
+        if "scheme" in said:
+            return _of_creation(msgspec.convert(said, KeyCreation))
+        if said and not said.keys() & {"signerInfo", "requestInfo"}:
+            raise ValueError("it has neither kind, nor scheme, nor signerInfo or requestInfo")
+        parts = msgspec.convert(said, Parts)
+        if not isinstance(parts.requestInfo.get("payload", {}), dict):
+            raise ValueError("requestInfo.payload is not an object")
+        return parts
     except (ValueError, msgspec.ValidationError) as error:
         raise CallerError(
-            f"{where} must be a signing request's body, or what differs from the sample, such as "
-            f'{{"requestInfo": {{"decoded": {{…}}}}}}: {error}'
+            f"{where} must be the body of a request for a signature, a batch or a key, or what differs from the "
+            f'sample, such as {{"requestInfo": {{"decoded": {{…}}}}}}: {error}'
         ) from None
 
 
@@ -132,6 +101,21 @@ def _of_body(body: SigningBody) -> Parts:
     return Parts(info, {**shown, "externalId": body.external_id})
 
 
+def _of_batch(body: HashBatch) -> Parts:
+    items = [
+        {"tx_hash": h.removeprefix("0x"), "derivation_path": list(path), "child_public_key": CHILD_KEY}
+        for h, path in zip(body.hashes, body.paths(), strict=True)
+    ]
+    shown = {"kind": "HashBatch", "externalId": body.external_id, "count": len(items)}
+    return Parts({"kind": "SigningBatch", "items": items}, {"payload": shown, "externalId": body.external_id})
+
+
+def _of_creation(body: KeyCreation) -> Parts:
+    info: dict[str, Any] = {"kind": "KeyCreation", "label": body.label, "scheme": body.scheme, "curve": body.curve}
+    info |= {"participants": list(range(1, body.signers + 1)), "tolerate": body.tolerate}
+    return Parts(info, {"payload": msgspec.to_builtins(body), "externalId": body.external_id})
+
+
 def question(
     uid: str,
     deadline_s: int,
@@ -139,15 +123,18 @@ def question(
     dry_run: bool,
     attempt: int = 1,
     parts: Parts | None = None,
-    info: SignerInfo | BatchSignerInfo = SIGNER_INFO,
+    kind: str | None = None,
     info_changes: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Question:
-    """The sample with `parts` in it, then `info_changes` of `signerInfo`, then `changes` of the whole message. The
-    digest fits what `signerInfo` says in the end."""
-    asked = GateRequest.about(info, REQUEST_INFO, uid=uid, attempt=attempt, deadline_s=deadline_s, dry_run=dry_run)
-    message: dict[str, Any] = msgspec.to_builtins(asked)
+    """The sample of `kind`, by default that of `parts`, with them in it; then `info_changes` of `signerInfo`, then
+    `changes` of the whole message. The digest fits what `signerInfo` says in the end."""
     parts = parts or Parts()
+    kind = kind or parts.kind
+    info, request = SAMPLES[kind]
+    asked = GateRequest.about(info, request, uid=uid, attempt=attempt, deadline_s=deadline_s, dry_run=dry_run)
+    message: dict[str, Any] = msgspec.to_builtins(asked)
+    parts = parts.for_kind(kind)
     said = {**message["signerInfo"], **parts.signerInfo, **(info_changes or {})}
     said.pop("request_digest")
     message["signerInfo"] = {**said, "request_digest": digest(Tag.GATE_REQUEST, _sorted_json.encode(said)).hex()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from appliance.gate.check.findings import Finding, failed, passed, warning
-from appliance.gate.check.judge import RETRIED, Decision, Judged
+from appliance.gate.check.judge import Decision, Judged, looks_like
 from appliance.gate.check.keys import HMAC, Key, header_of
 from appliance.gate.check.player import Player
 from appliance.gate.check.questions import Question
@@ -147,15 +147,14 @@ async def check_not_for_it(player: Player) -> AsyncIterator[Finding]:
 async def _refused(player: Player, bad: Bad) -> Finding:
     judged = await bad.send(player)
     told = f"HTTP {judged.status}" if judged.status else judged.told
-    agreed = judged.decision is Decision.YES or (judged.answer is not None and judged.answer.allowed)
-    if agreed and not player.signed:
+    if judged.agreed and not player.signed:
         # Handlers of mode `status` were there before these messages.
         return warning(bad.name, f"{bad.what} got a yes", bad.means, bad.remedy)
-    if agreed:
+    if judged.agreed:
         return failed(bad.name, f"{bad.what} got a yes", bad.means, bad.remedy)
     if judged.decision is Decision.PENDING:
         return failed(bad.name, f"{bad.what} got 202", "People are asked about what nobody wants.", bad.remedy)
-    if 400 <= judged.status < 500 and judged.status not in RETRIED:
+    if judged.refused:
         return passed(bad.name, f"{bad.what} got {told}")
     if judged.decision is Decision.NO and (bad.genuine or not player.signed):
         return passed(bad.name, f"{bad.what} got {judged.told}")
@@ -165,9 +164,7 @@ async def _refused(player: Player, bad: Bad) -> Finding:
     if judged.status == 200:
         means = "No enclave takes it for a yes; but what the handler does on a yes, it may have done."
         return warning(bad.name, f"{bad.what} got 200 with {judged.told}", means, f"{bad.remedy} Answer 401.")
-    means = "A refusal, but it looks like a crash"
-    means += ", and the signer asks again until its deadline." if judged.status in RETRIED else "."
-    return warning(bad.name, f"{bad.what} got {told}", means, f"{bad.remedy} Answer 400 or 401.")
+    return warning(bad.name, f"{bad.what} got {told}", looks_like(judged), f"{bad.remedy} Answer 400 or 401.")
 
 
 async def check_tolerance(player: Player) -> AsyncIterator[Finding]:

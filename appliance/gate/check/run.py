@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 
-from appliance.gate.check.answers import check_answer, check_batch, check_decisions, check_pending, check_real
+from appliance.gate.check.answers import check_answer, check_decisions, check_pending, check_real
 from appliance.gate.check.findings import Finding, Outcome, failed, skipped
+from appliance.gate.check.kinds import check_kinds
 from appliance.gate.check.manners import (
     check_huge,
     check_largest,
@@ -33,7 +34,7 @@ CHECKS: tuple[Check, ...] = (
 WITH_ANSWERS: tuple[Check, ...] = (
     check_decisions,
     check_pending,
-    check_batch,
+    check_kinds,
     check_real,
     check_tolerance,
     check_repeats,
