@@ -11,6 +11,7 @@ import pathlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,8 +23,9 @@ from appliance.api.certificates import CertificateRefused, verify_key
 from appliance.api.credentials import Credential
 from appliance.api.failover import Transports, at_any
 from appliance.api.jws import DEFAULT_LIFETIME_S, SIGNATURE_HEADER, ClientKey, new_jti, sign_request
+from appliance.api.paging import all_pages
 from appliance.api.paths import COORDINATOR_PATH, HEALTH_PATHS, POOLS_PATH, READY_PATH, SIGNERS_PATH
-from appliance.api.results import ApiError, CertifiedKey, ListedKey, require
+from appliance.api.results import CertifiedKey, ListedKey, require
 from appliance.api.signatures import verify_signature, what_is_signed
 from policies.errors import CallerError, Unavailable
 from policies.requests import (
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from appliance.profile import Profile
 
 MAX_REMEMBERED_KEYS = 256
-MAX_PAGES = 1000
 LISTED = 1000
 WAIT_TIMEOUT_S = 120.0
 APPROVAL_LIFETIME_S = 24 * 3600
@@ -142,16 +143,8 @@ class AsyncClient:
     @at_any
     async def list_keys(self) -> tuple[ListedKey, ...]:
         """All keys, oldest first, each active one verified. Raises `ApiError`, `CertificateRefused`."""
-        listed: list[ListedKey] = []
-        cursor = ""
-        for _ in range(MAX_PAGES):
-            page = await self._get(KEYS_PATH, models.KeyList, {"cursor": cursor} if cursor else {})
-            for answer in page.items:
-                listed.append(ListedKey(answer, self._certify_if_active(answer)))
-            if page.next_cursor is None:
-                return tuple(listed)
-            cursor = page.next_cursor
-        raise ApiError(200, "endless-list", f"the list of keys has more than {MAX_PAGES} pages")
+        answers = await all_pages(partial(self._get, KEYS_PATH, models.KeyList))
+        return tuple(ListedKey(answer, self._certify_if_active(answer)) for answer in answers)
 
     # --- signatures -------------------------------------------------------------------------------------
 
@@ -221,18 +214,11 @@ class AsyncClient:
     async def list_signatures(self, key_id: str, *, limit: int = LISTED) -> tuple[models.Signature, ...]:
         """The key's first `limit` signing requests, oldest first; each signature in them is verified under the path
         and over the hash that the answer names. Raises as `get_signature`."""
-        path, cursor = signatures_path(key_id), ""
         key = await self._remembered(key_id)
-        listed: list[models.Signature] = []
-        while len(listed) < limit:
-            page = await self._get(path, models.SignatureList, {"cursor": cursor} if cursor else {})
-            for answer in page.items[: limit - len(listed)]:
-                if answer.signature is not None:
-                    verify_signature(answer.signature, key.public_key(answer.derivation_path), None)
-                listed.append(answer)
-            if page.next_cursor is None or not page.items:
-                break
-            cursor = page.next_cursor
+        listed = await all_pages(partial(self._get, signatures_path(key_id), models.SignatureList), limit)
+        for answer in listed:
+            if answer.signature is not None:
+                verify_signature(answer.signature, key.public_key(answer.derivation_path), None)
         return tuple(listed)
 
     # --- the network ------------------------------------------------------------------------------------
@@ -311,15 +297,8 @@ class AsyncClient:
     async def list_batches(self, key_id: str, *, limit: int = LISTED) -> tuple[batches.BatchSummary, ...]:
         """The key's first `limit` batches, oldest first, as the coordinator says: `get_batch` verifies one. Raises
         `ApiError`, `Unavailable`."""
-        path, cursor = signature_batches_path(key_id), ""
-        listed: list[batches.BatchSummary] = []
-        while len(listed) < limit:
-            page = await self._get(path, batches.SignatureBatchList, {"cursor": cursor} if cursor else {})
-            listed += page.items[: limit - len(listed)]
-            if page.next_cursor is None or not page.items:
-                break
-            cursor = page.next_cursor
-        return tuple(listed)
+        path = signature_batches_path(key_id)
+        return tuple(await all_pages(partial(self._get, path, batches.SignatureBatchList), limit))
 
     # --- inside -----------------------------------------------------------------------------------------
 

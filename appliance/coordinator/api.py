@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -32,12 +33,13 @@ from appliance.coordinator.network import Network, Shortage
 from appliance.coordinator.network_views import show_health, show_pools, show_readiness, show_signers
 from appliance.coordinator.openapi import OPERATIONS, describe
 from appliance.coordinator.problems import Handler, NotFound, Unprocessable, answering_problems, problem
-from appliance.coordinator.views import show_batch, show_key, show_keys, show_signature, summarise_batch
+from appliance.coordinator.views import show_all, show_batch, show_key, show_signature, summarise_batch
 from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
-from appliance.store.accepted import CONFLICT, OPEN, ExternalIdTaken, RequestState
+from appliance.store.accepted import CONFLICT, OPEN, ExternalIdTaken
 from appliance.store.batches import BatchRow
 from appliance.store.keys import KeyRow
+from appliance.store.rows import Page
 from appliance.store.signatures import SignatureRow
 from policies.errors import CallerError
 from policies.json_strict import JsonInvalid, parse_json
@@ -134,19 +136,20 @@ class Api:
         return _json(show_batch(self._batch_row(request)))
 
     async def _list_keys(self, request: web.Request) -> web.Response:
-        rows = self._store.keys.after(_cursor(request), PAGE)
-        return _json(KeyList(show_keys(rows, self._roster), _following(rows)))
+        page = self._store.keys.after(_cursor(request), PAGE)
+        shown = show_all(page.rows, partial(show_key, roster=self._roster))
+        return _json(KeyList(shown, _following(page)))
 
     async def _get_key(self, request: web.Request) -> web.Response:
         return _json(show_key(self._key_row(request.match_info["key"]), self._roster))
 
     async def _list_signatures(self, request: web.Request) -> web.Response:
-        rows = self._store.signatures.after(self._known_key_id(request), _cursor(request), PAGE)
-        return _json(SignatureList(tuple(show_signature(row) for row in rows), _following(rows)))
+        page = self._store.signatures.after(self._known_key_id(request), _cursor(request), PAGE)
+        return _json(SignatureList(show_all(page.rows, show_signature), _following(page)))
 
     async def _list_batches(self, request: web.Request) -> web.Response:
-        rows = self._store.batches.after(self._known_key_id(request), _cursor(request), PAGE)
-        return _json(SignatureBatchList(tuple(summarise_batch(row) for row in rows), _following(rows)))
+        page = self._store.batches.after(self._known_key_id(request), _cursor(request), PAGE)
+        return _json(SignatureBatchList(show_all(page.rows, summarise_batch), _following(page)))
 
     async def _get_signature(self, request: web.Request) -> web.Response:
         return _json(show_signature(self._signature_row(request)))
@@ -260,9 +263,9 @@ def _cursor(request: web.Request) -> int:
     return int(cursor)
 
 
-def _following(rows: Sequence[RequestState]) -> str | None:
+def _following(page: Page[T]) -> str | None:
     """The cursor of the next page; None where this one is the last."""
-    return str(rows[-1].seq) if len(rows) == PAGE else None
+    return None if page.following is None else str(page.following)
 
 
 def _wait_s(request: web.Request) -> float:

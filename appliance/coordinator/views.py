@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -25,18 +26,21 @@ from appliance.store.batches import BatchRow, BatchSummaryRow
 from appliance.store.certificates import decode_certificate
 from appliance.store.failures import Damaged
 from appliance.store.keys import KeyRow
-from appliance.store.signatures import SignatureRow
+from appliance.store.signatures import ListedSignatureRow
 from policies.roster import Roster, describe_scheme
+
+R = TypeVar("R")
+S = TypeVar("S")
 
 log = structlog.get_logger()
 
 
-def show_keys(rows: Iterable[KeyRow], roster: Roster) -> tuple[Key, ...]:
-    """The keys that can be shown; of each other one the log says that it is left out."""
+def show_all(rows: Iterable[R], show: Callable[[R], S]) -> tuple[S, ...]:
+    """The rows that can be shown; of each other one the log says that it is left out."""
     shown = []
     for row in rows:
         try:
-            shown.append(show_key(row, roster))
+            shown.append(show(row))
         except Damaged as error:
             log.error("row-damaged", reason=str(error)[:512])
     return tuple(shown)
@@ -75,7 +79,7 @@ def _show_key(row: KeyRow, roster: Roster) -> Key:
     )
 
 
-def show_signature(row: SignatureRow) -> Signature:
+def show_signature(row: ListedSignatureRow) -> Signature:
     """A signing request and what came of it. Raises `Damaged`."""
     with _whole(row):
         return Signature(

@@ -18,7 +18,7 @@ from appliance.store.accepted import (
 )
 from appliance.store.database import Database
 from appliance.store.progress import Progress
-from appliance.store.rows import fetch, parse_row, parse_rows
+from appliance.store.rows import Page, fetch, fetch_page, parse_row, parse_rows
 from appliance.store.statements import Statement, insertion, parameter
 from appliance.store.writer import GroupCommitWriter
 
@@ -80,10 +80,9 @@ class SignatureBatches(Progress):
         rows = fetch(self._database, _BATCH_BY_ID, {"row": batch_id})
         return parse_row(rows[0], BatchRow, batch_id) if rows else None
 
-    def after(self, key_id: str, seq: int, limit: int) -> list[BatchSummaryRow]:
+    def after(self, key_id: str, seq: int, limit: int) -> Page[BatchSummaryRow]:
         """At most `limit` batches of a key that came after number `seq`, oldest first."""
-        values = {"key": key_id, "after": seq, "most": limit}
-        return parse_rows(fetch(self._database, _BATCHES_AFTER, values), BatchSummaryRow)
+        return fetch_page(self._database, _BATCHES_AFTER, {"key": key_id, "after": seq}, limit, BatchSummaryRow)
 
     def unfinished(self) -> list[BatchRow]:
         """Batches that have not ended, and do not await approvals."""

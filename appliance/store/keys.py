@@ -21,7 +21,7 @@ from appliance.store.accepted import (
     restarting,
 )
 from appliance.store.database import Database
-from appliance.store.rows import fetch, parse_row, parse_rows
+from appliance.store.rows import Page, fetch, fetch_page, parse_row, parse_rows
 from appliance.store.statements import Statement, insertion, parameter
 from appliance.store.writer import GroupCommitWriter
 from policies.errors import Bug, CallerError
@@ -204,16 +204,9 @@ class Keys:
         """A key by its key id, which it has once it is certified."""
         return self._one(_KEY_BY_KEY_ID, key_id)
 
-    def after(self, seq: int, limit: int) -> list[KeyRow]:
-        """At most `limit` keys that were requested after number `seq`, oldest first. Fewer: there are no more."""
-        found: list[KeyRow] = []
-        while (wanted := limit - len(found)) > 0:
-            rows = fetch(self._database, _KEYS_AFTER, {"after": seq, "most": wanted})
-            found += parse_rows(rows, KeyRow)
-            if len(rows) < wanted:
-                break
-            seq = rows[-1]["seq"]
-        return found
+    def after(self, seq: int, limit: int) -> Page[KeyRow]:
+        """At most `limit` keys that were requested after number `seq`, oldest first."""
+        return fetch_page(self._database, _KEYS_AFTER, {"after": seq}, limit, KeyRow)
 
     def to_activate(self, index: int, signers: int, limit: int) -> list[KeyRow]:
         """At most `limit` certified keys that signer `index` of so many `signers` has not said it can use, newest

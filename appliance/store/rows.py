@@ -4,7 +4,8 @@ damaged row is unavailable by itself, and the others are not."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import structlog
@@ -16,6 +17,15 @@ from appliance.store.statements import Statement
 T = TypeVar("T")
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """The whole ones of a page's rows. `following`: after this number the next page begins, None where there is none;
+    damaged rows count, so that they end no list."""
+
+    rows: tuple[T, ...]
+    following: int | None
 
 
 def fetch(database: Database, statement: Statement, values: Mapping[str, object]) -> list[dict[str, Any]]:
@@ -43,3 +53,11 @@ def parse_rows(rows: Iterable[Mapping[str, Any]], kind: type[T]) -> list[T]:
         except Damaged as error:
             log.error("row-damaged", reason=str(error)[:512])
     return whole
+
+
+def fetch_page(
+    database: Database, statement: Statement, values: Mapping[str, object], limit: int, kind: type[T]
+) -> Page[T]:
+    """At most `limit` rows by their `seq`, read by a `statement` that takes it as `most`. Raises `StoreFailed`."""
+    rows = fetch(database, statement, {**values, "most": limit})
+    return Page(tuple(parse_rows(rows, kind)), rows[-1]["seq"] if len(rows) == limit else None)

@@ -9,7 +9,7 @@ from appliance.store.accepted import (
     UNFINISHED,
     Acceptance,
     Accepted,
-    RequestRow,
+    RequestState,
     accept,
     metadata,
     request_columns,
@@ -18,7 +18,7 @@ from appliance.store.accepted import (
 )
 from appliance.store.database import Database
 from appliance.store.progress import Progress
-from appliance.store.rows import fetch, parse_row, parse_rows
+from appliance.store.rows import Page, fetch, fetch_page, parse_row, parse_rows
 from appliance.store.statements import Statement, insertion, parameter
 from appliance.store.writer import GroupCommitWriter
 
@@ -34,13 +34,22 @@ signatures = Table(
 )
 
 
-class SignatureRow(RequestRow, frozen=True, kw_only=True):
-    """A requested signature. `result`: JSON of the `SignatureValue`; `derivation_path`: JSON array."""
+class ListedSignatureRow(RequestState, frozen=True, kw_only=True):
+    """A requested signature without the request, which can be 96 KiB. `result`: JSON of the `SignatureValue`;
+    `derivation_path`: JSON array."""
 
     key_id: str
     kind: str
     derivation_path: bytes
     result: bytes | None
+
+
+class SignatureRow(ListedSignatureRow, frozen=True, kw_only=True):
+    """The same with what was asked, as in `RequestRow`."""
+
+    path: str
+    body: bytes
+    jws: str
 
 
 _RESTART_SIGNATURE = restarting(signatures)
@@ -50,7 +59,7 @@ _UNFINISHED_SIGNATURES = Statement(
     select(signatures).where(signatures.c.state.in_(UNFINISHED)).order_by(signatures.c.seq)
 )
 _SIGNATURES_AFTER = Statement(
-    select(signatures)
+    select(*(signatures.c[name] for name in ListedSignatureRow.__struct_fields__))
     .where(signatures.c.key_id == parameter("key"), signatures.c.seq > parameter("after"))
     .order_by(signatures.c.seq)
     .limit(parameter("most"))
@@ -80,10 +89,9 @@ class Signatures(Progress):
         rows = fetch(self._database, _SIGNATURE_BY_ID, {"row": signature_id})
         return parse_row(rows[0], SignatureRow, signature_id) if rows else None
 
-    def after(self, key_id: str, seq: int, limit: int) -> list[SignatureRow]:
+    def after(self, key_id: str, seq: int, limit: int) -> Page[ListedSignatureRow]:
         """At most `limit` signing requests of a key that came after number `seq`, oldest first."""
-        values = {"key": key_id, "after": seq, "most": limit}
-        return parse_rows(fetch(self._database, _SIGNATURES_AFTER, values), SignatureRow)
+        return fetch_page(self._database, _SIGNATURES_AFTER, {"key": key_id, "after": seq}, limit, ListedSignatureRow)
 
     def unfinished(self) -> list[SignatureRow]:
         """Signing requests that have not ended, and do not await approvals."""

@@ -67,6 +67,7 @@ class FakeApi:
         self.lie_signature: Callable[[models.Signature], models.Signature] = lambda signature: signature
         self.polls_before_done = 2
         self.seen: list[tuple[str, str, bytes, str]] = []
+        self.page: Callable[[str], models.SignatureList] = lambda cursor: models.SignatureList(())
         self._body: SigningBody = HASH
         lacks = models.Reason("policy/approvals", "2 approvals are needed, 0 given", "signer-2")
         self.batch = SignatureBatch("batch_1", KEY_ID, BatchState.AWAITING, 2, "two", "now", reason=lacks)
@@ -77,6 +78,7 @@ class FakeApi:
         app.router.add_get("/v1/keys", self._list)
         app.router.add_get("/v1/keys/{id}", self._key)
         app.router.add_post("/v1/keys/{id}/signatures", self._sign)
+        app.router.add_get("/v1/keys/{id}/signatures", self._signatures)
         app.router.add_get("/v1/keys/{id}/signatures/{sid}", self._signature)
         app.router.add_post("/v1/keys/{id}/signatures/{sid}/approvals", self._approve)
         app.router.add_get("/v1/keys/{id}/signature-batches", self._batches)
@@ -115,6 +117,9 @@ class FakeApi:
         state = models.SignatureState.SIGNED if done else models.SignatureState.EXECUTING
         signature = signature_of(self._body, state)
         return answer(self.lie_signature(signature) if done else signature)
+
+    async def _signatures(self, request: web.Request) -> web.Response:
+        return answer(self.page(request.query.get("cursor", "")))
 
     async def _approve(self, request: web.Request) -> web.Response:
         await self._see(request)
@@ -428,6 +433,26 @@ async def test_what_awaits_approvals_is_no_refusal(tls: TlsFiles) -> None:
         (_, _, _, jws) = api.seen[0]
         header = split_jws(jws).header
         assert header.exp - header.iat == 3600
+
+
+async def test_a_page_of_which_nothing_can_be_shown_is_not_the_last(
+    tls: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("appliance.api.paging.MAX_PAGES", 10)
+    async with connected(tls) as (api, client):
+        pages = {"": ((), "1"), "1": (("first",), "2"), "2": ((), "3"), "3": (("second",), None)}
+        signed = signature_of(HASH, models.SignatureState.SIGNED)
+
+        def page(cursor: str) -> models.SignatureList:
+            names, following = pages[cursor]
+            return models.SignatureList(tuple(replace(signed, external_id=name) for name in names), following)
+
+        api.page = page
+        assert [one.external_id for one in await client.list_signatures(KEY_ID)] == ["first", "second"]
+        assert [one.external_id for one in await client.list_signatures(KEY_ID, limit=1)] == ["first"]
+        api.page = lambda cursor: models.SignatureList((), "1")
+        with pytest.raises(ApiError, match="endless-list: a list has more than 10 pages"):
+            await client.list_signatures(KEY_ID, limit=2)
 
 
 async def test_batches_are_listed_as_many_as_are_asked_for(tls: TlsFiles) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
+import sqlite3
 from collections.abc import AsyncIterator, Iterable
 
 import coincurve
@@ -14,7 +16,7 @@ from appliance.coordinator import api
 from appliance.coordinator.server import Coordinator
 from enclave import wire
 from tests.fakes.coordinator_side import FakeNetwork, until
-from tests.unit.test_coordinator_requests import creation, make_key
+from tests.unit.test_coordinator_requests import creation, hash_body, make_key
 
 PATHS = ((), (0, 5), (0, 6))
 
@@ -206,6 +208,30 @@ async def test_batches_of_a_key_are_listed_oldest_first_a_page_at_a_time_without
     assert (status, rest["items"], rest.get("nextCursor")) == (200, summaries[2:], None)
     assert (await net.get(path_of(key_id) + "?cursor=x"))[0] == 400
     assert (await net.get(path_of("key_" + "0" * 32)))[0] == 404
+
+
+async def test_what_is_damaged_is_left_out_of_a_list_and_ends_it_nowhere(
+    net: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "PAGE", 2)
+    key_id = await make_key(net)
+    for path, make, table in (
+        (path_of(key_id), batch, "signature_batches"),
+        (f"/v1/keys/{key_id}/signatures", lambda external_id: hash_body(external_id), "signatures"),
+    ):
+        for number in range(1, 6):
+            assert (await net.post(path, make(external_id=f"{table}-{number}")))[1]["status"] == "Signed"
+        with contextlib.closing(sqlite3.connect(net.config.state)) as connection, connection:
+            # A value of another type, and one that the store takes and nobody can show.
+            connection.execute(f"UPDATE {table} SET reason_code = x'00' WHERE seq = 2")
+            connection.execute(f"UPDATE {table} SET created_at_ms = 9223372036854775807 WHERE seq IN (3, 4)")
+        listed, following = [], ""
+        while following is not None:
+            status, page = await net.get(path + following)
+            assert status == 200
+            listed.append([item["externalId"] for item in page["items"]])
+            following = f"?cursor={page['nextCursor']}" if "nextCursor" in page else None
+        assert listed == [[f"{table}-1"], [], [f"{table}-5"]]
 
 
 @pytest.mark.parametrize(

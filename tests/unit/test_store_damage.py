@@ -10,14 +10,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
-from appliance.coordinator.views import show_key, show_keys
+from appliance.coordinator.views import show_all, show_key
 from appliance.store import CoordinatorStore, SignerStore
-from appliance.store.accepted import Accepted
+from appliance.store.accepted import Accepted, RequestState
 from appliance.store.failures import Damaged, StoreFailed
+from appliance.store.rows import Page
 from enclave import wire
 from policies.errors import CallerError
 from tests.fakes.certificates import Dealer
@@ -141,7 +143,7 @@ async def test_a_damaged_key_row_is_unavailable_alone(tmp_path: pathlib.Path, co
         shown_key(store, dealer)
     good = store.keys.get(GOOD)
     assert good is not None
-    shown = show_keys(store.keys.after(0, 100), dealer.roster)
+    shown = show_all(store.keys.after(0, 100).rows, partial(show_key, roster=dealer.roster))
     assert [key.request_id for key in shown] == ["kreq_0"]
     await store.close()
 
@@ -152,19 +154,53 @@ def shown_key(store: CoordinatorStore, dealer: Dealer) -> None:
     show_key(row, dealer.roster)
 
 
-async def test_a_damaged_row_does_not_end_a_list_early(tmp_path: pathlib.Path) -> None:
+def a_request(number: int) -> Accepted:
+    return Accepted(
+        id=f"r_{number}", external_id=f"e{number}", path="/v1/keys", body=b"", jws="", created_at_ms=1, digest=b""
+    )
+
+
+@pytest.mark.parametrize("table", ["keys", "signatures", "signature_batches"])
+async def test_damaged_rows_do_not_end_a_list_early(tmp_path: pathlib.Path, table: str) -> None:
+    """A full page with a damaged row in it had no cursor, as if it were the last."""
     path = tmp_path / "c.db"
     store = CoordinatorStore.open(path)
-    for i in range(5):
-        accepted = Accepted(
-            id=f"kreq_{i}", external_id=f"e{i}", path="/v1/keys", body=b"", jws="", created_at_ms=1, digest=b""
-        )
-        await store.keys.accept(accepted, "label")
+    accept: Callable[[Accepted], Awaitable[object]] = {
+        "keys": lambda request: store.keys.accept(request, "label"),
+        "signatures": lambda request: store.signatures.accept(request, GOOD, "Hash", ()),
+        "signature_batches": lambda request: store.batches.accept(request, GOOD, 3),
+    }[table]
+    for number in range(1, 8):
+        await accept(a_request(number))
     await store.close()
-    change(path, "UPDATE keys SET body = 7 WHERE seq IN (2, 3)")
+    change(path, f"UPDATE {table} SET created_at_ms = 'late' WHERE seq IN (2, 5, 6)")
     store = CoordinatorStore.open(path)
-    assert [row.id for row in store.keys.after(0, 2)] == ["kreq_0", "kreq_3"]
-    assert [row.id for row in store.keys.after(4, 2)] == ["kreq_4"]
+    after: Callable[[int], Page[RequestState]] = {
+        "keys": lambda seq: store.keys.after(seq, 2),
+        "signatures": lambda seq: store.signatures.after(GOOD, seq, 2),
+        "signature_batches": lambda seq: store.batches.after(GOOD, seq, 2),
+    }[table]
+    pages, seq = [], 0
+    while seq is not None:
+        page = after(seq)
+        pages.append([row.id for row in page.rows])
+        seq = page.following
+    assert pages == [["r_1"], ["r_3", "r_4"], [], ["r_7"]]
+    await store.close()
+
+
+async def test_a_list_of_signatures_reads_nothing_of_the_requests(tmp_path: pathlib.Path) -> None:
+    """A page of whole rows could hold 10 MB, of which nothing was shown."""
+    path = tmp_path / "c.db"
+    store = CoordinatorStore.open(path)
+    await store.signatures.accept(a_request(1), GOOD, "Hash", ())
+    await store.close()
+    change(path, "UPDATE signatures SET body = 7, jws = x'ff'")
+    store = CoordinatorStore.open(path)
+    (row,) = store.signatures.after(GOOD, 0, 2).rows
+    assert not {"body", "jws", "path"} & {*row.__struct_fields__}
+    with pytest.raises(Damaged):
+        store.signatures.get("r_1")
     await store.close()
 
 
@@ -197,7 +233,7 @@ async def use_coordinator(path: pathlib.Path) -> None:
     store = CoordinatorStore.open(path)
     roster = Dealer.make().roster
     try:
-        show_keys(store.keys.after(0, 100), roster)
+        show_all(store.keys.after(0, 100).rows, partial(show_key, roster=roster))
         store.signatures.unfinished()
         store.keys.unfinished()
         store.batches.unfinished()
