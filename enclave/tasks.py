@@ -115,8 +115,19 @@ class Task(Generic[T]):
     def _end(self, outcome: T | KeymootError) -> None:
         if isinstance(outcome, Bug):
             raise outcome
+        if isinstance(outcome, KeymootError):
+            _forget_frames(outcome)
         self.ended, self.outcome = True, outcome
         self._on_end(self)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Errors may be kept for long, and with them the frames that they came through, which hold a ceremony's secrets."""
+    chain = [error]
+    while chain:
+        one = chain.pop()
+        chain += [linked for linked in (one.__context__, one.__cause__) if linked is not None]
+        one.__traceback__ = one.__context__ = one.__cause__ = None
 
 
 class Timers:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from enclave import wire
@@ -46,18 +47,29 @@ Content = tuple[int, int, int, bytes, bytes]
 
 @dataclass
 class Party:
-    """One member: its session, log and blame, and what came of it."""
+    """One member: its session, log and blame, and what came of it. `routine` makes its protocol, once it starts."""
 
     session: Session
     log: BodyLog
     blame: Blame
-    task: Task[Outcome]
+    routine: Callable[[], Coroutine[Any, None, Any]]
     delivered: list[Any] = field(default_factory=list)
+    task: Task[Outcome] | None = None
+
+    def start(self) -> None:
+        """It begins."""
+        self.task = Task(accountable(self.routine(), self.blame, self.delivered.append), lambda task: None)
+        self.task.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it takes nothing more."""
+        return self.task is not None and self.task.ended
 
     @property
     def outcome(self) -> Any:
         """The verdict, the error it ended with, or None while it waits or answers."""
-        return self.task.outcome
+        return None if self.task is None else self.task.outcome
 
 
 class Court:
@@ -87,9 +99,7 @@ class Court:
             own = sub_seeds(seeds, ceremony.members, ceremony.t, j, ceremony.context)
             opener = Opener(self.facts, self.rules, own)
         blame = Blame(self.facts, session, log, transmit, opener)
-        delivered: list[Any] = []
-        routine = accountable(ceremony.start(session), blame, delivered.append)
-        return Party(session, log, blame, Task(routine, lambda task: None), delivered)
+        return Party(session, log, blame, partial(ceremony.start, session))
 
     def sign(self, sender: int, number: int, receiver: int, content: bytes) -> SignedBody:
         """A body signed by `sender`."""
@@ -114,7 +124,7 @@ class Court:
     def start(self) -> None:
         """Everybody begins."""
         for party in self.parties.values():
-            party.task.start()
+            party.start()
 
     def run(self) -> dict[int, Any]:
         """Begin, and deliver until nothing is left."""
@@ -126,7 +136,7 @@ class Court:
         while self.queue:
             receiver, (number, sender, named, content, signature) = self.queue.popleft()
             party = self.parties[receiver]
-            if party.task.ended:
+            if party.ended:
                 continue
             party.log.add(SignedBody(number, sender, named, content, signature).ref, content)
             if number in BLAME_ROUNDS:
@@ -138,7 +148,8 @@ class Court:
     def end(self, error: str = "no end within 60 s") -> dict[int, Any]:
         """The deadline passes for everybody that has not ended."""
         for party in self.parties.values():
-            party.task.cancel(KeymootError(error))
+            if party.task is not None:
+                party.task.cancel(KeymootError(error))
         return {j: party.outcome for j, party in self.parties.items()}
 
     def check(self, cheaters: set[int]) -> None:

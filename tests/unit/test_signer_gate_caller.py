@@ -32,7 +32,7 @@ class Gate:
         self.bodies: list[bytes] = []
         self._handler = handler
 
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
         self.bodies.append(await request.read())
         return await self._handler(request)
@@ -42,7 +42,7 @@ async def call(
     tls: TlsFiles, gate: Gate, *, mutual: bool = False, timeout_s: float = 3.0, **settings: pathlib.Path
 ) -> wire.GateReply | wire.GateUnreachable:
     app = web.Application()
-    app.router.add_route("*", "/{path:.*}", gate)
+    app.router.add_route("*", "/{path:.*}", gate.handle)
     async with serving(app, tls, mutual=mutual) as port:
         files = {"ca": tls.ca} | settings
         caller = GateCaller.open(GateSettings(f"https://127.0.0.1:{port}/gate", **files))
