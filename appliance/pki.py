@@ -131,6 +131,10 @@ def write_new(path: Path, data: bytes, mode: int = PUBLIC_MODE) -> None:
     beside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise CallerError(f"cannot make the directory {path.parent}: {why}") from None
+    try:
         # mkstemp's is its owner's alone, until everything is in it.
         descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:

@@ -17,13 +17,16 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from appliance.api.derivation import SECP256K1_ORDER
 from appliance.api.models import Key
 from enclave import wire
-from policies.errors import CallerError
+from policies.errors import CallerError, KeymootError
 from policies.roster import Roster, RosterSigner
 
 MAX_ACKNOWLEDGEMENT_HEX = 2 * 4096
 
 
-class CertificateRefused(CallerError):
+COMPARE = "Compare `keymoot roster show` with every operator and with the coordinator: one of the files is another."
+
+
+class CertificateRefused(KeymootError):
     """A key's certificate does not prove that all signers of the pinned roster hold this key."""
 
 

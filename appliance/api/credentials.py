@@ -47,13 +47,10 @@ def token_sha256(token: str) -> str:
 
 
 def save_token(token: str, path: pathlib.Path) -> None:
-    """Write a token to a new file of mode 0600. Raises `CallerError` if it exists."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise CallerError(f"cannot create token file {path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(token + "\n")
+    """Write a token to a new file of mode 0600. Raises `CallerError` if it exists or cannot be made."""
+    from appliance.pki import SECRET_MODE, write_new
+
+    write_new(path, token.encode() + b"\n", SECRET_MODE)
 
 
 def load_token(path: pathlib.Path) -> str:

@@ -130,16 +130,14 @@ def generate_client_key(kid: str, algorithm: str = "Ed25519") -> ClientKey:
 
 
 def save_client_key(key: ClientKey, path: pathlib.Path) -> None:
-    """Write the private key as PEM PKCS#8 to a new file of mode 0600. Raises `CallerError` if it exists."""
+    """Write the private key as PEM PKCS#8 to a new file of mode 0600. Raises `CallerError` if it exists or
+    cannot be made."""
+    from appliance.pki import SECRET_MODE, write_new
+
     pem = key.private_key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise CallerError(f"cannot create client key file {path}: {error.strerror}") from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
+    write_new(path, pem, SECRET_MODE)
 
 
 def load_client_key(path: pathlib.Path, kid: str) -> ClientKey:

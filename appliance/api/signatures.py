@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import utils
 from appliance.api.derivation import SECP256K1_ORDER
 from appliance.api.ecdsa import verifies
 from appliance.api.models import SignatureValue
-from policies.errors import CallerError
+from policies.errors import KeymootError
 from policies.requests import (
     BitcoinBip143Preimage,
     Eip712TypedData,
@@ -23,7 +23,7 @@ from policies.requests import (
 from policies.typed_data import hash_typed_data
 
 
-class SignatureRefused(CallerError):
+class SignatureRefused(KeymootError):
     """A returned signature is not one over the expected hash under the certified key."""
 
 

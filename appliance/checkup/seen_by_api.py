@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from appliance.api.certificates import CertificateRefused
+from appliance.api.certificates import COMPARE, CertificateRefused
 from appliance.api.client import Client
 from appliance.api.credentials import Credential, load_token
 from appliance.checkup.checks import Check, Looked
@@ -19,7 +19,6 @@ from appliance.profile import load_profile
 from policies.roster import Roster, describe_scheme
 
 OPERATOR_TOKEN = "operator.token"  # noqa: S105 - a file's name
-COMPARE = "Compare `keymoot roster show` with every operator and with the coordinator: one of the files is another."
 ASK = "See whether the coordinator runs and this host reaches it, and that coordinator.yaml lists your token."
 
 Now = Callable[[], datetime.datetime]

@@ -30,7 +30,7 @@ def main() -> None:
     try:
         app()
     except KeymootError as error:
-        print(f"keymoot: {one_line(error)}", file=sys.stderr)
+        print(f"keymoot: {one_line(error)}{_advice(error)}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from None
     except KeyboardInterrupt:
         print("keymoot: interrupted", file=sys.stderr)
@@ -64,6 +64,15 @@ def _api_exit_code(error: KeymootError) -> int:
         away = error.status >= HTTP_SERVER_ERROR or error.status == HTTP_TOO_MANY
         return EXIT_UNAVAILABLE if away else EXIT_CALLER
     return EXIT_FAILED
+
+
+def _advice(error: KeymootError) -> str:
+    """What to do, where the error is the library's and cannot know that an operator reads it."""
+    if "appliance.api.client" not in sys.modules:
+        return ""
+    from appliance.api.certificates import COMPARE, CertificateRefused
+
+    return f". Nothing of the key was shown or used. {COMPARE}" if isinstance(error, CertificateRefused) else ""
 
 
 def one_line(error: KeymootError) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
+from appliance.cli.names import identified, named
 from appliance.cli.output import Json, report, say_next, working
-from policies.clients import CLIENT_ID_PATTERN
 from policies.errors import CallerError
-from policies.roster import Name
 
 if TYPE_CHECKING:
     from appliance.templates import CoordinatorAddress
@@ -162,8 +160,7 @@ def init_client(
     from policies.load import load_yaml
 
     named(network, "--network")
-    if not re.match(CLIENT_ID_PATTERN, name):
-        raise CallerError(f"--name {name}: letters, digits, dots, dashes and _, at most 63")
+    identified(name, "--name")
     for url in api:
         if not url.startswith("https://"):
             raise CallerError(f"--api {url}: the API is served over TLS alone: write it as https://HOST:PORT")
@@ -245,14 +242,6 @@ def _coordinator(text: str, ca: Path) -> CoordinatorAddress:
         raise CallerError(f"--coordinator {text}: write it as NAME=https://HOST:PORT")
     named(name, "--coordinator")
     return templates.CoordinatorAddress(name, url, configure.read_ca(ca, "the coordinator's CA"))
-
-
-def named(text: str, option: str) -> None:
-    """Check a name of a network, signer or coordinator. Raises `CallerError`."""
-    try:
-        msgspec.convert(text, Name)
-    except msgspec.ValidationError:
-        raise CallerError(f"{option} {text}: a name is a-z, 0-9 and -, and begins with a letter or digit") from None
 
 
 def _listening(text: str, option: str) -> None:

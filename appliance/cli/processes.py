@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from appliance.cli.names import identified
 from appliance.cli.output import Json, report, say_next, show_json
-from policies.clients import CLIENT_ID_PATTERN
-from policies.errors import CallerError
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The process's YAML configuration file.")]
 
@@ -111,8 +109,7 @@ def make_token(
     from appliance.api.credentials import new_token, save_token, token_sha256
     from appliance.templates import reader_yaml
 
-    if not re.match(CLIENT_ID_PATTERN, name):
-        raise CallerError(f"{name}: a reader's name is letters, digits, dots and dashes, at most 63")
+    identified(name, "NAME")
     token, file = new_token(), out or Path(f"{name}.token")
     save_token(token, file)
     digest = token_sha256(token)

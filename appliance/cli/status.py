@@ -66,10 +66,10 @@ def _ask(
     profile: Path, token: Path | None, now: datetime.datetime
 ) -> tuple[NetworkFacts | None, Roster, str | None, list[Finding]]:
     """What the API shows and what is wrong with it; why it cannot be reached, where it cannot."""
-    from appliance.api.certificates import CertificateRefused
+    from appliance.api.certificates import COMPARE, CertificateRefused
     from appliance.checkup.findings import problem
     from appliance.checkup.network import judge
-    from appliance.checkup.seen_by_api import COMPARE, ask
+    from appliance.checkup.seen_by_api import ask
     from appliance.profile import load_profile
 
     roster = load_profile(profile, token).roster

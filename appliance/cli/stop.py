@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from appliance.cli import printable
+from appliance.cli.names import identified
 from appliance.cli.output import Json, report, show_json
 from policies.errors import CallerError, Refused, Unavailable
 from policies.stop_orders import EVERYTHING, MAX_ORDER_S, StopOrder
@@ -88,6 +89,7 @@ def operator_key(
     """Make an operator's key, and print what policy.yaml must say of it."""
     from appliance.api.jws import base64url, generate_client_key, save_client_key
 
+    identified(name, "NAME")
     made, file = generate_client_key(name), out or Path(f"{name}.key")
     save_client_key(made, file)
     public = base64url(made.public_bytes)

@@ -71,7 +71,7 @@ def test_key_files_come_back_and_are_private(tmp_path: pathlib.Path, algorithm: 
     loaded = load_client_key(path, "alice")
     assert (loaded.algorithm, loaded.public_bytes) == (algorithm, key.public_bytes)
     assert "PRIVATE" not in repr(loaded)
-    with pytest.raises(CallerError, match="cannot create"):
+    with pytest.raises(CallerError, match="nothing is overwritten"):
         save_client_key(key, path)
     path.chmod(0o640)
     with pytest.raises(CallerError, match="mode 0640: run chmod 600"):

@@ -123,7 +123,7 @@ def test_a_token_file_is_for_its_owner_alone_and_holds_a_token(tmp_path: pathlib
     save_token(token, file)
     assert load_token(file) == token
     assert file.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(CallerError, match="cannot create"):
+    with pytest.raises(CallerError, match="nothing is overwritten"):
         save_token(token, file)
     file.chmod(0o640)
     with pytest.raises(CallerError, match="chmod 600"):

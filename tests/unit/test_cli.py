@@ -55,6 +55,29 @@ def test_errors_of_the_api_have_exit_codes_by_who_is_to_act() -> None:
     assert cli.exit_code(Failed("timeout", "no result")) == 1
 
 
+def test_an_answer_that_is_not_to_be_believed_is_no_mistake_of_the_caller() -> None:
+    """It was exit code 2, as a wrong option is."""
+    from appliance.api.client import CertificateRefused, SignatureRefused
+
+    assert cli.exit_code(CertificateRefused("signed by nobody")) == 1
+    assert cli.exit_code(SignatureRefused("not over what was asked for")) == 1
+
+
+def test_a_certificate_that_is_refused_says_what_to_do(keymoot: Keymoot, monkeypatch: pytest.MonkeyPatch) -> None:
+    from appliance.api.client import CertificateRefused
+
+    def refuse() -> None:
+        raise CertificateRefused("the key belongs to network b, not to a")
+
+    monkeypatch.setattr("appliance.cli.app.app", refuse)
+    said = keymoot("keys", "list")
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith(
+        "keymoot: the key belongs to network b, not to a. Nothing of the key was shown or used. "
+    )
+    assert said.err.endswith("one of the files is another.\n")
+
+
 def test_a_message_stays_on_one_line() -> None:
     assert cli.one_line(CallerError("first\nsecond\x1b[31m")) == "first second [31m"
 
