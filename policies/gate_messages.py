@@ -26,7 +26,15 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 _sorted_json = msgspec.json.Encoder(order="sorted")
 
 
-class SignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class _Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an enclave itself says in a question."""
+
+    def digest(self) -> str:
+        """`request_digest`, 64 hex digits: see the module's docstring."""
+        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
+
+
+class SignerInfo(_Known, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the enclave itself knows or derived. Points and hashes in hex; `blind`: the client sent a bare hash.
     `anomalies`: what is out of the ordinary, where a rule of the policy asks for it; left out where nothing is."""
 
@@ -44,10 +52,6 @@ class SignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     blind: bool
     anomalies: tuple[str, ...] = ()
 
-    def digest(self) -> str:
-        """`request_digest`, 64 hex digits: see the module's docstring."""
-        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
-
 
 class BatchItemInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One hash of a batch, the path and public key that it is signed with."""
@@ -57,7 +61,7 @@ class BatchItemInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     child_public_key: str
 
 
-class BatchSignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class BatchSignerInfo(_Known, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What the enclave knows of a batch. It names every hash, and there is no `tx_hash` for all of them, so that a
     handler that knows single signatures only does not say yes by mistake. `anomalies` as in `SignerInfo`."""
 
@@ -73,12 +77,8 @@ class BatchSignerInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     blind: bool
     anomalies: tuple[str, ...] = ()
 
-    def digest(self) -> str:
-        """`request_digest`, as `SignerInfo.digest`."""
-        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
 
-
-class KeyCreationInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class KeyCreationInfo(_Known, frozen=True, forbid_unknown_fields=True):
     """A new key, made by all signers. `label`: the one that it will have for ever; `tolerate`: how many of the
     `participants` may be corrupted."""
 
@@ -92,12 +92,8 @@ class KeyCreationInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roster_digest: str
     kind: Literal["KeyCreation"] = "KeyCreation"
 
-    def digest(self) -> str:
-        """`request_digest`, as `SignerInfo.digest`."""
-        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
 
-
-class RefreshInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RefreshInfo(_Known, frozen=True, forbid_unknown_fields=True):
     """New shares of every key, for the same signers. `key_epoch`: the one that begins. Not asked yet: this version has
     no such step."""
 
@@ -110,12 +106,8 @@ class RefreshInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roster_digest: str
     kind: Literal["Refresh"] = "Refresh"
 
-    def digest(self) -> str:
-        """`request_digest`, as `SignerInfo.digest`."""
-        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
 
-
-class ReshareInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ReshareInfo(_Known, frozen=True, forbid_unknown_fields=True):
     """New shares of every key, for the signers of another roster. `…_fingerprints`: of the signers' identity keys, in
     the order of their indices. Not asked yet: this version has no such step."""
 
@@ -133,12 +125,8 @@ class ReshareInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     old_roster_digest: str
     kind: Literal["Reshare"] = "Reshare"
 
-    def digest(self) -> str:
-        """`request_digest`, as `SignerInfo.digest`."""
-        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
 
-
-class BackupKeyChangeInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BackupKeyChangeInfo(_Known, frozen=True, forbid_unknown_fields=True):
     """Other keys that this signer's backups are encrypted to: age recipients. Not asked yet: this version has no such
     step."""
 
@@ -147,10 +135,6 @@ class BackupKeyChangeInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     old_recipients: tuple[str, ...]
     roster_digest: str
     kind: Literal["BackupKeyChange"] = "BackupKeyChange"
-
-    def digest(self) -> str:
-        """`request_digest`, as `SignerInfo.digest`."""
-        return digest(Tag.GATE_REQUEST, _sorted_json.encode(self)).hex()
 
 
 GateInfo = SignerInfo | BatchSignerInfo | KeyCreationInfo | RefreshInfo | ReshareInfo | BackupKeyChangeInfo

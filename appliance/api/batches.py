@@ -36,19 +36,6 @@ class BatchResult(ApiStruct, frozen=True):
     reason: Reason | None = None
 
 
-class SignatureBatch(ApiStruct, frozen=True):
-    """A batch and where it stands. `results`: one for each hash, in order, once shares were given."""
-
-    id: str
-    key_id: str
-    status: BatchState
-    count: int
-    external_id: str
-    created_at: str
-    results: tuple[BatchResult, ...] = ()
-    reason: Reason | None = None
-
-
 class BatchSummary(ApiStruct, frozen=True):
     """A batch in a list: where it stands, without its results."""
 
@@ -59,6 +46,12 @@ class BatchSummary(ApiStruct, frozen=True):
     external_id: str
     created_at: str
     reason: Reason | None = None
+
+
+class SignatureBatch(BatchSummary, frozen=True):
+    """A batch and where it stands. `results`: one for each hash, in order, once shares were given."""
+
+    results: tuple[BatchResult, ...] = ()
 
 
 class SignatureBatchList(ApiStruct, frozen=True):

@@ -10,9 +10,9 @@ import hashlib
 import os
 import pathlib
 import re
-import stat
 from dataclasses import dataclass
 
+from appliance.private_files import read_private
 from policies.errors import CallerError
 
 TOKEN_PATTERN = re.compile(r"kmt_[A-Za-z0-9_-]{43}")
@@ -58,14 +58,7 @@ def load_token(path: pathlib.Path) -> str:
 
     Raises `CallerError` where the file is away, open to others (any bit of 077), or holds something else.
     """
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            text = file.read(MAX_FILE_BYTES).decode("ascii", "replace").strip()
-    except OSError as error:
-        raise CallerError(f"cannot read token file {path}: {error.strerror}") from None
-    if mode & 0o077:
-        raise CallerError(f"token file {path} has mode {mode:04o}: run chmod 600 on it")
+    text = read_private(path, "token file", MAX_FILE_BYTES).decode("ascii", "replace").strip()
     if not TOKEN_PATTERN.fullmatch(text):
         raise CallerError(f"token file {path} holds no token: make one with `keymoot coordinator token`")
     return text

@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 import os
 import pathlib
-import stat
 from dataclasses import dataclass
 
 import msgspec
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 
+from appliance.private_files import read_private
 from policies.errors import CallerError
 from policies.requests import may_wait
 from policies.signed_requests import APPROVE, MAX_APPROVED_S, MAX_LIFETIME_S
@@ -23,6 +23,7 @@ from policies.signed_requests import APPROVE, MAX_APPROVED_S, MAX_LIFETIME_S
 SIGNATURE_HEADER = "Keymoot-Signature"
 DEFAULT_LIFETIME_S = 120
 JTI_BYTES = 16
+MAX_KEY_BYTES = 16 * 1024
 
 PrivateKey = ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 
@@ -146,14 +147,7 @@ def load_client_key(path: pathlib.Path, kid: str) -> ClientKey:
     Raises `CallerError` where the file is away, open to others (any bit of 077), or holds no Ed25519 or
     P-256 key.
     """
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            pem = file.read(16 * 1024)
-    except OSError as error:
-        raise CallerError(f"cannot read client key {path}: {error.strerror}") from error
-    if mode & 0o077:
-        raise CallerError(f"client key {path} has mode {mode:04o}: run chmod 600 on it")
+    pem = read_private(path, "client key", MAX_KEY_BYTES)
     try:
         private = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -12,6 +13,9 @@ EXIT_CALLER = 2
 EXIT_UNAVAILABLE = 3
 EXIT_REFUSED = 4
 EXIT_INTERRUPTED = 130
+# A place that was named, and that this user may not look at, or that cannot be.
+BAD_PLACES = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.EROFS)
+MAX_NAME_SHOWN = 300
 HTTP_CALLER_ERROR = 400
 HTTP_TOO_MANY = 429
 HTTP_SERVER_ERROR = 500
@@ -28,6 +32,7 @@ def main() -> None:
     if VARIABLE in os.environ:
         register()
     try:
+        _check_text(sys.argv[1:])
         app()
     except KeymootError as error:
         print(f"keymoot: {one_line(error)}{_advice(error)}", file=sys.stderr)
@@ -39,6 +44,21 @@ def main() -> None:
         # The reader of our output has gone (`keymoot keys list | head`): nothing is left to say.
         sys.stderr.close()
         raise SystemExit(EXIT_FAILED) from None
+    except OSError as error:
+        if error.errno not in BAD_PLACES or error.filename is None:
+            raise
+        print(f"keymoot: {printable(str(error.filename))[:MAX_NAME_SHOWN]}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(EXIT_CALLER) from None
+
+
+def _check_text(arguments: list[str]) -> None:
+    """Raises `CallerError` for what is no text: it could neither be shown nor sent."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(argument).decode(errors="backslashreplace")
+            raise CallerError(f"an argument is not UTF-8: {shown}; bytes come from a file, by @FILE") from None
 
 
 def exit_code(error: KeymootError) -> int:

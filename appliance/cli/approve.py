@@ -33,11 +33,14 @@ def approve(
     token: TokenOption = None,
     as_json: Json = False,
 ) -> None:
-    """Approve a request that a policy wants approved (`approvals` in its rule). It is shown first, as read here: what
-    you sign is what you were shown, whatever the coordinator says. It is carried out once there are enough.
+    """Approve a request that a policy wants approved (`approvals` in its rule).
+
+    It is shown first, as read here: what you sign is what you were shown, whatever the coordinator says. It is carried
+    out once there are enough.
     """
     with open_client(profile, token) as client:
-        wanted = client.approvals_wanted(checked_key_id(key_id), request_id)
+        with working("The coordinator is asked…"):
+            wanted = client.approvals_wanted(checked_key_id(key_id), request_id)
         fields = describe(wanted, key_id)
         if not (as_json and yes):
             # Nobody is asked about what is not shown.

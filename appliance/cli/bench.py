@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -21,6 +23,7 @@ MAX_KEYS = 1_000_000
 
 app = typer.Typer(help="Measure on this machine, with real processes on loopback.", no_args_is_help=True)
 
+Told = Callable[[str], None]
 Signers = Annotated[int, typer.Option(help="Signers in the network (n).")]
 Tolerate = Annotated[int, typer.Option(help="How many may be corrupted (t).")]
 
@@ -40,11 +43,12 @@ def presign(
         raise CallerError(f"--batch is 1 to {MAX_BATCH}, --runs 1 to {MAX_RUNS}")
     from appliance.bench import presign as measure
 
-    with working("starting") as told:
-        result: msgspec.Struct = (
-            measure.curve(signers, tolerate, told) if curve else measure.run(signers, tolerate, batch, runs, told)
-        )
-    _show(result, as_json)
+    def run(told: Told) -> msgspec.Struct:
+        if curve:
+            return measure.curve(signers, tolerate, told)
+        return measure.run(signers, tolerate, batch, runs, told)
+
+    _measure(run, as_json)
 
 
 @app.command("online")
@@ -61,9 +65,7 @@ def online(
         raise CallerError("--signatures and --concurrency must be at least 1")
     from appliance.bench.online import run
 
-    with working("starting") as told:
-        result = run(signers, tolerate, signatures, concurrency, told)
-    _show(result, as_json)
+    _measure(partial(run, signers, tolerate, signatures, concurrency), as_json)
 
 
 @app.command("load")
@@ -87,9 +89,7 @@ def load(
         raise CallerError(f"--keys is 1 to {MAX_KEYS}")
     from appliance.bench.load import run
 
-    with working("starting") as told:
-        result = run(signers, tolerate, clients, seconds, hashes, keys, refill, told)
-    _show(result, as_json)
+    _measure(partial(run, signers, tolerate, clients, seconds, hashes, keys, refill), as_json)
 
 
 @app.command("wan")
@@ -105,9 +105,7 @@ def wan(
         raise CallerError(f"--delay-ms is more than 0 and at most {MAX_DELAY_MS}")
     from appliance.bench.wan import run
 
-    with working("starting") as told:
-        result = run(signers, tolerate, delay_ms, told)
-    _show(result, as_json)
+    _measure(partial(run, signers, tolerate, delay_ms), as_json)
 
 
 @app.command("policy")
@@ -125,9 +123,7 @@ def policy(
         raise CallerError(f"--rules is 1 to {MAX_RULES}, --destinations to {MAX_PLACES}, --repeat to {MAX_REPEAT}")
     from appliance.bench.policy import run
 
-    with working("measuring"):
-        result = run(rules, destinations, repeat)
-    _show(result, as_json)
+    _measure(lambda _: run(rules, destinations, repeat), as_json)
 
 
 @app.command("gate")
@@ -141,14 +137,19 @@ def gate(
         raise CallerError(f"--clients is 1 to {MAX_CLIENTS}, --seconds at most {MAX_SECONDS}")
     from appliance.bench.gate import run
 
-    with working("starting") as told:
-        result = run(clients, seconds, told)
-    _show(result, as_json)
+    _measure(partial(run, clients, seconds), as_json)
 
 
 def _check_scheme(signers: int, tolerate: int) -> None:
     if tolerate < 1 or not 2 * tolerate + 1 <= signers <= 16:
         raise CallerError(f"{signers} signers cannot tolerate {tolerate}: 2·t+1 must be online, of at most 16")
+
+
+def _measure(run: Callable[[Told], msgspec.Struct], as_json: bool) -> None:
+    """`run` is told how to say what it is at."""
+    with working("starting") as told:
+        result = run(told)
+    _show(result, as_json)
 
 
 def _show(result: msgspec.Struct, as_json: bool) -> None:

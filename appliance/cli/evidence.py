@@ -9,8 +9,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from appliance.cli import EXIT_FAILED
-from appliance.cli.output import Json, show_fields, show_json
+from appliance.cli import EXIT_FAILED, printable
+from appliance.cli.output import Json, show_fields, show_json, working
 from policies.errors import CallerError, Unavailable
 
 app = typer.Typer(help="Evidence against a signer that broke a protocol.", no_args_is_help=True)
@@ -59,9 +59,9 @@ def verify(
         if not path.is_file():
             raise CallerError(f"no file {path}")
     command = [sys.executable, "-I", "-m", "enclave", "verify-evidence"]
-    output = enrolment.run_enclave_tool(
-        [*command, "--evidence", str(file.resolve()), "--roster", str(roster.resolve())]
-    )
+    command += ["--evidence", str(file.resolve()), "--roster", str(roster.resolve())]
+    with working("Judging the evidence…"):
+        output = enrolment.run_enclave_tool(command)
     try:
         verified = msgspec.json.decode(output, type=Verified)
     except msgspec.DecodeError as error:
@@ -76,10 +76,11 @@ def verify(
 
 def _show(verified: Verified) -> None:
     if not verified.proves:
-        typer.echo(f"It proves nothing: {verified.reason}.")
+        typer.echo(f"It proves nothing: {printable(verified.reason)}.")
         return
     for signer in verified.convicted:
-        typer.echo(f"Signer {signer.index} ({signer.name}, {signer.operator}) broke the protocol.")
+        who = printable(f"{signer.name}, {signer.operator}")
+        typer.echo(f"Signer {signer.index} ({who}) broke the protocol.")
     if verified.group:
         names = ", ".join(f"{signer.index} ({signer.name})" for signer in verified.group)
         typer.echo(f"Somebody of these broke the protocol, and nobody of them is convicted: {names}.")

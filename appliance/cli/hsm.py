@@ -90,7 +90,7 @@ def rewrap(
     async def run() -> Rewrapping:
         store = SignerStore.open(state)
         try:
-            with Progress(console=Console(stderr=True)) as shown:
+            with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as shown:
                 task = shown.add_task("Rewrapping")
                 return await rewrap_all(enclave, store, lambda n, total: shown.update(task, completed=n, total=total))
         finally:
@@ -102,7 +102,7 @@ def rewrap(
     else:
         show_fields({"records": str(done.records), "rewrapped": str(done.rewrapped), "already": str(done.already)})
         for reason in done.broken:
-            typer.echo(f"broken: {reason}")
+            typer.echo(f"broken: {printable(reason)}")
     if done.broken:
         raise typer.Exit(EXIT_FAILED)
 
@@ -132,12 +132,12 @@ def _show(checked: Checked) -> None:
     Console(soft_wrap=True).print(_table(checked.operations))
     typer.echo("")
     for key in checked.keys:
-        typer.echo(f"{key.use} key {key.label}: {printable(key.detail)}")
+        typer.echo(printable(f"{key.use} key {key.label}: {key.detail}"))
     typer.echo("")
     if checked.profile is None:
-        typer.echo(f"Keymoot cannot use this token: {checked.reason}.")
+        typer.echo(f"Keymoot cannot use this token: {printable(checked.reason)}.")
     else:
-        typer.echo(f"Keymoot seals with profile {checked.profile}: {checked.reason}.")
+        typer.echo(f"Keymoot seals with profile {checked.profile}: {printable(checked.reason)}.")
 
 
 def _table(operations: tuple[Operation, ...]) -> Table:
@@ -153,5 +153,5 @@ def _table(operations: tuple[Operation, ...]) -> Table:
     for one in operations:
         median = "" if one.median_us is None else f"{one.median_us:.0f} µs"
         # Text, since a module's words are not markup.
-        table.add_row(one.name, "yes" if one.works else "no", median, Text(one.detail))
+        table.add_row(one.name, "yes" if one.works else "no", median, Text(printable(one.detail)))
     return table

@@ -49,7 +49,7 @@ def create(
 @app.command("list")
 def list_keys(profile: ProfileOption = DEFAULT_PROFILE, token: TokenOption = None, as_json: Json = False) -> None:
     """List all keys, oldest first."""
-    with open_client(profile, token) as client:
+    with open_client(profile, token) as client, working("Reading and verifying the keys…"):
         listed = client.list_keys()
     if as_json:
         show_json([_line(one) for one in listed])
@@ -77,8 +77,9 @@ def show(
 ) -> None:
     """Show a key, or one of its children: scheme, public key, addresses."""
     steps = parse_path(path)
-    with open_client(profile, token) as client:
-        _show(client.get_key(checked_key_id(key_id)), steps, as_json)
+    with open_client(profile, token) as client, working("Reading and verifying the key…"):
+        key = client.get_key(checked_key_id(key_id))
+    _show(key, steps, as_json)
 
 
 def new_external_id() -> str:

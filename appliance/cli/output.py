@@ -49,9 +49,11 @@ def working(title: str) -> Iterator[Callable[[str], None]]:
         yield lambda _: None
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True, highlight=False).status(title) as status:
-        yield lambda text: status.update(text)
+    # Text, since it may name a file, which is no markup.
+    with Console(stderr=True, highlight=False).status(Text(title)) as status:
+        yield lambda text: status.update(Text(printable(text)))
 
 
 def say_next(*steps: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from appliance.cli import EXIT_FAILED
+from appliance.cli import EXIT_FAILED, printable
 from appliance.cli.output import Json, say_next, show_json
 
 LEAF_DAYS = 825
@@ -32,7 +32,8 @@ def show(directory: Directory = Path(), as_json: Json = False) -> None:
         show_json({"certificates": shown, "due": sorted({one.file for one in due})})
     else:
         for one in shown:
-            typer.echo(f"{one.file:<24}  {one.days_left:>5} days  {one.expires[:10]}  {one.role:<9}  {one.subject}")
+            told = f"{one.file:<24}  {one.days_left:>5} days  {one.expires[:10]}  {one.role:<9}"
+            typer.echo(f"{told}  {printable(one.subject)}")
         if due:
             say_next(*dict.fromkeys(f"WARNING: {one.file} {one.when}: {one.remedy(directory)}" for one in due))
     if due:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from appliance.cli import EXIT_FAILED, EXIT_REFUSED, printable
-from appliance.cli.output import Json, show_fields, show_json
+from appliance.cli.files import read_whole
+from appliance.cli.output import Json, show_fields, show_json, working
 from policies.errors import CallerError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def explain(
     asker = Asker(client, label, frozenset(approved_by or ()))
     now_s = read_time(at) if at else int(time.time())
     check_asker(policy, asker)
-    requests = read_body(_read_request(request), asker, keccak256)
+    requests = read_body(read_whole(request, MAX_BODY_BYTES), asker, keccak256)
     found = decide_all(tuple(Situation(policy, one, Counters(), now_s) for one in requests))
     last = found[-1]
     if as_json:
@@ -101,7 +102,8 @@ def run(
     loaded = load_yaml(table, Table)
     policy = load_policy(table.parent / loaded.policy)
     try:
-        trial = run_table(policy, loaded, keccak256)
+        with working("Putting the table to the policy…"):
+            trial = run_table(policy, loaded, keccak256)
     except CallerError as error:
         raise CallerError(f"{table}: {error}") from None
     if as_json:
@@ -128,17 +130,6 @@ def _show_wrong(file: Path, wrong: list[Wrong], as_json: bool) -> None:
     for one in wrong:
         typer.echo(f"{file}:{one.line}:{one.column}: {printable(one.what)}", err=True)
     typer.echo(f"{file}: {len(wrong)} mistake{'s' * (len(wrong) != 1)}. An enclave does not start with it.", err=True)
-
-
-def _read_request(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            body = file.read(MAX_BODY_BYTES + 1)
-    except OSError as error:
-        raise CallerError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(body) > MAX_BODY_BYTES:
-        raise CallerError(f"{path}: larger than {MAX_BODY_BYTES} bytes")
-    return body
 
 
 def _verdict(found: Explanation) -> dict[str, str]:

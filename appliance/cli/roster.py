@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from appliance.cli import printable
 from appliance.cli.output import Json, say_next, show_json
 from policies.errors import CallerError
 from policies.roster import Roster, describe_scheme
@@ -106,6 +107,7 @@ def _described(roster: Roster) -> dict[str, object]:
 def _show(roster: Roster) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     typer.echo(f"network  {roster.network}")
     typer.echo(f"scheme   {describe_scheme(roster.n, roster.tolerate)}")
@@ -114,5 +116,6 @@ def _show(roster: Roster) -> None:
     for heading in ("", "signer", "operator", "fingerprint"):
         table.add_column(heading, no_wrap=heading == "fingerprint")
     for signer in roster.signers:
-        table.add_row(str(signer.index), signer.name, signer.operator, signer.fingerprint)
+        # Text, since an operator's name is anything: markup of it could make another fingerprint of what is shown.
+        table.add_row(str(signer.index), signer.name, Text(printable(signer.operator)), signer.fingerprint)
     Console().print(table)

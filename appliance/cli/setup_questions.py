@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 import typer
 
+from appliance.cli import printable
 from appliance.setup import answers, coordinator, modules, signer
 from appliance.setup.answers import Answers, CoordinatorAnswer
 from appliance.setup.hosts import coordinator_place, signer_place
@@ -100,7 +101,7 @@ def _hsm() -> dict[str, object]:
     try:
         tokens = modules.tokens(lib)
     except (CallerError, Unavailable) as error:
-        typer.echo(f"Its tokens cannot be listed: {error}", err=True)
+        typer.echo(f"Its tokens cannot be listed: {printable(str(error))}", err=True)
         tokens = []
     if not tokens:
         return {"lib": lib, "token_label": _ask("Label of the token", str)}
@@ -129,10 +130,10 @@ def _choice(question: str, choices: list[str]) -> str:
     """One of `choices`, by its number."""
     typer.echo(question, err=True)
     for number, choice in enumerate(choices, 1):
-        typer.echo(f"  {number}. {choice}", err=True)
+        typer.echo(f"  {number}. {printable(choice)}", err=True)
 
     def number_of(text: str) -> str:
-        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= len(choices)):
+        if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= int(text) <= len(choices)):
             raise CallerError(f"a number from 1 to {len(choices)}")
         return choices[int(text) - 1]
 
@@ -146,7 +147,7 @@ def _ask(question: str, parse: Callable[[str], T], default: str | None = None) -
         try:
             return parse(text)
         except (CallerError, msgspec.ValidationError) as error:
-            typer.echo(f"  {error}", err=True)
+            typer.echo(f"  {printable(str(error))}", err=True)
 
 
 def _name(text: str) -> str:
@@ -164,8 +165,13 @@ def _url(text: str) -> str:
 
 
 def _file(text: str) -> Path:
-    path = Path(text).expanduser()
-    if not path.is_file():
+    try:
+        path = Path(text).expanduser()
+        there = path.is_file()
+    except (OSError, RuntimeError) as error:
+        # Too long for a name, or the home of nobody.
+        raise CallerError(f"there is no file {text}: {getattr(error, 'strerror', None) or error}") from None
+    if not there:
         raise CallerError(f"there is no file {path}")
     return path.resolve()
 

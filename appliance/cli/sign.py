@@ -5,17 +5,20 @@ A signature is verified here, under the certified key, before it is shown.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from appliance.cli import printable
 from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
+from appliance.cli.files import read_whole
 from appliance.cli.keys import ExternalIdOption, PathOption, checked_key_id, new_external_id, parse_path
 from appliance.cli.output import Json, show_fields, show_json, working
-from policies.errors import CallerError
+from policies.errors import Bug, CallerError
+from policies.json_strict import parse_json
 from policies.requests import HashBatch, MessageHash, SigningBody
 
 MAX_FILE_BYTES = 256 * 1024
@@ -26,22 +29,33 @@ ApprovalsOption = Annotated[
     int, typer.Option("--approvals-within", metavar="HOURS", min=0, max=72, help="How long it may wait for approvals.")
 ]
 Access = tuple[Path, Path | None]
+Fields = dict[str, object]
 KeyArgument = Annotated[str, typer.Argument(help="The key's id (key_…).")]
 
 
-@app.command("hash")
-def sign_hash(
-    key_id: KeyArgument,
-    digest: Annotated[str, typer.Argument(metavar="HASH", help="32 bytes of hex. Signed blindly, if policies allow.")],
-    path: PathOption = "m",
-    external_id: ExternalIdOption = "",
-    within: ApprovalsOption = 0,
-    profile: ProfileOption = DEFAULT_PROFILE,
-    token: TokenOption = None,
-    as_json: Json = False,
-) -> None:
-    """Sign a bare 32-byte hash: nobody but you knows what it stands for."""
-    _sign((profile, token), key_id, {"kind": "Hash", "hash": _hex(digest)}, path, external_id, as_json, within)
+def _command(name: str, purpose: str, argument: Any, fields: Callable[[str], Fields]) -> None:
+    """A command that signs what its `argument` says; `fields` makes the request's own fields of that."""
+
+    @app.command(name, help=purpose)
+    def sign_one(
+        key_id: KeyArgument,
+        what: str = argument,
+        path: PathOption = "m",
+        external_id: ExternalIdOption = "",
+        within: ApprovalsOption = 0,
+        profile: ProfileOption = DEFAULT_PROFILE,
+        token: TokenOption = None,
+        as_json: Json = False,
+    ) -> None:
+        _sign((profile, token), key_id, fields(what), path, external_id, as_json, within)
+
+
+_command(
+    "hash",
+    "Sign a bare 32-byte hash: nobody but you knows what it stands for.",
+    typer.Argument(metavar="HASH", help="32 bytes of hex. Signed blindly, if policies allow."),
+    lambda text: {"kind": "Hash", "hash": _hex(text)},
+)
 
 
 @app.command("batch")
@@ -90,74 +104,34 @@ def sign_message(
 ) -> None:
     """Sign a message, which every enclave hashes itself."""
     data = _read(message[1:]) if message.startswith("@") else message.encode()
-    fields: dict[str, object] = {"kind": "Message", "message": "0x" + data.hex(), "hash": hash_name.value}
+    fields: Fields = {"kind": "Message", "message": "0x" + data.hex(), "hash": hash_name.value}
     _sign((profile, token), key_id, fields, path, external_id, as_json, within)
 
 
-@app.command("typed-data")
-def sign_typed_data(
-    key_id: KeyArgument,
-    document: Annotated[str, typer.Argument(help="EIP-712 document: JSON, or @FILE with it.")],
-    path: PathOption = "m",
-    external_id: ExternalIdOption = "",
-    within: ApprovalsOption = 0,
-    profile: ProfileOption = DEFAULT_PROFILE,
-    token: TokenOption = None,
-    as_json: Json = False,
-) -> None:
-    """Sign typed data of EIP-712, which every enclave checks and hashes itself."""
-    data = _read(document[1:]) if document.startswith("@") else document.encode()
-    try:
-        typed_data = msgspec.json.decode(data)
-    except (ValueError, RecursionError) as error:
-        raise CallerError(f"the document is not JSON: {error}") from None
-    _sign(
-        (profile, token),
-        key_id,
-        {"kind": "Eip712TypedData", "typedData": typed_data},
-        path,
-        external_id,
-        as_json,
-        within,
-    )
-
-
-@app.command("ethereum")
-def sign_ethereum(
-    key_id: KeyArgument,
-    transaction: Annotated[str, typer.Argument(help="Unsigned transaction: hex, or @FILE with it.")],
-    path: PathOption = "m",
-    external_id: ExternalIdOption = "",
-    within: ApprovalsOption = 0,
-    profile: ProfileOption = DEFAULT_PROFILE,
-    token: TokenOption = None,
-    as_json: Json = False,
-) -> None:
-    """Sign a legacy (EIP-155), EIP-2930 or EIP-1559 transaction, which every enclave parses and hashes itself."""
-    fields: dict[str, object] = {"kind": "EthereumTransaction", "transaction": _hex(transaction)}
-    _sign((profile, token), key_id, fields, path, external_id, as_json, within)
-
-
-@app.command("bitcoin")
-def sign_bitcoin(
-    key_id: KeyArgument,
-    preimage: Annotated[str, typer.Argument(help="BIP-143 preimage of one input: hex, or @FILE with it.")],
-    path: PathOption = "m",
-    external_id: ExternalIdOption = "",
-    within: ApprovalsOption = 0,
-    profile: ProfileOption = DEFAULT_PROFILE,
-    token: TokenOption = None,
-    as_json: Json = False,
-) -> None:
-    """Sign one segwit input, from its BIP-143 preimage, which every enclave parses and hashes itself."""
-    fields: dict[str, object] = {"kind": "BitcoinBip143Preimage", "preimage": _hex(preimage)}
-    _sign((profile, token), key_id, fields, path, external_id, as_json, within)
+_command(
+    "typed-data",
+    "Sign typed data of EIP-712, which every enclave checks and hashes itself.",
+    typer.Argument(metavar="DOCUMENT", help="EIP-712 document: JSON, or @FILE with it."),
+    lambda text: {"kind": "Eip712TypedData", "typedData": _document(text)},
+)
+_command(
+    "ethereum",
+    "Sign a legacy (EIP-155), EIP-2930 or EIP-1559 transaction, which every enclave parses and hashes itself.",
+    typer.Argument(metavar="TRANSACTION", help="Unsigned transaction: hex, or @FILE with it."),
+    lambda text: {"kind": "EthereumTransaction", "transaction": _hex(text)},
+)
+_command(
+    "bitcoin",
+    "Sign one segwit input, from its BIP-143 preimage, which every enclave parses and hashes itself.",
+    typer.Argument(metavar="PREIMAGE", help="BIP-143 preimage of one input: hex, or @FILE with it."),
+    lambda text: {"kind": "BitcoinBip143Preimage", "preimage": _hex(text)},
+)
 
 
 def _sign(
     access: Access,
     key_id: str,
-    fields: dict[str, object],
+    fields: Fields,
     path: str,
     external_id: str,
     as_json: bool,
@@ -170,8 +144,8 @@ def _sign(
         show_json(answer)
         return
     value = answer.signature
-    if value is None:  # the client never returns one without, once it is Signed
-        raise CallerError("the answer holds no signature")
+    if value is None:
+        raise Bug("the client returns no answer that is Signed without a signature")
     names = ("public_key", "hash", "r", "s", "recid", "der", "rsv")
     show_fields({"signature": answer.id, **{name: str(getattr(value, name)) for name in names}})
     typer.echo("Verified under the certified key, over the hash computed here.")
@@ -183,7 +157,7 @@ def _lifetime_s(wait_h: int) -> int:
     return wait_h * 3600 if wait_h else DEFAULT_LIFETIME_S
 
 
-def _body(fields: dict[str, object]) -> SigningBody:
+def _body(fields: Fields) -> SigningBody:
     try:
         body: SigningBody = msgspec.convert(fields, SigningBody)
         return body
@@ -215,12 +189,18 @@ def _batch(data: bytes, default_path: str, external_id: str) -> HashBatch:
 
 
 def _read(name: str) -> bytes:
-    """The start of a file, more than any request can hold. Raises `CallerError`."""
+    return read_whole(Path(name), MAX_FILE_BYTES)
+
+
+def _document(text: str) -> object:
+    """The JSON `text`, or that in the file `@FILE`. Raises `CallerError`, also where two parsers could differ on it."""
+    data = _read(text[1:]) if text.startswith("@") else text.encode("utf-8", "surrogateescape")
     try:
-        with Path(name).open("rb") as file:
-            return file.read(MAX_FILE_BYTES)
-    except OSError as error:
-        raise CallerError(f"cannot read {name}: {error.strerror}") from None
+        document = parse_json(data)
+        msgspec.json.encode(document)  # what cannot be sent is none
+    except ValueError as error:
+        raise CallerError(f"the document cannot be used: {error}") from None
+    return document
 
 
 def _hex(text: str) -> str:

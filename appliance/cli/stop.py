@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,8 +11,9 @@ import msgspec
 import typer
 
 from appliance.cli import printable
+from appliance.cli.files import read_whole
 from appliance.cli.names import identified
-from appliance.cli.output import Json, report, show_json
+from appliance.cli.output import Json, report, show_json, working
 from policies.errors import CallerError, Refused, Unavailable
 from policies.stop_orders import EVERYTHING, MAX_ORDER_S, StopOrder
 
@@ -45,40 +47,42 @@ class SignerNames(msgspec.Struct, frozen=True):
     signer: str
 
 
-def freeze(
-    directory: DirectoryArgument = None,
-    operator: OperatorOption = "",
-    key: KeyOption = None,
-    label: LabelOption = None,
-    reason: ReasonOption = "",
-    order: OrderOption = None,
-    network: NetworkOption = "",
-    signer: SignerOption = "",
-    as_json: Json = False,
-) -> None:
+def _command(action: Literal["freeze", "unfreeze"], purpose: str) -> Callable[..., None]:
+    """The command of one kind of order; both take the same. `purpose`: its help."""
+
+    def order_it(
+        directory: DirectoryArgument = None,
+        operator: OperatorOption = "",
+        key: KeyOption = None,
+        label: LabelOption = None,
+        reason: ReasonOption = "",
+        order: OrderOption = None,
+        network: NetworkOption = "",
+        signer: SignerOption = "",
+        as_json: Json = False,
+    ) -> None:
+        _run(action, directory, (operator, key), label, reason, order, (network, signer), as_json)
+
+    order_it.__doc__ = purpose
+    return order_it
+
+
+freeze = _command(
+    "freeze",
     """Stop a signer: no signature and no new key, for everything or for some labels. One operator's key is enough.
 
     With DIRECTORY the order is carried out now, whether or not a coordinator can be reached; without, it is written to
     the file of --order, which whoever is on the signer's host sends: keymoot freeze DIRECTORY --order FILE.
-    """
-    _run("freeze", directory, (operator, key), label, reason, order, (network, signer), as_json)
+    """,
+)
+unfreeze = _command(
+    "unfreeze",
+    """End a freeze.
 
-
-def unfreeze(
-    directory: DirectoryArgument = None,
-    operator: OperatorOption = "",
-    key: KeyOption = None,
-    label: LabelOption = None,
-    reason: ReasonOption = "",
-    order: OrderOption = None,
-    network: NetworkOption = "",
-    signer: SignerOption = "",
-    as_json: Json = False,
-) -> None:
-    """End a freeze. It takes as many operators as the signer's policy says: each adds a signature to the file of
-    --order, and one of them sends it. It is refused where somebody froze the signer again meanwhile.
-    """
-    _run("unfreeze", directory, (operator, key), label, reason, order, (network, signer), as_json)
+    It takes as many operators as the signer's policy says: each adds a signature to the file of --order, and one of
+    them sends it. It is refused where somebody froze the signer again meanwhile.
+    """,
+)
 
 
 def operator_key(
@@ -111,12 +115,15 @@ def _run(
     target: tuple[str, str],
     as_json: bool,
 ) -> None:
+    from appliance import pki
     from appliance.api.jws import load_client_key
     from appliance.api.stop import countersign, parse_order, sign_order
 
     if directory is None and file is None:
         raise CallerError("name the signer's DIRECTORY to send the order, or a file for it by --order")
-    signatures = _read(file) if file is not None and file.exists() else ()
+    signatures: tuple[str, ...] = ()
+    if file is not None and file.exists():
+        signatures = tuple(read_whole(file, MAX_ORDER_BYTES).decode("ascii", "replace").split())
     operator, path = who
     if path is not None:
         key = load_client_key(path, operator or path.stem)
@@ -125,7 +132,7 @@ def _run(
         else:
             signatures = (sign_order(key, _order(action, directory, target, labels, reason)),)
         if file is not None:
-            file.write_text("".join(text + "\n" for text in signatures))
+            pki.replace(file, "".join(text + "\n" for text in signatures).encode())
     if not signatures:
         raise CallerError("sign the order: --operator ID --key FILE")
     parts = parse_order(signatures)
@@ -137,7 +144,8 @@ def _run(
         steps = ("Pass the file on for another signature, or send it:", f"keymoot {action} DIRECTORY --order {file}")
         report(as_json, f"The order to {action} is in {file}.", shown, steps)
         return
-    answer = _send(directory, signatures, action)
+    with working("The signer is told…"):
+        answer = _send(directory, signatures, action)
     frozen = ", ".join(one.pattern for one in answer.frozen) or "nothing"
     done = f"{printable(ordered.signer)} has carried the order to {action} out. Frozen now: {printable(frozen)}."
     report(as_json, done, {**shown, "frozen": [one.pattern for one in answer.frozen]}, ())
@@ -192,12 +200,3 @@ def _send(directory: Path, signatures: tuple[str, ...], action: str) -> StopAnsw
     if answer.refused:
         raise Refused(action, answer.refused)
     return answer
-
-
-def _read(path: Path) -> tuple[str, ...]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_ORDER_BYTES)
-    except OSError as error:
-        raise CallerError(f"cannot read {path}: {error.strerror}") from None
-    return tuple(data.decode("ascii", "replace").split())

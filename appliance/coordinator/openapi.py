@@ -317,7 +317,7 @@ def _parameters() -> Json:
         "cursor": _parameter(
             "cursor",
             "query",
-            f"`nextCursor` of the page before; pages have up to {PAGE} items, the last one has no `nextCursor`.",
+            f"`nextCursor` of the page before; pages have 0 to {PAGE} items, the last one has no `nextCursor`.",
             {"type": "string", "pattern": CURSOR_PATTERN.pattern},
         ),
         "burst": _parameter(

@@ -24,6 +24,7 @@ from appliance.coordinator.changes import Changes
 from appliance.coordinator.config import CoordinatorConfig, LimitSettings, load_config, load_roster, split_listen
 from appliance.coordinator.convictions import FILE as CONVICTED_FILE
 from appliance.coordinator.credentials import ClientKeys, Readers
+from appliance.coordinator.execution import Execution
 from appliance.coordinator.gateway import Gateway
 from appliance.coordinator.identity import Identity
 from appliance.coordinator.keybook import KeyBook
@@ -149,7 +150,8 @@ class Coordinator:
         )
         signing = Signing(network.ceremonies, network.pools, network, network.recall, time.time)
         batches = BatchSigning(network.ceremonies, network.pools, network, network.recall, time.time)
-        work = Work(store, roster, network, signing, batches, keybook, secrets.token_bytes, time.time, self._fail)
+        execution = Execution(store, roster, network, signing, batches, keybook)
+        work = Work(store, roster, network, keybook, execution, secrets.token_bytes, time.time, self._fail)
         stack.push_async_callback(work.close)
         await work.resume()
         self.deadlines = Deadlines(store, time.time)

@@ -97,17 +97,10 @@ def show_signature(row: ListedSignatureRow) -> Signature:
 
 def show_batch(row: BatchRow) -> SignatureBatch:
     """A batch and what came of it. Raises `Damaged`."""
+    summary = summarise_batch(row)
     with _whole(row):
-        return SignatureBatch(
-            id=row.id,
-            key_id=row.key_id,
-            status=BatchState(row.state),
-            count=row.count,
-            external_id=shown_external_id(row.external_id),
-            created_at=_time(row.created_at_ms),
-            results=() if row.result is None else msgspec.json.decode(row.result, type=tuple[BatchResult, ...]),
-            reason=_reason(row),
-        )
+        results = () if row.result is None else msgspec.json.decode(row.result, type=tuple[BatchResult, ...])
+    return SignatureBatch(**msgspec.structs.asdict(summary), results=results)
 
 
 def summarise_batch(row: BatchSummaryRow) -> BatchSummary:

@@ -14,7 +14,7 @@ import structlog
 
 from appliance.api.batches import BATCH_ID_PREFIX
 from appliance.api.derivation import derive
-from appliance.coordinator.batches import BatchSigning, batch_items
+from appliance.coordinator.batches import batch_items
 from appliance.coordinator.carrying import brings_more, carried
 from appliance.coordinator.execution import Execution
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
@@ -22,7 +22,6 @@ from appliance.coordinator.limits import MAX_AWAITING
 from appliance.coordinator.messages import message_hash
 from appliance.coordinator.network import Network
 from appliance.coordinator.rates import Limited
-from appliance.coordinator.signing import Signing
 from appliance.coordinator.unfinished import client_request, wanted_items, wanted_label, wanted_signature
 from appliance.durations import DurationsBy
 from appliance.store import CoordinatorStore
@@ -52,16 +51,14 @@ class Work:
         store: CoordinatorStore,
         roster: Roster,
         network: Network,
-        signing: Signing,
-        batch_signing: BatchSigning,
         keybook: KeyBook,
+        execution: Execution,
         random: Callable[[int], bytes],
         wall_clock: Callable[[], float],
         fatal: Callable[[BaseException], None],
     ) -> None:
         self._store, self._roster, self._network = store, roster, network
-        self._keybook = keybook
-        self._execution = Execution(store, roster, network, signing, batch_signing, keybook)
+        self._keybook, self._execution = keybook, execution
         self._random, self._clock, self._fatal = random, wall_clock, fatal
         self._tasks: dict[str, asyncio.Task[str]] = {}
         # By kind of request and outcome; how long they took, by kind.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import stat
 from typing import Annotated, Literal
 
 import msgspec
 
+from appliance.private_files import read_private
 from policies.errors import CallerError
 from policies.json_strict import parse_json
 from policies.load import load_yaml
@@ -89,12 +88,4 @@ def load_secrets(path: pathlib.Path) -> GateSecrets:
 
 def read_secrets(path: pathlib.Path) -> bytes:
     """The bytes of a file of secrets. Raises `CallerError` where it is away or open to others."""
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            data = file.read(MAX_SECRETS_BYTES)
-    except OSError as error:
-        raise CallerError(f"cannot read gate secrets {path}: {error.strerror}") from error
-    if mode & 0o077:
-        raise CallerError(f"gate secrets {path} have mode {mode:04o}: run chmod 600 on the file")
-    return data
+    return read_private(path, "the file of gate secrets", MAX_SECRETS_BYTES)

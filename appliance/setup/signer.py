@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import stat
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from appliance import configure, enrolment, pki
+from appliance.gate.config import read_secrets
 from appliance.setup import answers, staging
 from appliance.setup.enclave_tool import EnclaveTool
 from appliance.setup.hosts import Place
@@ -198,7 +198,7 @@ def _seal_gate_secrets(place: Place, said: answers.Answers, found: EnclaveFile, 
     if found.gate.mode != "signed" or not _has_both(directory) or (directory / found.gate.secrets).exists():
         return
     if said.gate_secrets is not None:
-        secrets = _read_secrets(said.gate_secrets)
+        secrets = read_secrets(said.gate_secrets)
     elif out is not None:
         secrets = enrolment.new_secrets()
         pki.write_new(out, secrets, pki.SECRET_MODE)
@@ -218,11 +218,3 @@ def _seal(place: Place, secrets: bytes, environment: dict[str, str]) -> None:
     tool = EnclaveTool(place.directory / ENCLAVE, environment, place.owner)
     with tool.sealing() as more:
         enrolment.run_enclave_tool(tool.command("seal-gate-secret", *more), secrets, environment, user=place.owner)
-
-
-def _read_secrets(path: Path) -> bytes:
-    """The handler's copy. Raises `CallerError` where others may read it."""
-    data = configure.read_bytes(path, "the gate's secrets")
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise CallerError(f"{path} is for others to read: run chmod 600 on it")
-    return data

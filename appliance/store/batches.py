@@ -8,7 +8,6 @@ from appliance.store.accepted import (
     UNFINISHED,
     Acceptance,
     Accepted,
-    RequestRow,
     RequestState,
     accept,
     metadata,
@@ -37,19 +36,21 @@ _RESTART_BATCH = restarting(batches)
 _INSERT_BATCH = insertion(batches, without=("seq", "result"))
 
 
-class BatchRow(RequestRow, frozen=True, kw_only=True):
-    """A requested batch of `count` hashes. `result`: JSON array of its items' results, in order."""
-
-    key_id: str
-    count: int
-    result: bytes | None
-
-
 class BatchSummaryRow(RequestState, frozen=True, kw_only=True):
     """A batch without what was asked and what came of it: a page of whole ones could hold 100 MB."""
 
     key_id: str
     count: int
+
+
+class BatchRow(BatchSummaryRow, frozen=True, kw_only=True):
+    """A requested batch of `count` hashes, with what was asked, as in `RequestRow`. `result`: JSON array of its items'
+    results, in order."""
+
+    path: str
+    body: bytes
+    jws: str
+    result: bytes | None
 
 
 _BATCH_BY_ID = Statement(select(batches).where(batches.c.id == parameter("row")))

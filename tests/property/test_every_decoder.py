@@ -28,7 +28,7 @@ from appliance.api.batches import BatchState, SignatureBatch
 from appliance.api.results import ApiError
 from appliance.checkup import times
 from appliance.checkup.others import reached_at
-from appliance.cli import setup_questions, stop
+from appliance.cli import setup_questions, sign, stop
 from appliance.cli.approve import describe
 from appliance.configure import read_ca
 from appliance.coordinator import api as coordinator_api
@@ -413,6 +413,7 @@ FUZZ: dict[str, Fuzz] = {
     "creation": (lambda data: parse_key_creation(verified(data)), (Refused,), (CREATION,)),
     "batch": (lambda data: parse_hash_batch(verified(data)), (Refused,), (BATCH,)),
     "jws": (text(split_jws), (Refused,), (b"e30.." + b"A" * 86,)),
+    "typed document": (text(sign._document), (CallerError,), (b'{"types": {}}',)),
     "wanted approval": (text(wanted), (CallerError,), (HASH,)),
     "wanted approval of a batch": (
         text(lambda body: wanted(body, signature_batches_path)),
@@ -475,6 +476,7 @@ FUZZ: dict[str, Fuzz] = {
         (b"acme",),
     ),
     "typed name": (text(setup_questions._name), (CallerError,), (b"acme-1",)),
+    "typed file": (text(setup_questions._file), (CallerError,), (b"/etc/hostname", b"~nobodyhere/x")),
     "typed address": (text(setup_questions._url), (CallerError,), (b"https://c.example:8443",)),
     "typed order": (
         text(lambda given: stop._order("freeze", None, (given, given), [given], given)),

@@ -48,7 +48,7 @@ def result(h: bytes, path: tuple[int, ...]) -> BatchResult:
 
 def answer(**changes: object) -> SignatureBatch:
     results = tuple(result(h, path) for h, path in zip(HASHES, PATHS, strict=True))
-    honest = SignatureBatch("batch_1", "key_1", BatchState.SIGNED, 3, "batch-1", "now", results)
+    honest = SignatureBatch("batch_1", "key_1", BatchState.SIGNED, 3, "batch-1", "now", results=results)
     return replace(honest, **changes)
 
 

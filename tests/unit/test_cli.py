@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from appliance import cli
 from appliance.cli.app import app
 from appliance.cli.keys import parse_path
+from appliance.cli.output import working
 from appliance.enrolment import Identity, new_secrets
 from policies.errors import Bug, CallerError, KeymootError, Refused, Unavailable
 from tests.fakes.command_line import Keymoot, an_identity, write_identity
@@ -76,6 +79,49 @@ def test_a_certificate_that_is_refused_says_what_to_do(keymoot: Keymoot, monkeyp
         "keymoot: the key belongs to network b, not to a. Nothing of the key was shown or used. "
     )
     assert said.err.endswith("one of the files is another.\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sign", "message", "key_" + "ab" * 16, "caf\udce9"),
+        ("scheme", "--signers", "3", "--tolerate", "1", "--operators", "caf\udce9=3", "--json"),
+        ("roster", "show", "caf\udce9"),
+    ],
+)
+def test_an_argument_that_is_no_text_is_a_mistake(keymoot: Keymoot, words: tuple[str, ...]) -> None:
+    said = keymoot(*words)
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith(r"keymoot: an argument is not UTF-8: caf\xe9")
+
+
+def test_what_others_wrote_is_no_markup_and_moves_no_cursor(keymoot: Keymoot, tmp_path: Path) -> None:
+    """An operator's name is anything: it could have hidden the fingerprint that is to be compared."""
+    from appliance import enrolment
+
+    hostile = "[/]Bank [red]\x1b[2K\u202e"
+    identities = [an_identity(name) for name in ("a", "b", "c")]
+    made = enrolment.make_roster([msgspec.structs.replace(identities[0], operator=hostile), *identities[1:]], 1)
+    path = tmp_path / "roster.yaml"
+    path.write_text(enrolment.roster_yaml(made))
+    shown = keymoot("roster", "show", path)
+    assert shown.code == 0
+    assert "[/]Bank [red]" in shown.out
+    assert shown.out.replace("\n", "").isprintable()
+    assert all(identity.fingerprint in shown.out for identity in identities)
+
+
+def test_progress_shows_any_text_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with working("Checking [/etc]…") as tell:
+        tell("Checking [/a]\x07…")
+    assert "Checking [/" in terminal.getvalue()
+    assert "\x07" not in terminal.getvalue()
 
 
 def test_a_message_stays_on_one_line() -> None:

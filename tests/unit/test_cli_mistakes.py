@@ -14,6 +14,7 @@ import pytest
 import typer.main
 
 from appliance import configure, templates
+from appliance.api.jws import generate_client_key, save_client_key
 from appliance.cli.app import app
 from tests.fakes.command_line import Keymoot, Outcome, an_identity, write_identity
 
@@ -45,6 +46,10 @@ MISTAKES = [
     ("doctor {empty}", 2, "holds none of enclave.yaml"),
     ("doctor {missing}", 2, "holds none of enclave.yaml"),
     ("status {client}", 2, "is a client's: keymoot status --profile"),
+    ("status {too_long}", 2, "nnnnn: File name too long"),
+    ("doctor {too_long}", 2, "nnnnn: File name too long"),
+    ("keys list --profile {too_long}", 2, "nnnnn: File name too long"),
+    ("signer run --config {too_long}", 2, "nnnnn: File name too long"),
     ("status --token {missing} --profile {client}/client.yaml", 2, "token"),
     ("pool --profile {missing}", 2, "no client profile"),
     ("pool --profile {client}/client.yaml --once", 3, "API https://127.0.0.1:9: Connection refused"),
@@ -146,7 +151,13 @@ MISTAKES = [
     ("sign batch " + KEY + " {empty_file} --profile {client}/client.yaml", 2, "not a batch"),
     ("sign message " + KEY + " @{empty} --profile {client}/client.yaml", 2, "cannot read"),
     ("sign message " + KEY + " hello --profile {client}/client.yaml", 3, "Connection refused"),
-    ("sign typed-data " + KEY + " @{garbage} --profile {client}/client.yaml", 2, "is not JSON"),
+    ("sign typed-data " + KEY + " @{garbage} --profile {client}/client.yaml", 2, "not JSON"),
+    ("sign typed-data " + KEY + " @{twice} --profile {client}/client.yaml", 2, "a duplicate key"),
+    # The start of a file is never taken for all of it.
+    ("sign batch " + KEY + " {big} --profile {client}/client.yaml", 2, "{big} is larger than 262144 bytes"),
+    ("sign message " + KEY + " @{big} --profile {client}/client.yaml", 2, "{big} is larger than 262144 bytes"),
+    ("gate question --request {big}", 2, "{big} is larger than 524288 bytes"),
+    ("freeze {empty} --order {big}", 2, "{big} is larger than 307200 bytes"),
     ("sign typed-data " + KEY + " @{missing} --profile {client}/client.yaml", 2, "cannot read"),
     ("sign typed-data " + KEY + " @{json} --profile {client}/client.yaml", 2, "not a signing request"),
     ("sign ethereum " + KEY + " nothex --profile {client}/client.yaml", 2, "not hex"),
@@ -171,6 +182,7 @@ MISTAKES = [
     ("freeze --reason x", 2, "name the signer's DIRECTORY to send the order"),
     ("freeze {empty}", 2, "sign the order: --operator ID --key FILE"),
     ("freeze {empty} --operator x --key {missing}", 2, "{missing}"),
+    ("freeze --network n --signer s --key {key} --order /proc/order", 2, "cannot write /proc/order"),
     ("unfreeze {empty}", 2, "sign the order: --operator ID --key FILE"),
     ("unfreeze {empty} --operator x --key {garbage}", 2, "{garbage}"),
     ("gate trial-secrets /proc/nothing", 2, "cannot make the directory /proc/nothing: No such file"),
@@ -202,7 +214,10 @@ def keymoot(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Files and directories, by the names that the table uses."""
     root = tmp_path_factory.mktemp("mistakes")
-    made = {name: root / name for name in ("missing", "garbage", "empty", "file", "bad_pem", "json", "empty_file")}
+    made = {name: root / name for name in ("missing", "garbage", "empty", "file", "bad_pem", "json")}
+    made |= {name: root / name for name in ("empty_file", "big", "twice")}
+    made["big"].write_text("\n" * 600 * 1024)
+    made["twice"].write_text('{"a": 1, "a": 2}')
     made["garbage"].write_bytes(bytes(range(256)) * 4)
     made["empty"].mkdir()
     made["file"].write_text("a file\n")
@@ -211,6 +226,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     made["bad_pem"].mkdir()
     for name in ("ca.pem", "ca.key", "server.pem", "server.key"):
         (made["bad_pem"] / name).write_bytes(b"-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n")
+    made["key"] = root / "key"
+    save_client_key(generate_client_key("key"), made["key"])
     made["pin"] = root / "pin"
     made["pin"].touch(0o600)
     made["pin"].write_text("1234")
@@ -228,6 +245,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return named | {
         "identities": " ".join(map(str, identities)),
         "dead": DEAD,
+        "too_long": "n" * 300,
         "softhsm": next((lib for lib in SOFTHSM_LIBS if Path(lib).exists()), SOFTHSM_LIBS[0]),
     }
 

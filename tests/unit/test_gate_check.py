@@ -231,6 +231,9 @@ async def test_what_each_kind_gets_is_said(tls: TlsFiles) -> None:
     found = await check_faulty(tls, "hangs on Reshare", timeout_s=1.5)
     assert found["kind-Reshare"].what == "new shares for signers that nobody knows: no answer within 1500 ms"
     assert "a few hold up every signature" in found["kind-Reshare"].means
+    found = await check_faulty(tls, "no KeyCreation")
+    assert outcomes(found, Outcome.PASSED) == ALL
+    assert found["kind-KeyCreation"].what.startswith("a new key got HTTP 400, a refusal. Every new key will be refused")
     found = await check_faulty(tls, "crashes on KeyCreation")
     assert found["kind-KeyCreation"].what == "a new key got no decision: HTTP 500"
     assert found["kind-KeyCreation"].means.startswith("A refusal, but it looks like a crash. Every new key")

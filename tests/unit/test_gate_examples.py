@@ -21,7 +21,7 @@ from appliance.gate.check.findings import Finding, Outcome
 from appliance.gate.check.judge import Decision, judge
 from appliance.gate.check.keys import parse_keys
 from appliance.gate.check.player import Settings
-from appliance.gate.check.questions import Parts, Question
+from appliance.gate.check.questions import Parts, Question, question
 from appliance.gate.check.run import check_handler
 from appliance.gate.check.samples import REQUEST_INFO, SAMPLES
 from appliance.localnet.files import free_ports
@@ -156,8 +156,11 @@ def test_a_recorded_question_is_verified_by_hand(tmp_path: pathlib.Path) -> None
 
 
 @needs_curl
-def test_an_answer_made_by_hand_is_one(tmp_path: pathlib.Path) -> None:
-    secrets, (path, asked) = write_secrets(tmp_path), write_question(tmp_path)
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_an_answer_made_by_hand_is_one(tmp_path: pathlib.Path, kind: str) -> None:
+    secrets, path = write_secrets(tmp_path), tmp_path / "question.json"
+    asked = question("ab" * 16, int(time.time()) + 60, dry_run=True, kind=kind)
+    path.write_bytes(asked.body)
     for say, decision in (("yes", Decision.YES), ("no", Decision.NO)):
         head, _, body = by_hand("answer", secrets, path, say, "as you like").partition("\n\n")
         headers = dict(line.split(": ") for line in head.splitlines())

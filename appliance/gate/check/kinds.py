@@ -14,11 +14,13 @@ NOT_YET = "No enclave asks it yet, but one of a later version may."
 
 
 class Asked(NamedTuple):
-    """A kind that enclaves ask. `lost` comes of it where no decision does; `remedy`: what to decide on."""
+    """A kind that enclaves ask. `lost` comes of it where no decision does; `remedy`: what to decide on. `always`: not
+    only where the configuration says so."""
 
     what: str
     lost: str
     remedy: str
+    always: bool = True
 
 
 class Reserved(NamedTuple):
@@ -44,6 +46,7 @@ ASKED = {
         "a new key",
         "Every new key will be refused, where enclave.yaml says key_creation: true.",
         "Fine where it does not. Else decide on signerInfo.label and participants.",
+        always=False,
     ),
 }
 RESERVED = {
@@ -87,9 +90,11 @@ def _hung(kind: str, judged: Judged) -> Finding:
 
 
 def _asked(kind: str, judged: Judged) -> Finding:
-    what, lost, remedy = ASKED[kind]
+    what, lost, remedy, always = ASKED[kind]
     if judged.decision is not Decision.NOTHING:
         return passed(f"kind-{kind}", f"{what} got {judged.told}")
+    if judged.refused and not always:
+        return passed(f"kind-{kind}", f"{what} got {judged.told}, a refusal. {lost}")
     if not judged.refused and judged.status != 200:
         lost = f"{looks_like(judged)} {lost}"
     return warning(f"kind-{kind}", f"{what} got no decision: {judged.told}", lost, remedy)
