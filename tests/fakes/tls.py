@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import pathlib
 from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 
 from appliance import pki
 
@@ -43,3 +47,22 @@ class TlsFiles:
     @property
     def client_key(self) -> pathlib.Path:
         return self.directory / "client.key"
+
+
+def signer_certificate(directory: pathlib.Path, lives: datetime.timedelta) -> bytes:
+    """The certificate of the signer in `directory` as it is, by its own authority, but good for so long from now."""
+    ca = pki.load_ca(directory / "ca.pem", directory / "ca.key")
+    now = datetime.datetime.now(datetime.UTC)
+    own = x509.load_pem_x509_certificate((directory / "signer.pem").read_bytes())
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(own.subject)
+        .issuer_name(ca.certificate.subject)
+        .public_key(own.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=9))
+        .not_valid_after(now + lives)
+    )
+    for extension in own.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    return builder.sign(ca.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)

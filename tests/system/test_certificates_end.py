@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 
-from appliance import pki, renewal
+from appliance import renewal
 from appliance.localnet import LocalNet
 from appliance.localnet.files import COORDINATOR, LOOPBACK
 from appliance.profile import load_profile
 from policies.requests import Hash
+from tests.fakes.tls import signer_certificate
 
 POOL = (20, 40, 20)
 LIVES_S = 12
@@ -38,22 +38,7 @@ def net() -> Iterator[LocalNet]:
 
 def shorten(directory: Path) -> None:
     """Let the signer's certificate end soon."""
-    ca = pki.load_ca(directory / "ca.pem", directory / "ca.key")
-    now = datetime.datetime.now(datetime.UTC)
-    own = x509.load_pem_x509_certificate((directory / "signer.pem").read_bytes())
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(own.subject)
-        .issuer_name(ca.certificate.subject)
-        .public_key(own.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=9))
-        .not_valid_after(now + datetime.timedelta(seconds=LIVES_S))
-    )
-    for extension in own.extensions:
-        builder = builder.add_extension(extension.value, extension.critical)
-    certificate = builder.sign(ca.key, hashes.SHA256())
-    (directory / "signer.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (directory / "signer.pem").write_bytes(signer_certificate(directory, datetime.timedelta(seconds=LIVES_S)))
 
 
 def events(net: LocalNet, process: str) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,18 @@ def doctor(*arguments: str | Path) -> tuple[int, str]:
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout
+
+
+@contextmanager
+def changed(path: Path, old: str, new: str) -> Iterator[None]:
+    """One thing else in a file, for a while."""
+    before = path.read_text()
+    assert old in before
+    path.write_text(before.replace(old, new, 1))
+    try:
+        yield
+    finally:
+        path.write_text(before)
 
 
 def examined(directory: Path, around: Around | None = None) -> dict[str, list[Checked]]:
@@ -128,34 +141,19 @@ def test_clocks_that_differ_and_certificates_that_end(net: LocalNet) -> None:
 
 
 def test_files_that_are_not_those_that_run(net: LocalNet) -> None:
-    policy = net.plan.signer(1) / "policy.yaml"
-    before = policy.read_text()
-    policy.write_text(before.replace("name: everything", "name: all"))
-    try:
+    with changed(net.plan.signer(1) / "policy.yaml", "name: everything", "name: all"):
         told = wrong(examined(net.plan.signer(1)))
-    finally:
-        policy.write_text(before)
     assert list(told) == ["agreement"]
     assert told["agreement"].startswith("its enclave runs with another policy (")
-    roster = net.plan.signer(1) / "roster.yaml"
-    before = roster.read_text()
-    roster.write_text(before.replace("operator: ", "operator: Another ", 1))
-    try:
+    with changed(net.plan.signer(1) / "roster.yaml", "operator: ", "operator: Another "):
         told = wrong(examined(net.plan.signer(1)))
-    finally:
-        roster.write_text(before)
     assert list(told) == ["agreement"]
     assert told["agreement"].startswith("its enclave runs with another roster (")
 
 
 def test_a_configuration_with_a_mistake_in_it(net: LocalNet) -> None:
-    policy = net.plan.signer(1) / "policy.yaml"
-    before = policy.read_text()
-    policy.write_text(before.replace("blind: true", "blind: maybe", 1))
-    try:
+    with changed(net.plan.signer(1) / "policy.yaml", "blind: true", "blind: maybe"):
         code, text = doctor(net.plan.signer(1), "--json")
-    finally:
-        policy.write_text(before)
     document = json.loads(text)
     assert (code, document["status"]) == (1, "attention")
     (told,) = [one for one in document["checks"] if one["check"] == "configuration"]
@@ -166,22 +164,15 @@ def test_a_configuration_with_a_mistake_in_it(net: LocalNet) -> None:
 
 def test_hsm_keys_that_are_missing_or_anothers(net: LocalNet, monkeypatch: pytest.MonkeyPatch) -> None:
     enclave = net.plan.signer(1) / "enclave.yaml"
-    before = enclave.read_text()
-    enclave.write_text(before.replace("keymoot-seal-1", "keymoot-seal-2"))
-    try:
+    with changed(enclave, "keymoot-seal-1", "keymoot-seal-2"):
         told = wrong(examined(net.plan.signer(1)))
-    finally:
-        enclave.write_text(before)
     assert list(told) == ["hsm"]
     assert told["hsm"].startswith("no secret key 'keymoot-seal-2' on the token")
     # A key that somebody made by hand, and that the token gives out.
     script = [sys.executable, "-c", MAKE_EXPORTABLE, library(), "keymoot", (net.plan.signer(1) / "pin").read_text()]
     subprocess.run([*map(str, script)], check=True, capture_output=True)
-    enclave.write_text(before.replace("keymoot-seal-1", "by-hand"))
-    try:
+    with changed(enclave, "keymoot-seal-1", "by-hand"):
         told = wrong(examined(net.plan.signer(1)))
-    finally:
-        enclave.write_text(before)
     assert list(told) == ["hsm"]
     assert told["hsm"].startswith("key 'by-hand' is not sensitive and non-extractable")
     # Another signer's token under the same label, with its PIN.

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 
 from appliance import pki
 from appliance.localnet import LocalNet
+from tests.fakes.tls import signer_certificate
 
 POOL = (20, 40, 20)
 STRANGER = "signer-3"
@@ -42,21 +42,7 @@ def directory(net: LocalNet) -> Iterator[Path]:
 
 def expired(directory: Path) -> bytes:
     """The signer's own certificate, by its own CA, valid until yesterday."""
-    ca = pki.load_ca(directory / "ca.pem", directory / "ca.key")
-    now = datetime.datetime.now(datetime.UTC)
-    own = x509.load_pem_x509_certificate((directory / "signer.pem").read_bytes())
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(own.subject)
-        .issuer_name(ca.certificate.subject)
-        .public_key(own.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=9))
-        .not_valid_after(now - datetime.timedelta(days=1))
-    )
-    for extension in own.extensions:
-        builder = builder.add_extension(extension.value, extension.critical)
-    return builder.sign(ca.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    return signer_certificate(directory, -datetime.timedelta(days=1))
 
 
 def foreign(directory: Path) -> bytes:
