@@ -43,9 +43,7 @@ from enclave.wire import (
     UnknownPresignatures,
 )
 from policies.requests import signature_batches_path, signatures_path
-from policies.signed_requests import MAX_LIFETIME_S
-
-CLOCK_SKEW_S = 30
+from policies.signed_requests import CLOCK_SKEW_S, MAX_LIFETIME_S
 
 
 class Authoriser:

@@ -45,8 +45,8 @@ from enclave.wire import (
     encode,
 )
 from policies.counters import Charge
+from policies.signed_requests import CLOCK_SKEW_S
 
-CLOCK_SKEW_S = 30
 SHARES_AT_ONCE = 16
 """So many shares of a batch are computed before other work has its turn."""
 
