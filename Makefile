@@ -4,7 +4,7 @@ BIN := .venv/bin
 BOOTED := tests/booted
 # For the image's containers alone.
 CRUN := $(if $(filter %/test_appliance.py,$(BOOTED)),,crun)
-# Real networks in one process, all else in the other: see tests/conftest.py.
+# Most real networks in one process, all else in the other: see tests/conftest.py.
 TWO_AT_ONCE := -n 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb oci lock test-appliance booted-image clean

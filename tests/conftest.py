@@ -10,14 +10,25 @@ import pytest
 
 from tests.fakes.softhsm import SoftToken, library
 
+# Of the tests that start real networks, those that wait more than they compute: they run beside the others.
+LATE = frozenset({"test_certificates_end", "test_disks_put_back", "test_gates_at_work", "test_rewrap"})
+
 
 @pytest.hookimpl(tryfirst=True)  # before the distribution reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A parallel run takes a file as a whole, and all that start real networks one after the other, from the start."""
+    """A parallel run takes a file as a whole. One process begins with the real networks, one after the other; the next
+    with all else, and ends with the rest of the networks."""
+    turns = {item: _turn(item) for item in items}
     for item in items:
-        system = item.path.parent.name == "system"
-        item.add_marker(pytest.mark.xdist_group("system" if system else item.path.stem))
-    items.sort(key=lambda item: item.path.parent.name != "system")
+        group = {0: "system", 1: item.path.stem, 2: "system-late"}[turns[item]]
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=turns.__getitem__)
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.path.parent.name != "system":
+        return 1
+    return 2 if item.path.stem in LATE else 0
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
