@@ -7,7 +7,7 @@ CRUN := $(if $(filter %/test_appliance.py,$(BOOTED)),,crun)
 # Most real networks in one process, all else in the other: see tests/conftest.py.
 TWO_AT_ONCE := -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb oci lock test-appliance booted-image clean
+.PHONY: help bootstrap hsm-modules demo test check lint soak bench bench-wan deb oci lock test-appliance booted booted-ready booted-image clean
 
 help:
 	@echo "make demo    three signers, a coordinator and gates on this machine: makes a key, signs, verifies"
@@ -65,15 +65,20 @@ lock:
 	@packaging/lock --upgrade
 
 # Without root, or where nothing can be booted, it is skipped and says why.
-test-appliance:
+test-appliance: booted-ready
+	@$(MAKE) --no-print-directory booted
+
+booted:
+	KEYMOOT_APPLIANCE=1 KEYMOOT_DEB=$$(cat build/appliance-package) $(BIN)/python -m pytest -m appliance $(BOOTED) -rs --durations 20 --durations-min 2
+
+booted-ready:
 	@packaging/bootstrap --packages softhsm2 python3 python3-venv
 	@$(MAKE) --no-print-directory -j 2 bootstrap booted-image
-	KEYMOOT_APPLIANCE=1 KEYMOOT_DEB=$$(cat build/appliance-package) $(BIN)/python -m pytest -m appliance $(BOOTED) -rs --durations 20 --durations-min 2
 
 # What booting hosts needs beside the checks, and their system and package: made while the environment is. What cannot
 # be made here is tried again by the tests, which say why.
 booted-image:
-	@packaging/bootstrap --packages debootstrap systemd-container iproute2 debhelper dpkg-dev lintian $(CRUN) || true
+	@packaging/bootstrap --packages mmdebstrap systemd-container iproute2 debhelper dpkg-dev lintian $(CRUN) || true
 	@mkdir -p build && /usr/bin/python3 -m tests.booted.image >build/appliance-package || true
 
 clean:

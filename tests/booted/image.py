@@ -36,9 +36,9 @@ def base() -> Path:
     if not done.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(CACHE / "base.new", ignore_errors=True)
-        # It leaves its /proc mounted; in a mount namespace of its own that ends with it.
-        command = ["unshare", "--mount", "debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-        with (CACHE / "debootstrap.log").open("wb") as log:
+        # In a mount namespace of its own, so that nothing stays mounted. It takes less than half of debootstrap's time.
+        command = ["unshare", "--mount", "mmdebstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
+        with (CACHE / "mmdebstrap.log").open("wb") as log:
             subprocess.run([*command, SUITE, CACHE / "base.new", _mirror()], check=True, stdout=log, stderr=log)
         (CACHE / "base.new").rename(done)
     return done

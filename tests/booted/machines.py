@@ -48,7 +48,7 @@ def why_not() -> str:
         return "needs root"
     missing = [
         tool
-        for tool in ("systemd-nspawn", "debootstrap", "dpkg-buildpackage", "dh", "lintian", "ip", "nsenter")
+        for tool in ("systemd-nspawn", "mmdebstrap", "dpkg-buildpackage", "dh", "lintian", "ip", "nsenter")
         if not shutil.which(tool)
     ]
     if missing:
