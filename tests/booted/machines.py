@@ -22,12 +22,15 @@ BOOT_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 180.0
 POLL_S = 0.1
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# A system of its own in control groups and mounts that end with the shell: nothing outside runs systemd.
+# A system of its own in control groups and mounts that end with the shell: nothing outside runs systemd. Nothing is
+# synced (`volatile`): an upgrade would wait for each file that it replaces in a shared layer. A host's power can be cut
+# all the same, since this machine's stays; its kernel leaves a mark then, which is removed.
 BOOT = """
 umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit 1
 mkdir -p /sys/fs/cgroup/$NAME; echo $$ >/sys/fs/cgroup/$NAME/cgroup.procs
 export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1; mkdir -p /run/systemd; mount -t tmpfs tmpfs /run/systemd
-mount -t overlay overlay -o lowerdir=$LOWER,upperdir=$UPPER,workdir=$WORK $ROOT || exit 1
+rm -rf $WORK/work/incompat
+mount -t overlay overlay -o volatile,lowerdir=$LOWER,upperdir=$UPPER,workdir=$WORK $ROOT || exit 1
 ulimit -l unlimited 2>/dev/null
 exec systemd-nspawn --quiet -b -D $ROOT -M $NAME --register=no --keep-unit \
   --network-namespace-path=/run/netns/$NAME --rlimit=RLIMIT_MEMLOCK=infinity \
