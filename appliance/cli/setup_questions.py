@@ -168,8 +168,8 @@ def _file(text: str) -> Path:
     try:
         path = Path(text).expanduser()
         there = path.is_file()
-    except (OSError, RuntimeError) as error:
-        # Too long for a name, or the home of nobody.
+    except (OSError, RuntimeError, ValueError) as error:
+        # Too long for a name, the home of nobody, or of a user whose name nobody can have.
         raise CallerError(f"there is no file {text}: {getattr(error, 'strerror', None) or error}") from None
     if not there:
         raise CallerError(f"there is no file {path}")

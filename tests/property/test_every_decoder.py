@@ -476,7 +476,7 @@ FUZZ: dict[str, Fuzz] = {
         (b"acme",),
     ),
     "typed name": (text(setup_questions._name), (CallerError,), (b"acme-1",)),
-    "typed file": (text(setup_questions._file), (CallerError,), (b"/etc/hostname", b"~nobodyhere/x")),
+    "typed file": (text(setup_questions._file), (CallerError,), (b"/etc/hostname", b"~nobodyhere/x", b"~\0/x")),
     "typed address": (text(setup_questions._url), (CallerError,), (b"https://c.example:8443",)),
     "typed order": (
         text(lambda given: stop._order("freeze", None, (given, given), [given], given)),
