@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pkcs11
 import pytest
+from hypothesis import settings
 
 from tests.fakes.softhsm import SoftToken, library
 
 # Of the tests that start real networks, those that wait more than they compute: they run beside the others.
 LATE = frozenset({"test_certificates_end", "test_disks_put_back", "test_gates_at_work", "test_rewrap"})
+# A machine that does other things, too, is slow; that is no fault of an example.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.hookimpl(tryfirst=True)  # before the distribution reads the groups
