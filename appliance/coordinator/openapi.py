@@ -13,7 +13,7 @@ import msgspec
 
 from appliance.api import models
 from appliance.api.approvals import ApprovalBody, ApprovalsWanted
-from appliance.api.batches import SignatureBatch, SignatureBatchList
+from appliance.api.batches import BATCH_ID_PREFIX, SignatureBatch, SignatureBatchList
 from appliance.api.paths import COORDINATOR_PATH, HEALTH_PATHS, OPENAPI_PATH, POOLS_PATH, READY_PATH, SIGNERS_PATH
 from appliance.coordinator.limits import (
     CURSOR_PATTERN,
@@ -31,6 +31,7 @@ from policies.requests import KEY_ID_PATTERN, KEYS_PATH, HashBatch, KeyCreation,
 
 SCHEMAS = "#/components/schemas/"
 SIGNATURE_ID_PATTERN = "^sig_[0-9a-f]{32}$"
+BATCH_ID_PATTERN = f"^{BATCH_ID_PREFIX}[0-9a-f]{{32}}$"
 KEY_PATH = KEYS_PATH + "/{key}"
 SIGNATURES_PATH = KEY_PATH + "/signatures"
 BATCHES_PATH = KEY_PATH + "/signature-batches"
@@ -313,7 +314,7 @@ def _parameters() -> Json:
         "signature": _parameter(
             "signature", "path", "The id of a signing request.", {"type": "string", "pattern": SIGNATURE_ID_PATTERN}
         ),
-        "batch": _parameter("batch", "path", "The id of a batch.", {"type": "string"}),
+        "batch": _parameter("batch", "path", "The id of a batch.", {"type": "string", "pattern": BATCH_ID_PATTERN}),
         "cursor": _parameter(
             "cursor",
             "query",
