@@ -123,7 +123,7 @@ class EncryptedPin(FilePin):
         if self._path.exists() and _kind_of_key(self._path) != _kind_of_key(new):
             new.unlink()
             raise CallerError(
-                f"{self._path} was not encrypted with the host's key alone: write it anew as it was, by "
+                f"{self._path} is damaged, or was not encrypted with the host's key alone: write it anew as it was, by "
                 f"systemd-creds encrypt --with-key=host+tpm2 --name={self._name} - {self._path}"
             )
         new.rename(self._path)
@@ -182,5 +182,8 @@ class EncryptedPin(FilePin):
 
 
 def _kind_of_key(credential: Path) -> bytes:
-    """With what systemd encrypted: the id that a credential begins with."""
-    return base64.b64decode(credential.read_bytes()[:24])[:16]
+    """With what systemd encrypted: the id that a credential begins with; empty where that cannot be read."""
+    try:
+        return base64.b64decode(credential.read_bytes()[:24], validate=True)[:16]
+    except ValueError:
+        return b""
