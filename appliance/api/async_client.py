@@ -21,7 +21,7 @@ from appliance.api import batches, models
 from appliance.api.approvals import ApprovalBody, ApprovalsWanted, approvable_path, read_approvable
 from appliance.api.certificates import CertificateRefused, verify_key
 from appliance.api.credentials import Credential
-from appliance.api.failover import Transports, at_any
+from appliance.api.failover import Transports, at_any, where_it_is
 from appliance.api.jws import DEFAULT_LIFETIME_S, SIGNATURE_HEADER, ClientKey, new_jti, sign_request
 from appliance.api.paging import all_pages
 from appliance.api.paths import COORDINATOR_PATH, HEALTH_PATHS, POOLS_PATH, READY_PATH, SIGNERS_PATH
@@ -169,13 +169,13 @@ class AsyncClient:
         verify_signature(answer.signature, key.public_key(body.derivation_path), what_is_signed(body))
         return answer
 
-    @at_any
+    @where_it_is
     async def approvals_wanted(self, key_id: str, request_id: str) -> ApprovalsWanted:
         """What an approver is to sign for the request (`sig_…` or `batch_…`), as the coordinator says. Raises
         `ApiError`, `Unavailable`."""
         return await self._get(f"{approvable_path(key_id, request_id)}/{request_id}/approvals", ApprovalsWanted)
 
-    @at_any
+    @where_it_is
     async def approve(
         self, key_id: str, request_id: str, body: bytes, *, lifetime_s: int = APPROVAL_LIFETIME_S
     ) -> models.Signature | batches.SignatureBatch:
@@ -196,6 +196,7 @@ class AsyncClient:
             return await self._verified_batch(await self._post(where, sent, batches.SignatureBatch), key_id, wanted)
         return await self._verified(await self._post(where, sent, models.Signature), key_id, wanted)
 
+    @where_it_is
     async def get_signature(self, key_id: str, signature_id: str, body: SigningBody | None = None) -> models.Signature:
         """A signing request as it stands. A signature in it is verified: over `body` under its path where `body`
         is given, else over the hash and under the path that the answer names. Raises as `sign`."""
@@ -278,7 +279,7 @@ class AsyncClient:
         await asyncio.to_thread(batches.verify_batch, answer, body, key.public_key)
         return answer
 
-    @at_any
+    @where_it_is
     async def get_batch(self, key_id: str, batch_id: str, body: HashBatch) -> batches.SignatureBatch:
         """The batch that was asked for with `body`, as it stands; each signature in it is verified under its certified
         child key. Raises as `get_signature`."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from appliance.api.credentials import Credential
+from appliance.api.results import NotFound
 from appliance.api.transport import NoAnswer, Transport
-from policies.errors import CallerError
+from policies.errors import Bug, CallerError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,5 +71,29 @@ def at_any(
             except NoAnswer:
                 client.transports.leave(used)
         return await method(client, *arguments, **named)
+
+    return tried
+
+
+def where_it_is(
+    method: Callable[Concatenate[C, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[C, P], Coroutine[Any, Any, R]]:
+    """A method about a request that one coordinator took, under the id that this one gave it: the next is asked where
+    it is not found, too. Raises `NotFound` only where all answered so, else what the one said that did not."""
+
+    @functools.wraps(method)
+    async def tried(client: C, /, *arguments: P.args, **named: P.kwargs) -> R:
+        silent: NoAnswer | None = None
+        missing: NotFound | None = None
+        for _ in range(len(client.transports)):
+            used = client.transports.current
+            try:
+                return await method(client, *arguments, **named)
+            except NotFound as error:
+                missing = error
+            except NoAnswer as error:
+                silent = error
+            client.transports.leave(used)
+        raise silent or missing or Bug("there is no coordinator to ask")
 
     return tried

@@ -25,6 +25,7 @@ from appliance.api.client import (
     CertificateRefused,
     Client,
     Failed,
+    NotFound,
     Rejected,
     SignatureRefused,
 )  # fmt: skip
@@ -421,6 +422,33 @@ async def test_where_none_answers_the_last_one_is_named(tls: TlsFiles) -> None:
     async with client:
         with pytest.raises(Unavailable, match=r"127\.0\.0\.1:2"):
             await client.get_key(KEY_ID)
+
+
+async def test_a_request_is_looked_for_at_the_coordinator_that_took_it(tls: TlsFiles) -> None:
+    @web.middleware
+    async def took_none(request: web.Request, handler: object) -> web.StreamResponse:
+        return answer(models.Problem("about:blank", "Not found", 404, "unknown-request", "no such request"), 404)
+
+    first, second = FakeApi(), FakeApi()
+    app = first.app()
+    app.middlewares.append(took_none)
+    gone = ("https://127.0.0.1:1", tls.ca)
+    async with serving(app, tls) as one, serving(second.app(), tls) as two:
+        here, there = ((f"https://127.0.0.1:{port}", tls.ca) for port in (one, two))
+        alice, shown = generate_client_key("alice"), msgspec.json.encode(HASH)
+        async with AsyncClient(here[0], DEALER.roster, alice, tls.ca, others=[there]) as client:
+            assert (await client.approvals_wanted(KEY_ID, "batch_1")).id == "batch_1"
+        async with AsyncClient(here[0], DEALER.roster, alice, tls.ca, others=[there]) as client:
+            assert (await client.approve(KEY_ID, "sig_1", shown)).status == "Signed"
+            assert len(second.seen) == 1
+        # Nowhere; and nobody knows where one of them says nothing.
+        async with AsyncClient(here[0], DEALER.roster, alice, tls.ca, others=[here]) as client:
+            with pytest.raises(NotFound):
+                await client.get_signature(KEY_ID, "sig_1")
+        for apis in ((here, gone), (gone, here)):
+            async with AsyncClient(apis[0][0], DEALER.roster, alice, tls.ca, others=[apis[1]]) as client:
+                with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1:"):
+                    await client.get_signature(KEY_ID, "sig_1")
 
 
 async def test_what_awaits_approvals_is_no_refusal(tls: TlsFiles) -> None:
