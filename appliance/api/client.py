@@ -99,8 +99,13 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._runner.run(self._client.close())
-        self._runner.close()
+        try:
+            self._runner.run(self._client.close())
+        except RuntimeError:
+            # An interrupt in the moment a request ended: asyncio stops the loop once more than it was started.
+            self._runner.run(self._client.close())
+        finally:
+            self._runner.close()
 
     def create_key(self, label: str, external_id: str, *, timeout_s: float = WAIT_TIMEOUT_S) -> CertifiedKey:
         """See `AsyncClient.create_key`."""

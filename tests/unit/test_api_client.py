@@ -543,3 +543,11 @@ async def test_an_approval_of_a_batch_is_of_its_bytes_and_path_and_what_it_bring
             await client.approve(KEY_ID, "batch_1", shown)
         api.batch = replace(api.batch, results=tuple(reversed(values)))
         assert (await client.approve(KEY_ID, "batch_1", shown)).status == "Signed"
+
+
+def test_a_loop_that_an_interrupt_left_to_be_stopped_is_closed_all_the_same(tls: TlsFiles) -> None:
+    with Client("https://127.0.0.1:1", DEALER.roster, None, tls.ca) as client:
+        loop = client._runner.get_loop()
+        # As an interrupt does in the moment a request ends.
+        loop.call_soon(loop.stop)
+    assert loop.is_closed()
