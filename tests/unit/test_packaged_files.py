@@ -85,6 +85,8 @@ def locked(name: str) -> dict[str, tuple[str, str]]:
     text = (ROOT / "packaging" / name).read_text().replace("\\\n", " ")
     found = re.findall(r"^([a-z0-9-]+)==(\S+)(?: ; (.*?))?((?: +--hash=sha256:[0-9a-f]{64})+)$", text, re.MULTILINE)
     assert len(found) == sum(not line.lstrip().startswith("#") for line in text.splitlines())
+    # Nobody's directories.
+    assert not re.search(r"#.*\s\(?/", text)
     return {name: (version, marker) for name, version, marker, _ in found}
 
 
