@@ -18,8 +18,9 @@ def read_private(path: Path, what: str, max_bytes: int) -> bytes:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise CallerError(f"cannot read {what} {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        # ValueError: a name with a null character.
+        raise CallerError(f"cannot read {what} {path}: {getattr(error, 'strerror', None) or error}") from None
     if mode & OTHERS:
         raise CallerError(f"{what} {path} has mode {mode:04o}: run chmod 600 on it")
     if len(data) > max_bytes:
