@@ -11,12 +11,17 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from aiohttp import web
+from msgspec import convert
+from msgspec.structs import replace
 
 from appliance import pki
+from appliance.gate.check.samples import SAMPLES
+from appliance.gate.config import GateConfig, GateRules
+from appliance.gate.handler import make_app
 from appliance.signer.config import GateSettings
 from appliance.signer.gate_caller import GateCaller
 from appliance.tls import server_context
@@ -26,7 +31,7 @@ from enclave.errors import Refused
 from enclave.gate import GateAllowed
 from enclave.gate_keys import parse_gate_secrets
 from enclave.tasks import Task, Timers
-from policies.gate_messages import RequestInfo, SignerInfo
+from policies.gate_messages import GateInfo, RequestInfo, SignerInfo
 from tests.fakes.servers import serving
 from tests.fakes.tls import TlsFiles
 
@@ -57,11 +62,18 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
     return TlsFiles.make(tmp_path_factory.mktemp("tls"))
 
 
-async def converse(url: str, ca: pathlib.Path, times: int = 1, mode: str = "signed") -> list[GateAllowed | Refused]:
+async def converse(
+    url: str,
+    ca: pathlib.Path,
+    times: int = 1,
+    mode: str = "signed",
+    info: GateInfo = INFO,
+    now: Callable[[], float] = clock,
+) -> list[GateAllowed | Refused]:
     """Ask the gate at `url`, as enclave and signer do together, `times` in turn."""
     loop, found = asyncio.get_running_loop(), list[GateAllowed | Refused]()
     caller = GateCaller.open(GateSettings(url, ca))
-    timers, calls = Timers(clock), set[asyncio.Task[None]]()
+    timers, calls = Timers(now), set[asyncio.Task[None]]()
 
     async def carry(call: wire.CallGate) -> None:
         gate.on_answer(await caller.call(call, call.timeout_ms / 1000 / SPEED))
@@ -70,11 +82,11 @@ async def converse(url: str, ca: pathlib.Path, times: int = 1, mode: str = "sign
         calls.add(task := loop.create_task(carry(call)))
         task.add_done_callback(calls.discard)
 
-    gate = Gate(mode, lambda: KEYS, timers, clock, os.urandom, emit)
+    gate = Gate(mode, lambda: KEYS, timers, now, os.urandom, emit)
     try:
         for _ in range(times):
             ended = asyncio.Event()
-            task = Task(gate.ask(INFO, REQUEST, int(clock()) + DEADLINE_S, lambda _: None), lambda _, e=ended: e.set())  # type: ignore[misc]
+            task = Task(gate.ask(info, REQUEST, int(now()) + DEADLINE_S, lambda _: None), lambda _, e=ended: e.set())  # type: ignore[misc]
             task.start()
             while not ended.is_set():
                 timers.fire()
@@ -86,12 +98,12 @@ async def converse(url: str, ca: pathlib.Path, times: int = 1, mode: str = "sign
     return found
 
 
-async def ask(handler: Handler, tls: TlsFiles, mode: str = "signed") -> str:
+async def ask(handler: Handler, tls: TlsFiles, mode: str = "signed", info: GateInfo = INFO) -> str:
     """`yes`, or the rule by which a question to this handler is refused."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     async with serving(app, tls) as port:
-        (outcome,) = await converse(f"https://127.0.0.1:{port}/gate", tls.ca, mode=mode)
+        (outcome,) = await converse(f"https://127.0.0.1:{port}/gate", tls.ca, mode=mode, info=info)
     return "yes" if isinstance(outcome, GateAllowed) else outcome.rule
 
 
@@ -225,6 +237,43 @@ async def test_a_gate_that_comes_back_within_the_deadline_is_asked_again(tls: Tl
 
     assert await ask(flaky, tls) == "yes"
     assert tries == [1, 2, 3, 4]
+
+
+# --- every kind of step that a gate is asked about ---
+
+KINDS = {kind: sample.info for kind, sample in SAMPLES.items()}
+
+
+def test_these_are_all_kinds() -> None:
+    assert {type(info) for info in KINDS.values()} == set(get_args(GateInfo))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_reference_handler_says_yes_to_a_kind_that_its_rules_name_and_to_no_other(
+    tls: TlsFiles, tmp_path: pathlib.Path, kind: str
+) -> None:
+    secrets = tmp_path / "secrets.json"
+    secrets.write_text(json.dumps(SECRETS))
+    secrets.chmod(0o600)
+    for kinds, said in (((kind,), "yes"), (tuple(set(KINDS) - {kind}), "gate")):
+        rules = convert({"kinds": kinds}, GateRules)
+        async with serving(make_app(GateConfig("127.0.0.1:0", tls.ca, tls.ca, secrets, rules=rules)), tls) as port:
+            (outcome,) = await converse(f"https://127.0.0.1:{port}/", tls.ca, info=KINDS[kind], now=time.time)
+        assert ("yes" if isinstance(outcome, GateAllowed) else outcome.rule) == said
+
+
+@pytest.mark.parametrize("other", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_yes_counts_for_the_step_it_was_asked_about(tls: TlsFiles, kind: str, other: str) -> None:
+    info, another = KINDS[kind], KINDS[other]
+    if kind == other:
+        another = replace(info, signer_id="another")
+        assert await ask(answers(), tls, info=info) == "yes"
+        assert await ask(answers(allowed=False), tls, info=info) == "gate"
+        assert await ask(answers(dryRun=True), tls, info=info) == "gate/echo"
+    else:
+        assert await ask(answers(kind=other), tls, info=info) == "gate/echo"
+    assert await ask(answers(request_digest=another.digest()), tls, info=info) == "gate/echo"
 
 
 # --- names, authorities, connections ---
