@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -35,6 +35,7 @@ KINDS: Mapping[type[wire.Wire], str] = {
 ONLINE_KINDS = frozenset({"online", "batch-online"})
 
 R = TypeVar("R", bound=wire.Wire)
+Quiet = type[wire.Wire] | tuple[()]
 
 
 class Ceremony:
@@ -43,11 +44,15 @@ class Ceremony:
     def __init__(self, ceremony_id: bytes, members: Sequence[int], send: Callable[[int, wire.OrderBody], bool]) -> None:
         self.id, self.members = ceremony_id, tuple(members)
         self._send = send
-        self._inbox: asyncio.Queue[tuple[int, wire.ReportBody | CeremonyEnded]] = asyncio.Queue(
-            REPORTS_PER_MEMBER * len(self.members)
-        )
+        self._inbox: deque[tuple[int, wire.ReportBody | CeremonyEnded]] = deque()
+        # Who waits in `next`, and what for.
+        self._waiter: asyncio.Future[None] | None = None
+        self._enough = 1
+        self._quiet: Quiet = ()
         self._flooded: CeremonyEnded | None = None
-        self._waiting: Counter[int] = Counter()
+        # Of each member, how many reports wait and when the newest came (monotonic seconds).
+        self._waiting: dict[int, int] = {}
+        self._came_s: dict[int, float] = {}
         self._dropped: set[int] = set()
         # What it is counted as: by its orders, and how far it came.
         self.kind = self.stage = "none"
@@ -73,24 +78,24 @@ class Ceremony:
         for index in self.members:
             self._send(index, wire.AbandonOrder(self.id))
 
-    async def next(self, deadline_s: float, awaited: Iterable[int]) -> tuple[int, wire.ReportBody]:
-        """The next report. Raises `CeremonyEnded` at `deadline_s` (of the loop's clock), naming who is `awaited`,
-        or when a member is lost or floods."""
+    async def next(self, deadline_s: float, awaited: Collection[int], quiet: Quiet = ()) -> tuple[int, wire.ReportBody]:
+        """The next report. One of a `quiet` kind waits until as many do as members are `awaited`: under load, most of
+        what a report costs is to wake up for it. Raises `CeremonyEnded` at `deadline_s` (of the loop's clock), naming
+        who is awaited, or when a member is lost or floods."""
+        self._enough, self._quiet = max(len(awaited), 1), quiet
+        if not self._is_due():
+            try:
+                await self._until_due(deadline_s)
+            except TimeoutError:
+                silent = sorted(index for index in awaited if not self._waiting.get(index))
+                names = ", ".join(map(str, silent))
+                raise CeremonyEnded(
+                    "timeout", f"no answer in time from signer {names}", silent[0] if len(silent) == 1 else 0
+                ) from None
         if self._flooded is not None:
             raise self._flooded
-        try:
-            async with asyncio.timeout_at(deadline_s):
-                index, report = await self._inbox.get()
-                self._waiting[index] -= 1
-                while index in self._dropped:
-                    index, report = await self._inbox.get()
-                    self._waiting[index] -= 1
-        except TimeoutError:
-            silent = sorted(awaited)
-            names = ", ".join(map(str, silent))
-            raise CeremonyEnded(
-                "timeout", f"no answer in time from signer {names}", silent[0] if len(silent) == 1 else 0
-            ) from None
+        index, report = self._inbox.popleft()
+        self._waiting[index] -= 1
         if isinstance(report, CeremonyEnded):
             raise report
         return index, report
@@ -98,21 +103,27 @@ class Ceremony:
     async def one_each(self, kind: type[R], timeout_s: float) -> dict[int, R]:
         """One report of `kind` from every member, by index. Raises `CeremonyEnded` or `Rejected` for any other."""
         got: dict[int, R] = {}
-        started_s = asyncio.get_running_loop().time()
-        deadline_s = started_s + timeout_s
+        started_s = time.monotonic()
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
         while len(got) < len(self.members):
-            index, report = await self.next(deadline_s, set(self.members) - got.keys())
+            index, report = await self.next(deadline_s, self.members_without(got), kind)
             if not isinstance(report, kind):
                 raise failure(index, report)
             if index in got:
                 raise CeremonyEnded("unexpected-report", f"{kind.__name__} came twice", index)
             got[index] = report
-            self.took_s[index] = asyncio.get_running_loop().time() - started_s
+            self.took_s[index] = self._came_s[index] - started_s
         return got
+
+    def members_without(self, others: Collection[int]) -> list[int]:
+        """The members that are none of these."""
+        return [index for index in self.members if index not in others]
 
     def drop(self, index: int) -> None:
         """Go on without this member: what it says is not heard any more."""
         self._dropped.add(index)
+        self._inbox = deque(entry for entry in self._inbox if entry[0] != index)
+        self._waiting.pop(index, None)
         if self._flooded is not None and self._flooded.signer == index:
             self._flooded = None
 
@@ -120,11 +131,35 @@ class Ceremony:
         """Hand in a report. Too many waiting ones of one member end the ceremony, unless that one is dropped."""
         if index in self._dropped:
             return
-        if self._waiting[index] >= REPORTS_PER_MEMBER:
+        waiting = self._waiting.get(index, 0)
+        if waiting >= REPORTS_PER_MEMBER:
             self._flooded = CeremonyEnded("flood", "too many reports of one ceremony", index)
-            return
-        self._waiting[index] += 1
-        self._inbox.put_nowait((index, report))
+        else:
+            self._waiting[index], self._came_s[index] = waiting + 1, time.monotonic()
+            self._inbox.append((index, report))
+        if self._waiter is not None and not self._waiter.done() and self._is_due():
+            self._waiter.set_result(None)
+
+    def _is_due(self) -> bool:
+        if self._flooded is not None or len(self._inbox) >= self._enough:
+            return True
+        return any(not isinstance(report, self._quiet) for _, report in self._inbox)
+
+    async def _until_due(self, deadline_s: float) -> None:
+        """Raises `TimeoutError`."""
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_at(deadline_s, _expire, self._waiter)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+
+def _expire(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
 
 
 class Ceremonies:

@@ -7,7 +7,7 @@ say so once they have approved. Only then are all members asked, with presignatu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 
 from appliance.coordinator.ceremonies import Ceremonies
 from appliance.coordinator.errors import SPENT_RULES, CeremonyEnded, GatesTakeTime, failure
@@ -53,6 +53,11 @@ class Gates:
         self._rounds = 0
         self.committee: tuple[int, ...] = waiting.committee if waiting else ()
         """Whom the gates were told, empty before one needed time: it should be these who sign."""
+
+    @property
+    def undecided(self) -> Set[int]:
+        """The signers whose gates need time."""
+        return self._until_s.keys()
 
     async def pending(self, index: int, until_s: int, members: tuple[int, ...]) -> None:
         """The gate of signer `index` needs time."""

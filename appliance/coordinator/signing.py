@@ -67,7 +67,8 @@ class Signing(Attempting[SigningRequest, Reservation, wire.SignedAuthorization, 
         renames = 0
         self._order_signing(approval, request, reservation, after)
         while len(got) < len(members):
-            index, report = await approval.next(deadline_s, set(members) - got.keys())
+            awaited = approval.members_without(got.keys() | gates.undecided)
+            index, report = await approval.next(deadline_s, awaited, wire.Authorized)
             match report:
                 case wire.Authorized(_, signed):
                     if signed.authorization.index != index:

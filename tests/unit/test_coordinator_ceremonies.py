@@ -70,6 +70,36 @@ async def test_a_time_out_names_who_is_silent(ceremonies: Ceremonies) -> None:
             await ceremony.one_each(wire.SetupDone, 0.01)
 
 
+async def test_quiet_reports_are_given_together_and_any_other_at_once(ceremonies: Ceremonies) -> None:
+    with ceremonies.open(C) as ceremony:
+        deadline_s = asyncio.get_running_loop().time() + 10
+        task = asyncio.create_task(ceremony.next(deadline_s, C, wire.SetupDone))
+        for index in (1, 2):
+            ceremonies.on_report(index, done(ceremony.id))
+            await asyncio.wait([task], timeout=0.01)
+            assert not task.done()
+        ceremonies.on_report(3, done(ceremony.id))
+        assert await task == (1, done(ceremony.id))
+        # The others are there already: nobody waits for them.
+        assert await ceremony.next(0.0, (2, 3), wire.SetupDone) == (2, done(ceremony.id))
+        assert await ceremony.next(0.0, (3,), wire.SetupDone) == (3, done(ceremony.id))
+        task = asyncio.create_task(ceremony.next(deadline_s, C, wire.SetupDone))
+        ceremonies.on_report(2, done(ceremony.id))
+        ceremonies.on_report(3, wire.OrderRefused(ceremony.id, "no"))
+        assert await task == (2, done(ceremony.id))
+        assert await ceremony.next(deadline_s, C, wire.SetupDone) == (3, wire.OrderRefused(ceremony.id, "no"))
+
+
+async def test_who_repeats_a_quiet_report_too_often_is_a_flood_at_once(ceremonies: Ceremonies) -> None:
+    with ceremonies.open(C) as ceremony:
+        task = asyncio.create_task(ceremony.next(asyncio.get_running_loop().time() + 10, range(99), wire.SetupDone))
+        for _ in range(REPORTS_PER_MEMBER + 1):
+            await asyncio.sleep(0)
+            ceremonies.on_report(1, done(ceremony.id))
+        with pytest.raises(CeremonyEnded, match="flood"):
+            await task
+
+
 async def test_a_lost_member_ends_its_ceremonies_alone(ceremonies: Ceremonies) -> None:
     with ceremonies.open(C) as first, ceremonies.open((1, 2, 4)) as second:
         ceremonies.on_lost(3)
@@ -91,7 +121,7 @@ async def test_a_flood_ends_the_ceremony_and_takes_no_memory(ceremonies: Ceremon
     with ceremonies.open(C) as ceremony:
         for _ in range(10 * REPORTS_PER_MEMBER * len(C)):
             ceremonies.on_report(1, done(ceremony.id))
-        assert ceremony._inbox.qsize() == REPORTS_PER_MEMBER
+        assert len(ceremony._inbox) == REPORTS_PER_MEMBER
         with pytest.raises(CeremonyEnded, match="flood"):
             await ceremony.one_each(wire.SetupDone, 5)
 
