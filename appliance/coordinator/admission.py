@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import structlog
 from aiohttp import web
@@ -17,7 +17,7 @@ from aiohttp.typedefs import Middleware
 from appliance.api.paths import OPEN_PATHS
 from appliance.coordinator.bodies import Bodies
 from appliance.coordinator.config import LimitSettings
-from appliance.coordinator.credentials import ClientKeys, Readers, Unauthorized
+from appliance.coordinator.credentials import Admitted, ClientKeys, Readers, Unauthorized
 from appliance.coordinator.gateway import common_name
 from appliance.coordinator.limits import JWS_HEADER, JWS_PATTERN
 from appliance.coordinator.problems import REQUEST_ID
@@ -27,7 +27,7 @@ from policies.errors import KeymootError, Refused
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-SIGNED = web.RequestKey("signed", ClientRequest)
+SIGNED = web.RequestKey("signed", Admitted)
 READER = web.RequestKey("reader", str)
 STRANGER_BURST_S = 4.0
 CLIENT_BURST_S = 2.0
@@ -68,10 +68,10 @@ class Admission:
         @web.middleware
         async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
             name = await self._name(request)
-            with ExitStack() as places:
-                if name is not None:
-                    self._rates.take(name)
-                    places.enter_context(self._places.take(name))
+            if name is None:
+                return await handler(request)
+            self._rates.take(name)
+            with self._places.take(name):
                 return await handler(request)
 
         return admit
@@ -117,7 +117,8 @@ class Admission:
         with _charging(self._claims, claim):
             body = await self._bodies.read(request, address, kid)
             client = clients.verify(looked_at, body)
-        request[SIGNED] = ClientRequest("POST", request.path, body, jws, request[REQUEST_ID])
+        signed = ClientRequest("POST", request.path, body, jws, request[REQUEST_ID])
+        request[SIGNED] = Admitted(signed, client, looked_at.header.exp)
         return f"client/{client}"
 
 

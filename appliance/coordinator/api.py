@@ -33,7 +33,7 @@ from appliance.coordinator.network import Network, Shortage
 from appliance.coordinator.network_views import show_health, show_pools, show_readiness, show_signers
 from appliance.coordinator.openapi import OPERATIONS, describe
 from appliance.coordinator.problems import Handler, NotFound, Unprocessable, answering_problems, problem
-from appliance.coordinator.views import show_all, show_batch, show_key, show_signature, summarise_batch
+from appliance.coordinator.views import show_all, show_batch, show_key, show_signature, show_signed, summarise_batch
 from appliance.coordinator.work import Work
 from appliance.store import CoordinatorStore
 from appliance.store.accepted import CONFLICT, OPEN, ExternalIdTaken
@@ -45,7 +45,6 @@ from policies.errors import CallerError
 from policies.json_strict import JsonInvalid, parse_json
 from policies.requests import KEY_ID_PATTERN, KEYS_PATH, HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
-from policies.signed_requests import claimed_client
 
 QUERIES = {(one.method.upper(), one.path): one.queries for one in OPERATIONS}
 UNFINISHED_KEY = (KeyState.PENDING,)
@@ -106,11 +105,11 @@ class Api:
 
     async def _create_key(self, request: web.Request) -> web.Response:
         wait_s = _wait_s(request)
-        client = request[SIGNED]
-        body = _parse(client.body, KeyCreation)
+        signed = request[SIGNED]
+        body = _parse(signed.request.body, KeyCreation)
         if (body.signers, body.tolerate) != (self._roster.n, self._roster.tolerate):
             raise Unprocessable(f"this network has {self._roster.n} signers and tolerates {self._roster.tolerate}")
-        request_id, new = await self._work.create_key(client, body)
+        request_id, new = await self._work.create_key(signed, body)
         await self._work.wait(request_id, wait_s)
         shown = show_key(self._key_row(request_id), self._roster)
         return _posted(shown, new, ended=shown.status not in UNFINISHED_KEY)
@@ -118,17 +117,21 @@ class Api:
     async def _create_signature(self, request: web.Request) -> web.Response:
         wait_s = _wait_s(request)
         key = self._active_key(request)
-        client = request[SIGNED]
-        body: SigningBody = _parse(client.body, SigningBody)  # type: ignore[arg-type]
-        signature_id, new = await self._work.create_signature(client, key, body)
-        await self._work.wait(signature_id, wait_s)
-        return self._posted_row(self._store.signatures.get(signature_id), new)
+        signed = request[SIGNED]
+        body: SigningBody = _parse(signed.request.body, SigningBody)  # type: ignore[arg-type]
+        accepted, new = await self._work.create_signature(signed, key, body)
+        ended = await self._work.wait(accepted.id, wait_s)
+        if new and ended is not None and ended.signature is not None:
+            # It is on disk as well: what is known here needs not be read there.
+            key_id = key.acknowledgement.key_id
+            return _posted(show_signed(accepted, key_id, body, ended.signature), new, ended=True)
+        return self._posted_row(self._store.signatures.get(accepted.id), new)
 
     async def _create_batch(self, request: web.Request) -> web.Response:
         wait_s = _wait_s(request)
         key = self._active_key(request)
-        client = request[SIGNED]
-        batch_id, new = await self._work.create_batch(client, key, _parse(client.body, HashBatch))
+        signed = request[SIGNED]
+        batch_id, new = await self._work.create_batch(signed, key, _parse(signed.request.body, HashBatch))
         await self._work.wait(batch_id, wait_s)
         return self._posted_row(self._store.batches.get(batch_id), new)
 
@@ -159,9 +162,9 @@ class Api:
 
     async def _approve(self, request: web.Request) -> web.Response:
         wait_s = _wait_s(request)
-        row, client = self._approvable(request), request[SIGNED]
-        body = _parse(client.body, ApprovalBody)
-        await self._approving.approve(row, claimed_client(client.jws), body.approval)
+        row, signed = self._approvable(request), request[SIGNED]
+        body = _parse(signed.request.body, ApprovalBody)
+        await self._approving.approve(row, signed.client, body.approval)
         await self._work.wait(row.id, wait_s)
         return self._posted_row(self._approvable(request), new=False)
 

@@ -10,6 +10,7 @@ import hmac
 from collections.abc import Callable, Iterable
 from functools import partial
 
+import msgspec
 import nacl.bindings
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from nacl.exceptions import BadSignatureError
 
 from appliance.coordinator.config import Reader
+from enclave.wire import ClientRequest
 from policies.clients import Algorithm, Client
 from policies.errors import CallerError, KeymootError, Refused
 from policies.requests import may_wait
@@ -33,6 +35,14 @@ class Unauthorized(KeymootError):
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
         self.code, self.detail = code, detail
+
+
+class Admitted(msgspec.Struct, frozen=True):
+    """A request that one of the clients has signed. `expires_s`: until when it is valid, as Unix time."""
+
+    request: ClientRequest
+    client: str
+    expires_s: int
 
 
 class Readers:

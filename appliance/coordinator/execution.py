@@ -20,7 +20,6 @@ from appliance.coordinator.errors import CeremonyEnded, Rejected
 from appliance.coordinator.keybook import KeyBook
 from appliance.coordinator.keygen import Pending, keygen
 from appliance.coordinator.limits import MAX_AWAITING
-from appliance.coordinator.messages import message_hash
 from appliance.coordinator.network import Network
 from appliance.coordinator.signing import Signing, SigningRequest
 from appliance.store import CoordinatorStore
@@ -33,7 +32,6 @@ from appliance.store.waiting import Waiting
 from enclave import wire
 from policies.errors import Unavailable
 from policies.gate_messages import show_time
-from policies.requests import SigningBody
 from policies.roster import Roster
 from policies.signed_requests import claimed_client, claimed_expiry_s
 
@@ -47,6 +45,13 @@ T = TypeVar("T")
 OnPending = Callable[[Waiting], Awaitable[None]]
 
 log = structlog.get_logger()
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The state in which a request has ended, and of one for a single signature that signature."""
+
+    state: str
+    signature: SignatureValue | None = None
 
 
 class Execution:
@@ -70,8 +75,8 @@ class Execution:
 
     async def key(
         self, request_id: str, client: wire.ClientRequest, label: str, *, again: bool, resumed: bool = False
-    ) -> str:
-        """A key. Returns the state in which the request has ended, here as in the others.
+    ) -> Ended:
+        """A key. Returns how the request has ended, here as in the others.
 
         `again`: it may have been answered before; `resumed`: signers may be on their way back.
         """
@@ -92,14 +97,14 @@ class Execution:
                 recall_first=again,
             )
         except (Rejected, CeremonyEnded, Unavailable) as error:
-            return await self._end(request_id, self._store.keys.end, error)
+            return Ended(await self._end(request_id, self._store.keys.end, error))
         try:
             await self._written(partial(self._keybook.add, request_id, key))
         except CeremonyEnded as error:
-            return await self._end(request_id, self._store.keys.end, error)
+            return Ended(await self._end(request_id, self._store.keys.end, error))
         await self._no_more_waiting(request_id)
         self._network.activate_later(set(self._roster.indices) - key.activated)
-        return KeyState.ACTIVE
+        return Ended(KeyState.ACTIVE)
 
     async def signature(
         self,
@@ -107,24 +112,30 @@ class Execution:
         client: wire.ClientRequest,
         key_id: str,
         public_key: bytes,
-        body: SigningBody,
+        h: bytes,
         *,
         again: bool,
         resumed: bool = False,
         lacking: str = "",
-    ) -> str:
-        """As `key`: a signature under the child key `public_key` (33 bytes). `lacking`: what was said of its approvals
-        when they were too few."""
-        h = message_hash(body)
+    ) -> Ended:
+        """As `key`: a signature on the 32 bytes `h` under the child key `public_key` (33 bytes). `lacking`: what was
+        said of its approvals when they were too few."""
+        value: SignatureValue | None = None
 
         async def attempt(signed: wire.ClientRequest, pending: OnPending, waiting: Waiting | None) -> tuple[str, bytes]:
             request = SigningRequest(
                 client=signed, key_id=key_id, on_pending=pending, recall_first=again, patient=resumed, waiting=waiting,
                 h=h, public_key=public_key,
             )  # fmt: skip
-            return SignatureState.SIGNED, msgspec.json.encode(await self._signing.sign(request))
+            nonlocal value
+            value = await self._signing.sign(request)
+            return SignatureState.SIGNED, msgspec.json.encode(value)
 
-        return await self._carry_out(signature_id, client, self._store.signatures, attempt, resumed, lacking)
+        moves = self._store.signatures
+        state = await self._carry_out(
+            signature_id, client, moves, attempt, again=again, resumed=resumed, lacking=lacking
+        )
+        return Ended(state, value)
 
     async def batch(
         self,
@@ -136,7 +147,7 @@ class Execution:
         again: bool,
         resumed: bool = False,
         lacking: str = "",
-    ) -> str:
+    ) -> Ended:
         """As `signature`: every hash of a batch."""
 
         async def attempt(signed: wire.ClientRequest, pending: OnPending, waiting: Waiting | None) -> tuple[str, bytes]:
@@ -149,7 +160,10 @@ class Execution:
             state = BatchState.SIGNED if whole else BatchState.PARTLY_SIGNED
             return state, msgspec.json.encode([_shown(result) for result in results])
 
-        return await self._carry_out(batch_id, client, self._store.batches, attempt, resumed, lacking)
+        moves = self._store.batches
+        return Ended(
+            await self._carry_out(batch_id, client, moves, attempt, again=again, resumed=resumed, lacking=lacking)
+        )
 
     async def _carry_out(
         self,
@@ -157,15 +171,20 @@ class Execution:
         client: wire.ClientRequest,
         moves: Progress,
         attempt: Callable[[wire.ClientRequest, OnPending, Waiting | None], Awaitable[tuple[str, bytes]]],
+        *,
+        again: bool,
         resumed: bool,
         lacking: str,
     ) -> str:
-        """`attempt` it with the approvals that there are, again while more of them come meanwhile."""
+        """`attempt` it with the approvals that there are, again while more of them come meanwhile. A new one has
+        none."""
         pending = partial(self._pending, request_id, moves.set_executing)
         waiting = self._waited_before(request_id) if resumed else None
-        approved = self._carried(request_id, lacking)
+        approved = self._carried(request_id, lacking) if again else ()
         while True:
-            signed = msgspec.structs.replace(client, approvals=tuple(one.jws for one in approved))
+            signed = client
+            if approved:
+                signed = msgspec.structs.replace(client, approvals=tuple(one.jws for one in approved))
             try:
                 state, result = await attempt(signed, pending, waiting)
                 break

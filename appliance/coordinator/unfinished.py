@@ -21,10 +21,11 @@ from policies.requests import HashBatch, KeyCreation, SigningBody
 
 @dataclass(frozen=True)
 class UnfinishedSignature:
-    """What a signing request asks for, and the child key it is for (33 bytes)."""
+    """What a signing request asks for: the kind of it, the 32 bytes to sign, and the child key it is for (33 bytes)."""
 
+    kind: str
+    h: bytes
     public_key: bytes
-    body: SigningBody
 
 
 def client_request(row: KeyRow | SignatureRow | BatchRow) -> wire.ClientRequest:
@@ -45,11 +46,11 @@ def wanted_signature(row: SignatureRow, keybook: KeyBook) -> UnfinishedSignature
     facts = _key(row, keybook).acknowledgement
     try:
         body = msgspec.json.decode(row.body, type=SigningBody)
-        message_hash(body)
+        h = message_hash(body)
         public_key, _ = derive(facts.public_key, facts.chain_code, body.derivation_path)
     except (msgspec.DecodeError, UnicodeDecodeError, CallerError) as error:
         raise Damaged(row.id, str(error)) from None
-    return UnfinishedSignature(public_key, body)
+    return UnfinishedSignature(type(body).__name__, h, public_key)
 
 
 async def wanted_items(row: BatchRow, keybook: KeyBook) -> tuple[Item, ...]:

@@ -21,12 +21,13 @@ from appliance.api.models import (
     SignatureState,
     SignatureValue,
 )
-from appliance.store.accepted import RequestState, shown_external_id
+from appliance.store.accepted import Accepted, RequestState, shown_external_id
 from appliance.store.batches import BatchRow, BatchSummaryRow
 from appliance.store.certificates import decode_certificate
 from appliance.store.failures import Damaged
 from appliance.store.keys import KeyRow
 from appliance.store.signatures import ListedSignatureRow
+from policies.requests import SigningBody
 from policies.roster import Roster, describe_scheme
 
 R = TypeVar("R")
@@ -93,6 +94,20 @@ def show_signature(row: ListedSignatureRow) -> Signature:
             signature=None if row.result is None else msgspec.json.decode(row.result, type=SignatureValue),
             reason=_reason(row),
         )
+
+
+def show_signed(request: Accepted, key_id: str, body: SigningBody, value: SignatureValue) -> Signature:
+    """As `show_signature` shows a new request that was signed."""
+    return Signature(
+        id=request.id,
+        key_id=key_id,
+        status=SignatureState.SIGNED,
+        kind=type(body).__name__,
+        derivation_path=body.derivation_path,
+        external_id=request.external_id,
+        created_at=_time(request.created_at_ms),
+        signature=value,
+    )
 
 
 def show_batch(row: BatchRow) -> SignatureBatch:

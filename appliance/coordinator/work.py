@@ -10,13 +10,15 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+import msgspec
 import structlog
 
 from appliance.api.batches import BATCH_ID_PREFIX
 from appliance.api.derivation import derive
 from appliance.coordinator.batches import batch_items
 from appliance.coordinator.carrying import brings_more, carried
-from appliance.coordinator.execution import Execution
+from appliance.coordinator.credentials import Admitted
+from appliance.coordinator.execution import Ended, Execution
 from appliance.coordinator.keybook import CertifiedKey, KeyBook
 from appliance.coordinator.limits import MAX_AWAITING
 from appliance.coordinator.messages import message_hash
@@ -30,11 +32,10 @@ from appliance.store.approvals import ApprovalRow
 from appliance.store.batches import BatchRow
 from appliance.store.keys import KeyRow
 from appliance.store.signatures import SignatureRow
-from enclave import wire
 from policies.errors import Unavailable
 from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
-from policies.signed_requests import CLOCK_SKEW_S, MAX_LIFETIME_S, claimed_client, claimed_expiry_s
+from policies.signed_requests import CLOCK_SKEW_S, MAX_LIFETIME_S, claimed_expiry_s
 
 MAX_UNDER_WAY = 4096
 MAX_BATCHES_UNDER_WAY = 64
@@ -60,7 +61,7 @@ class Work:
         self._store, self._roster, self._network = store, roster, network
         self._keybook, self._execution = keybook, execution
         self._random, self._clock, self._fatal = random, wall_clock, fatal
-        self._tasks: dict[str, asyncio.Task[str]] = {}
+        self._tasks: dict[str, asyncio.Task[Ended]] = {}
         # By kind of request and outcome; how long they took, by kind.
         self.ended: Counter[tuple[str, ...]] = Counter()
         self.seconds = DurationsBy()
@@ -68,54 +69,52 @@ class Work:
 
     # --- acceptance ---
 
-    async def create_key(self, client: wire.ClientRequest, body: KeyCreation) -> tuple[str, bool]:
+    async def create_key(self, signed: Admitted, body: KeyCreation) -> tuple[str, bool]:
         """Accept the request for a key. Returns its id, and False where its external id stood for it already; where
         that has failed, it is taken up again.
 
         Raises `ExternalIdTaken`; `Unavailable` where nothing was accepted.
         """
         self._check_room()
-        request = self._accepted("kreq_", client, body.external_id)
+        request = self._accepted("kreq_", signed, body.external_id)
         accepted = await self._store.keys.accept(request, body.label)
-        self._log_accepted(accepted.id, "Key", client, new=accepted.new)
+        self._log_accepted(accepted.id, "Key", signed, new=accepted.new)
         if accepted.run:
-            run = self._execution.key(accepted.id, client, body.label, again=not accepted.new)
+            run = self._execution.key(accepted.id, signed.request, body.label, again=not accepted.new)
             self._start(accepted.id, "Key", run)
         return accepted.id, accepted.new
 
-    async def create_signature(
-        self, client: wire.ClientRequest, key: CertifiedKey, body: SigningBody
-    ) -> tuple[str, bool]:
-        """Accept a signing request under `key`. Returns and raises as `create_key`; `CallerError` for a path that
-        has no child key, and for typed data that is none."""
+    async def create_signature(self, signed: Admitted, key: CertifiedKey, body: SigningBody) -> tuple[Accepted, bool]:
+        """Accept a signing request under `key`: as it stands in the store if it is new, else its id alone counts.
+        Raises as `create_key`; `CallerError` for a path that has no child key, and for typed data that is none."""
         self._check_room()
         acknowledgement = key.acknowledgement
         public_key, _ = derive(acknowledgement.public_key, acknowledgement.chain_code, body.derivation_path)
         # Typed data that has no hash is refused before it is accepted.
-        message_hash(body)
-        request = self._accepted("sig_", client, body.external_id)
-        self._check_place(request)
+        h = message_hash(body)
+        request = self._accepted("sig_", signed, body.external_id)
+        self._check_place(request, signed)
         key_id, kind = acknowledgement.key_id, type(body).__name__
         accepted = await self._store.signatures.accept(request, key_id, kind, body.derivation_path)
-        self._log_accepted(accepted.id, kind, client, new=accepted.new)
+        self._log_accepted(accepted.id, kind, signed, new=accepted.new)
         if accepted.run:
-            run = self._execution.signature(accepted.id, client, key_id, public_key, body, again=not accepted.new)
+            run = self._execution.signature(accepted.id, signed.request, key_id, public_key, h, again=not accepted.new)
             self._start(accepted.id, kind, run)
-        return accepted.id, accepted.new
+        return request if accepted.new else msgspec.structs.replace(request, id=accepted.id), accepted.new
 
-    async def create_batch(self, client: wire.ClientRequest, key: CertifiedKey, body: HashBatch) -> tuple[str, bool]:
+    async def create_batch(self, signed: Admitted, key: CertifiedKey, body: HashBatch) -> tuple[str, bool]:
         """Accept a batch under `key`. Returns and raises as `create_signature`."""
         self._check_room()
         with ExitStack() as place:
             place.enter_context(self._batch_place())
             items = await batch_items(body, key.acknowledgement)
-            request = self._accepted(BATCH_ID_PREFIX, client, body.external_id)
-            self._check_place(request)
+            request = self._accepted(BATCH_ID_PREFIX, signed, body.external_id)
+            self._check_place(request, signed)
             key_id = key.acknowledgement.key_id
             accepted = await self._store.batches.accept(request, key_id, len(items))
-            self._log_accepted(accepted.id, "HashBatch", client, new=accepted.new)
+            self._log_accepted(accepted.id, "HashBatch", signed, new=accepted.new)
             if accepted.run:
-                run = self._execution.batch(accepted.id, client, key_id, items, again=not accepted.new)
+                run = self._execution.batch(accepted.id, signed.request, key_id, items, again=not accepted.new)
                 self._start(accepted.id, "HashBatch", run, place.pop_all())
         return accepted.id, accepted.new
 
@@ -141,15 +140,17 @@ class Work:
         known, now = (carried(approvals, row.reason_message, self._clock()) for approvals in both)
         return brings_more(known, now, row.reason_message) or self._execution.refusals.outdated(row.id)
 
-    async def wait(self, request_id: str, timeout_s: float) -> None:
-        """Until the request has ended, or the time is over."""
+    async def wait(self, request_id: str, timeout_s: float) -> Ended | None:
+        """Until the request has ended, or the time is over. None where it is not known here how it ended."""
         task = self._tasks.get(request_id)
-        if task is not None:
-            await asyncio.wait([task], timeout=timeout_s)
+        if task is None:
+            return None
+        await asyncio.wait([task], timeout=timeout_s)
+        return task.result() if task.done() and not task.cancelled() and task.exception() is None else None
 
-    def _log_accepted(self, name: str, kind: str, client: wire.ClientRequest, *, new: bool) -> None:
+    def _log_accepted(self, name: str, kind: str, signed: Admitted, *, new: bool) -> None:
         """`request` is what enclaves and their audit chains call it."""
-        digest = client.digest(self._roster.network).hex()
+        digest = signed.request.digest(self._roster.network).hex()
         log.info("request-accepted" if new else "request-known", id=name, kind=kind, request=digest)
 
     def _check_room(self) -> None:
@@ -168,16 +169,17 @@ class Work:
         finally:
             self._batches -= 1
 
-    def _check_place(self, request: Accepted) -> None:
+    def _check_place(self, request: Accepted, signed: Admitted) -> None:
         """Raises `Limited` for a new request that was signed to wait for approvals, where too many of its client do."""
-        signed_for_s = claimed_expiry_s(request.jws) - self._clock()
+        signed_for_s = signed.expires_s - self._clock()
         if signed_for_s <= MAX_LIFETIME_S + CLOCK_SKEW_S or self._store.awaiting.of(request.client) < MAX_AWAITING:
             return
         if not self._store.knows(request):
             told = f"{MAX_AWAITING} requests of {request.client} await approvals: have some approved, or let them end"
             raise Limited("too-many-awaiting", told, AWAITING_RETRY_S)
 
-    def _accepted(self, prefix: str, client: wire.ClientRequest, external_id: str) -> Accepted:
+    def _accepted(self, prefix: str, signed: Admitted, external_id: str) -> Accepted:
+        client = signed.request
         path = client.path.encode()
         return Accepted(
             id=prefix + self._random(16).hex(),
@@ -187,7 +189,7 @@ class Work:
             jws=client.jws,
             created_at_ms=int(self._clock() * 1000),
             digest=hashlib.sha256(len(path).to_bytes(4, "big") + path + client.body).digest(),
-            client=claimed_client(client.jws),
+            client=signed.client,
         )
 
     @property
@@ -196,7 +198,7 @@ class Work:
         return len(self._tasks)
 
     def _start(
-        self, request_id: str, kind: str, run: Coroutine[object, object, str], place: ExitStack | None = None
+        self, request_id: str, kind: str, run: Coroutine[object, object, Ended], place: ExitStack | None = None
     ) -> None:
         """`run` returns how it ended; `place` is held until then."""
         task = asyncio.create_task(run, name=request_id)
@@ -205,14 +207,14 @@ class Work:
             task.add_done_callback(lambda _: place.close())
         task.add_done_callback(partial(self._ended, request_id, kind, time.perf_counter()))
 
-    def _ended(self, request_id: str, kind: str, started_s: float, task: asyncio.Task[str]) -> None:
+    def _ended(self, request_id: str, kind: str, started_s: float, task: asyncio.Task[Ended]) -> None:
         # Taken up again, it may run in another task by now.
         if self._tasks.get(request_id) is task:
             del self._tasks[request_id]
         if task.cancelled():
             return
         error = task.exception()
-        outcome, took_s = "interrupted" if error is not None else task.result(), time.perf_counter() - started_s
+        outcome, took_s = "interrupted" if error is not None else task.result().state, time.perf_counter() - started_s
         self.ended[kind, outcome] += 1
         self.seconds.observe(kind, took_s)
         log.info("request-ended", id=request_id, kind=kind, outcome=outcome, ms=round(took_s * 1000, 1))
@@ -257,7 +259,7 @@ class Work:
             return
         self._start(row.id, kind, run, place.pop_all())
 
-    async def _resumed(self, row: SignatureRow | BatchRow) -> tuple[str, Coroutine[object, object, str]]:
+    async def _resumed(self, row: SignatureRow | BatchRow) -> tuple[str, Coroutine[object, object, Ended]]:
         """Its kind, and what carries it out. Raises `Damaged`."""
         client, lacking = client_request(row), row.reason_message
         if isinstance(row, BatchRow):
@@ -266,8 +268,8 @@ class Work:
                 row.id, client, row.key_id, items, again=True, resumed=True, lacking=lacking
             )
         wanted = wanted_signature(row, self._keybook)
-        return type(wanted.body).__name__, self._execution.signature(
-            row.id, client, row.key_id, wanted.public_key, wanted.body, again=True, resumed=True, lacking=lacking
+        return wanted.kind, self._execution.signature(
+            row.id, client, row.key_id, wanted.public_key, wanted.h, again=True, resumed=True, lacking=lacking
         )
 
     async def close(self) -> None:

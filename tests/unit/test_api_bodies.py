@@ -10,7 +10,7 @@ from aiohttp import StreamReader
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 
-from appliance.coordinator.bodies import Bodies
+from appliance.coordinator.bodies import Bodies, TooLarge
 from enclave.wire import MAX_BODY_BYTES
 from policies.errors import Unavailable
 
@@ -34,7 +34,7 @@ class Sender:
         return self
 
     async def whole(self, size: int) -> bytes:
-        self.content.feed_data(b"x" * size)
+        await self.stall(size)
         self.content.feed_eof()
         return await self.task
 
@@ -79,3 +79,20 @@ async def test_a_body_larger_than_all_places_ends_itself_alone() -> None:
     bodies = Bodies(60.0, max_held=1000)
     assert await (await Sender(bodies, "192.0.2.1").stall(1001)).refused()
     assert bodies.held_bytes == 0
+
+
+async def test_a_body_that_is_there_already_takes_no_place_of_others() -> None:
+    bodies = Bodies(60.0, max_held=1000)
+    at_once = Sender(bodies, "192.0.2.1")
+    at_once.content.feed_data(b"x" * 1001)
+    at_once.content.feed_eof()
+    assert await at_once.task == b"x" * 1001
+    assert bodies.held_bytes == 0
+
+
+async def test_a_body_that_is_there_already_is_bounded() -> None:
+    large = Sender(Bodies(60.0), "192.0.2.1")
+    large.content.feed_data(b"x" * (MAX_BODY_BYTES + 1))
+    large.content.feed_eof()
+    with pytest.raises(TooLarge):
+        await large.task
