@@ -5,11 +5,17 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 
 from enclave.errors import Malformed
 from enclave.wire import LENGTH_BYTES, MAX_MESSAGE_BYTES
 
-READ_BYTES = 1024 * 1024
+# More than a Unix socket holds by default, so that one call takes all that has come.
+READ_BYTES = 256 * 1024
+# So much that waits for `flush` is written at once: nobody waits for a long turn to end.
+FLUSH_BYTES = 256 * 1024
+# Messages in one call.
+SEND_AT_ONCE = 64
 
 
 class Stream:
@@ -49,31 +55,40 @@ class Stream:
             raise EOFError(str(error)) from None
         if not data:
             raise EOFError("closed by the other side")
-        self._incoming += data
-        yield from self._messages()
+        yield from self._messages(data)
+
+    def queue(self, message: bytes) -> None:
+        """Queue a message, to be written with others by `flush`. Raises `EOFError` as `write`."""
+        self._outgoing.append(memoryview(len(message).to_bytes(LENGTH_BYTES, "big") + message))
+        self._queued_bytes += LENGTH_BYTES + len(message)
+        if self._queued_bytes > FLUSH_BYTES:
+            self.flush()
+            if self._queued_bytes > self._max_queued_bytes:
+                raise EOFError("the other side does not read")
 
     def write(self, message: bytes) -> None:
         """Queue a message and write what fits. Raises `EOFError` where the other side is gone or does not read."""
-        self._outgoing.append(memoryview(len(message).to_bytes(LENGTH_BYTES, "big") + message))
-        self._queued_bytes += LENGTH_BYTES + len(message)
+        self.queue(message)
         self.flush()
-        if self._queued_bytes > self._max_queued_bytes:
-            raise EOFError("the other side does not read")
 
     def flush(self) -> None:
         """Write what fits now. Raises `EOFError`."""
-        while self._outgoing:
+        outgoing = self._outgoing
+        while outgoing:
             try:
-                sent = self.socket.send(self._outgoing[0])
+                if len(outgoing) == 1:
+                    sent = self.socket.send(outgoing[0])
+                else:
+                    sent = self.socket.sendmsg(tuple(islice(outgoing, SEND_AT_ONCE)))
             except BlockingIOError:
                 return
             except OSError as error:
                 raise EOFError(str(error)) from None
             self._queued_bytes -= sent
-            if sent == len(self._outgoing[0]):
-                self._outgoing.popleft()
-            else:
-                self._outgoing[0] = self._outgoing[0][sent:]
+            while outgoing and sent >= len(outgoing[0]):
+                sent -= len(outgoing.popleft())
+            if sent:
+                outgoing[0] = outgoing[0][sent:]
 
     def close(self) -> None:
         """Close the socket and forget what was queued."""
@@ -81,15 +96,22 @@ class Stream:
         self._queued_bytes = 0
         self.socket.close()
 
-    def _messages(self) -> Iterator[bytes]:
+    def _messages(self, data: bytes | bytearray) -> Iterator[bytes]:
+        """The whole ones in what was left of the last time and `data`; the rest is kept."""
+        if self._incoming:
+            self._incoming += data
+            data = self._incoming
         position = 0
-        while len(self._incoming) - position >= LENGTH_BYTES:
-            length = int.from_bytes(self._incoming[position : position + LENGTH_BYTES], "big")
+        while len(data) - position >= LENGTH_BYTES:
+            start = position + LENGTH_BYTES
+            length = int.from_bytes(data[position:start], "big")
             if length > self._max_message_bytes:
                 raise Malformed(f"a message of {length} bytes exceeds {self._max_message_bytes}")
-            end = position + LENGTH_BYTES + length
-            if len(self._incoming) < end:
+            if len(data) < start + length:
                 break
-            yield bytes(self._incoming[position + LENGTH_BYTES : end])
-            position = end
-        del self._incoming[:position]
+            position = start + length
+            yield bytes(data[start:position])
+        if data is self._incoming:
+            del self._incoming[:position]
+        else:
+            self._incoming += data[position:]

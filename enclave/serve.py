@@ -88,10 +88,10 @@ class Server:
         return self._signer.waiting if self._signer is not None else 0
 
     def emit(self, message: FromEnclave) -> None:
-        """Send to the attached signer. One that does not read is cut off."""
+        """Send to the attached signer, at the end of this turn. One that does not read is cut off."""
         if self._signer is not None:
             try:
-                self._signer.write(encode(message))
+                self._signer.queue(encode(message))
             except EOFError as error:
                 # Not from here: the caller may be in the middle of handling what this signer said.
                 reason = str(error)
@@ -116,6 +116,15 @@ class Server:
         for key, events in ready:
             key.data(events)
         self._timers.fire()
+        self._flush()
+
+    def _flush(self) -> None:
+        """What was said to the signer in this turn leaves it together."""
+        if self._signer is not None:
+            try:
+                self._signer.flush()
+            except EOFError as error:
+                self._disconnect(str(error))
 
     def _watch_writes(self) -> None:
         streams = [(self._worker, self._serve_worker)]
