@@ -6,8 +6,9 @@ newest answer, which the signer's store keeps. A name is remembered here as long
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from enclave.errors import KeymootError, Refused
 from enclave.wire import Answer
@@ -31,10 +32,9 @@ class AlreadyAnswered(KeymootError):
         self.answer = answer
 
 
-@dataclass
-class _Name:
+class _Name(msgspec.Struct):
     body: bytes
-    claimants: dict[bytes, Claimant] = field(default_factory=dict)
+    claimants: dict[bytes, Claimant] = {}  # of its own: the library copies it
     answer: Answer | None = None
 
 

@@ -4,9 +4,7 @@ and put into words for the gate. Nothing is spent or remembered here.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -33,16 +31,14 @@ PATHS_AT_ONCE = 32
 Pause = Callable[[], Awaitable[None]]
 
 
-@dataclass(frozen=True, slots=True)
-class AskedItem:
+class AskedItem(msgspec.Struct, frozen=True):
     """One hash (32 bytes) that is to be signed with the child key of `path`."""
 
     path: tuple[int, ...]
     h: bytes
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """One request, understood. `shown`: its body as the gate sees it. `decoded` is None for what is blind.
     `approvers`: whose approvals verified; `lifetime_s`: for how long it was signed."""
 
@@ -113,8 +109,7 @@ async def derive_items(asked: Asked, key: Acknowledgement, pause: Pause) -> tupl
     return tuple(Item(item.path, *derived[item.path], item.h) for item in asked.items)
 
 
-@dataclass(frozen=True)
-class Permitted:
+class Permitted(msgspec.Struct, frozen=True):
     """What the policy permits. `charge`: what its signature adds to the counters (SPEC 7.3). `anomalies` are told;
     `to_gate`: those that the gate must see."""
 
@@ -129,7 +124,10 @@ def check_policy(policy: Policy, asked: Asked, label: str, counters: Counters, n
     lasting = (one for one in asked.approvers if one.expires_at_s > now_s)
     approved_at_s = {one.id: one.given_s for one in lasting if policy.client(one.id) == one.client}
     charge, anomalies, to_gate = NOTHING, set[Anomaly](), set[Anomaly]()
-    for path, signatures in Counter(item.path for item in asked.items).items():
+    count_of = dict[tuple[int, ...], int]()
+    for item in asked.items:
+        count_of[item.path] = count_of.get(item.path, 0) + 1
+    for path, signatures in count_of.items():
         decision = decide(
             policy,
             Request(

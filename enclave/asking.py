@@ -7,7 +7,6 @@ not a verified yes is a refusal (SPEC 6.1 to 6.8).
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 
 from enclave.errors import Refused
@@ -57,7 +56,8 @@ class Gate:
         self.mode, self._keys, self._timers = mode, keys, timers
         self._clock, self._random, self._emit = wall_clock, random, emit
         self._awaited: dict[str, Promise[GateReply | GateUnreachable]] = {}
-        self._conversations: Counter[str] = Counter()
+        # How many are under way, by client.
+        self._conversations: dict[str, int] = {}
         self.counters: dict[str, int] = {}
         self.seconds = Durations()
         """Whole conversations."""
@@ -77,8 +77,7 @@ class Gate:
         `request_id`: what logs call the request; the handler gets it too.
         """
         client_id = request.requester
-        self._check_room(client_id)
-        self._conversations[client_id] += 1
+        self._conversations[client_id] = self._check_room(client_id) + 1
         started_ns = time.perf_counter_ns()
         try:
             allowed = await self._converse(info, request, deadline_s, pending, request_id)
@@ -92,7 +91,9 @@ class Gate:
             self._count("gate|invalid")
             raise
         finally:
-            self._conversations -= Counter((client_id,))
+            self._conversations[client_id] -= 1
+            if not self._conversations[client_id]:
+                del self._conversations[client_id]
             self.seconds.observe_ns(time.perf_counter_ns() - started_ns)
         self._count("gate|allowed")
         return allowed
@@ -100,13 +101,16 @@ class Gate:
     @property
     def under_way(self) -> int:
         """Conversations under way."""
-        return self._conversations.total()
+        return sum(self._conversations.values())
 
-    def _check_room(self, client_id: str) -> None:
+    def _check_room(self, client_id: str) -> int:
+        """How many conversations are under way for the client. Raises `Refused` where there is room for no more."""
         if self.under_way >= MAX_CONVERSATIONS:
             raise Refused("gate/busy", f"{MAX_CONVERSATIONS} gate calls are under way")
-        if self._conversations[client_id] >= MAX_CONVERSATIONS_OF_CLIENT:
+        of_client = self._conversations.get(client_id, 0)
+        if of_client >= MAX_CONVERSATIONS_OF_CLIENT:
             raise Refused("gate/busy", f"{MAX_CONVERSATIONS_OF_CLIENT} gate calls for {client_id} are under way")
+        return of_client
 
     def on_answer(self, answer: GateReply | GateUnreachable) -> None:
         """What the signer brought back. One that nobody awaits is dropped."""

@@ -7,8 +7,9 @@ of how many: `request_book`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from enclave.errors import Refused
 from enclave.gate import GateSaidNo
@@ -23,8 +24,7 @@ MAX_ATTEMPTS = 3
 MAX_REFUSALS_AUDITED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(msgspec.Struct, frozen=True):
     """One hash to sign: with the child key of `path` (33 bytes), whose tweak is the scalar `epsilon` (SPEC 4.4)."""
 
     path: tuple[int, ...]
@@ -39,8 +39,7 @@ class Permitted(Protocol):
     def __call__(self, charged: Charge, *, anew: bool) -> Charge: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Approval:
+class Approval(msgspec.Struct, frozen=True):
     """A request that policy and gate have said yes to, for one committee, with all that its terms need.
 
     `items`: one, or those of a batch (SPEC 4.7). `permitted`: what is to be charged for it (SPEC 7.3); raises
@@ -58,8 +57,7 @@ class Approval:
     approvers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Outstanding:
+class Outstanding(msgspec.Struct, frozen=True):
     """An authorization that was given out and not used; what it is for, and a presignature for each item."""
 
     authorization: Authorization | BatchAuthorization
@@ -67,8 +65,7 @@ class Outstanding:
     presignatures: tuple[PresignatureName, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """Which coordinator named which committee and presignatures for a request, what it calls the attempt, and what
     logs call the request. `after`: which earlier answer it says came to nothing (SPEC 4.10)."""
 
@@ -80,8 +77,7 @@ class Attempt:
     after: bytes | None = None
 
 
-@dataclass(slots=True)
-class RequestState:
+class RequestState(msgspec.Struct):
     """One client request.
 
     `attempt` is the newest, answered when the decision is there; `asking`: policy and gate are at it, or a key is being
@@ -122,7 +118,7 @@ class RequestState:
     refusals: int = 0
     unaudited: int = 0
     noticed: bool = False
-    lacking: Lacking = field(default_factory=Lacking)
+    lacking: Lacking = msgspec.field(default_factory=Lacking)
     charged: Charge = NOTHING
     release: Callable[[], None] | None = None
 

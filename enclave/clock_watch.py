@@ -45,10 +45,13 @@ class Clocks:
     def read(self) -> tuple[float, float, float]:
         """All three as of one moment, within `MAX_READING_S`; on a machine too busy for that, the closest reading."""
         readings: list[tuple[float, tuple[float, float, float]]] = []
-        while len(readings) < READINGS and not (readings and readings[-1][0] <= MAX_READING_S):
+        for _ in range(READINGS):
             before_s = self.monotonic()
-            wall_s, boottime_s = self.wall(), self.boottime()
-            readings.append((self.monotonic() - before_s, (wall_s, before_s, boottime_s)))
+            reading = self.wall(), before_s, self.boottime()
+            took_s = self.monotonic() - before_s
+            if took_s <= MAX_READING_S:
+                return reading
+            readings.append((took_s, reading))
         return min(readings)[1]
 
 

@@ -6,7 +6,8 @@ What the policy permits is charged where it is signed (SPEC 7.4).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+import msgspec
 
 from enclave.anomalies import AnomalyWatch
 from enclave.asked import Asked, Permitted, check_policy
@@ -55,7 +56,8 @@ class Counting:
         found = self.check(policy, asked, label, request)
         self.tell(found.anomalies, client, request, request_id)
         # What only the gate is shown can be large, and this may be remembered for long.
-        return Permission(self, policy, client, replace(asked, shown={}), label, request, request_id, found)
+        asked = msgspec.structs.replace(asked, shown={})
+        return Permission(self, policy, client, asked, label, request, request_id, found)
 
     def tell(self, anomalies: Sequence[Anomaly], client: Client, request: bytes, request_id: str) -> None:
         """They were found in a request."""

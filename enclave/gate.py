@@ -6,8 +6,6 @@ the messages say is in `policies/gate_messages.py`, the keys are in `gate_keys.p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from enclave import webhooks
@@ -38,8 +36,7 @@ NO_ANSWER: dict[str, tuple[str, bool]] = {
 UNSIGNED = {"unsigned": "gate/unsigned", "stale": "gate/stale", "signature": "gate/signature"}
 
 
-@dataclass(frozen=True)
-class GateCall:
+class GateCall(msgspec.Struct, frozen=True):
     """One request to the handler. `webhook_signature` is empty where none is asked for (mode `status`)."""
 
     uid: str
@@ -52,8 +49,7 @@ class GateCall:
     dry_run: bool = False
 
 
-@dataclass(frozen=True)
-class GateAllowed:
+class GateAllowed(msgspec.Struct, frozen=True):
     """The verified yes, good until `expires_at_s` (Unix seconds)."""
 
     expires_at_s: int
@@ -66,8 +62,7 @@ class GateSaidNo(Refused):
         super().__init__("gate", reason)
 
 
-@dataclass(frozen=True)
-class GatePending:
+class GatePending(msgspec.Struct, frozen=True):
     """A person decides: ask again after so many seconds."""
 
     retry_after_s: int

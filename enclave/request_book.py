@@ -10,7 +10,8 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+
+import msgspec
 
 from enclave.answers import Answers
 from enclave.attempts import Attempt, RequestState
@@ -91,7 +92,7 @@ class RequestBook:
             state.approval = None
             state.withdraw()
         if state.attempt is not None:
-            state.attempt = replace(state.attempt, presignatures=())
+            state.attempt = msgspec.structs.replace(state.attempt, presignatures=())
         kept, answer = len(state.approval.items) if state.approval is not None else 0, self.answers.newest(state.name)
         if answer is not None and isinstance(answer.report, BatchShareReport):
             kept = max(kept, len(answer.report.s))

@@ -5,8 +5,7 @@ What a JWS must say is in `policies.signed_requests`; here are the signature and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import msgspec
 import nacl.bindings
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -21,8 +20,7 @@ from policies.requests import HashBatch, KeyCreation, SigningBody, may_wait
 from policies.signed_requests import MAX_LIFETIME_S, parse_strictly, split_jws
 
 
-@dataclass(frozen=True)
-class GivenApproval:
+class GivenApproval(msgspec.Struct, frozen=True):
     """An approval that verified: whose it is, when it was signed and until when (Unix seconds)."""
 
     client: Client
@@ -35,8 +33,7 @@ class GivenApproval:
         return self.client.id
 
 
-@dataclass(frozen=True)
-class VerifiedRequest:
+class VerifiedRequest(msgspec.Struct, frozen=True):
     """A request that a client of the policy signed for this network, method and path, and that is fresh.
 
     `digest`: 32 bytes that name it. `body` is still the client's bytes: parse them. `approvers`: other clients whose

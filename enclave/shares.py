@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -53,16 +52,14 @@ class KeyRecord(Wire, frozen=True):
         return 2 * self.acknowledgement.key_epoch + self.active
 
 
-@dataclass(frozen=True)
-class KeyFacts:
+class KeyFacts(msgspec.Struct, frozen=True):
     """What is public about a key this signer holds a share of; authenticated by the seal."""
 
     acknowledgement: Acknowledgement
     active: bool
 
 
-@dataclass(frozen=True)
-class Opening:
+class Opening(msgspec.Struct, frozen=True):
     """A key's record that the HSM is unsealing."""
 
     record: Record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated
 
 import msgspec
@@ -30,7 +31,7 @@ class Algorithm(StrEnum):
 ALGORITHM_NAMES = {Algorithm.ED25519: ("Ed25519", "EdDSA"), Algorithm.ES256: ("ES256",)}
 
 
-class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """Who may ask. `id` is the `kid` of its requests.
 
     `public_key`: the 32-byte Ed25519 key, or for ES256 the 65-byte uncompressed P-256 point (`04 ‖ x ‖ y`),
@@ -48,7 +49,7 @@ class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         elif not _is_p256_point(self.key_bytes):
             raise ValueError(f"client {self.id}: public_key is not a 65-byte uncompressed P-256 point")
 
-    @property
+    @cached_property
     def key_bytes(self) -> bytes:
         """The raw 32-byte Ed25519 key or the 65-byte P-256 point."""
         try:

@@ -8,7 +8,8 @@ from them. `request_digest` is `H(gate-signer-info, J)`, where `J` is the JSON e
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+import time
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
@@ -207,7 +208,7 @@ class GateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def show_time(at_s: int) -> str:
     """Unix seconds as both messages write a time: UTC, `2026-01-01T00:00:00Z`."""
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z".format(*time.gmtime(at_s)[:6])
 
 
 def parse_time(text: str) -> int:

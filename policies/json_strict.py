@@ -21,7 +21,7 @@ def parse_json(data: bytes) -> Any:
     """The value of strict UTF-8 JSON. Raises `JsonInvalid`, and nothing else, on any input."""
     _check_depth(data)
     try:
-        return json.loads(data.decode("utf-8", "strict"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        return _decoder.decode(data.decode("utf-8", "strict"))
     except JsonInvalid:
         raise
     except (ValueError, RecursionError) as error:
@@ -30,6 +30,8 @@ def parse_json(data: bytes) -> Any:
 
 def _check_depth(data: bytes) -> None:
     """Counted, not left to the parsers: where a library has raised the recursion limit they overflow the C stack."""
+    if data.count(b"{") + data.count(b"[") <= MAX_DEPTH:
+        return  # however they nest
     depth = 0
     for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
         depth += 1 if bracket in b"[{" else -1
@@ -46,3 +48,6 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise JsonInvalid(f"{name} is not JSON")
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constant)

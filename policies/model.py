@@ -178,7 +178,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
         refuse(mistakes)
         check_names(limit for limits in (self.limits, *(rule.limits for rule in self.rules)) for limit in limits)
 
-    @property
+    @cached_property
     def counts(self) -> bool:
         """Whether any decision may need what was signed before."""
         return bool(self.limits) or any(
@@ -199,14 +199,18 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
             name: frozenset(bytes.fromhex(address[2:]) for address in listed) for name, listed in self.addresses.items()
         }
 
-    @property
+    @cached_property
     def longest_s(self) -> int:
         """For how long a request may be signed: longer than usual where some rule lets it wait for approvals."""
         return max([MAX_LIFETIME_S, *(rule.approvals.within_s for rule in self.rules if rule.approvals is not None)])
 
     def client(self, client_id: str) -> Client | None:
         """The client with this id, or None."""
-        return next((client for client in self.clients if client.id == client_id), None)
+        return self._by_id.get(client_id)
+
+    @cached_property
+    def _by_id(self) -> dict[str, Client]:
+        return {client.id: client for client in self.clients}
 
     def digest(self) -> bytes:
         """32 bytes that pin what the policy says: not the file's comments or layout, nor whether what is left out is

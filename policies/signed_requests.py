@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -48,8 +47,7 @@ class ProtectedHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     jti: Annotated[str, msgspec.Meta(min_length=16, max_length=64)]
 
 
-@dataclass(frozen=True)
-class UnverifiedJws:
+class UnverifiedJws(msgspec.Struct, frozen=True):
     """A JWS taken apart. `protected`: the header as encoded; `signature`: 64 bytes, not verified yet."""
 
     protected: str

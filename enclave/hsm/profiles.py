@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Protocol
 
+import msgspec
 import pkcs11
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -40,8 +41,7 @@ SALT_BYTES: Final = 32
 _OUTPUT_BUFFER_BYTES: Final = 256
 
 
-@dataclass(frozen=True)
-class WrappedKey:
+class WrappedKey(msgspec.Struct, frozen=True):
     """A share-encryption key sealed by the HSM, and the nonce or salt it takes to unseal it."""
 
     salt: bytes

@@ -8,7 +8,6 @@ HSM key means sealing 32 bytes anew and touches no share.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Annotated, Final
 
 import msgspec
@@ -38,8 +37,7 @@ SEALED_KEY_BYTES: Final = DATA_KEY_BYTES + TAG_BYTES
 ONE_TIME_NONCE: Final = bytes(12)
 
 
-@dataclass(frozen=True)
-class RecordContext:
+class RecordContext(msgspec.Struct, frozen=True):
     """What a sealed record is. Unsealing needs the same values, or it is refused.
 
     `signer`: party index. `epoch`, `version`: below 2^63. Raises `CallerError` outside of that.
@@ -57,8 +55,7 @@ class RecordContext:
             raise CallerError("a record's signer, epoch and version are numbers from 0 to 2^63 - 1")
 
 
-@dataclass(frozen=True)
-class Binding:
+class Binding(msgspec.Struct, frozen=True):
     """A record's context, its owner's identity fingerprint, and how its key is sealed."""
 
     context: RecordContext

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import msgspec
+
 from enclave.hsm.errors import HsmAway, HsmBusy, HsmMisconfigured, PinRefused
 from enclave.hsm.hsm import Hsm
 from enclave.hsm.module import AWAY_REMEDY
@@ -46,8 +48,7 @@ class Backoff:
         return min(self.first_s * 2.0 ** min(failures - 1, 32), self.most_s)
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(msgspec.Struct, frozen=True):
     run: Callable[[Hsm], Any]
     done: Callable[[Any], None]
 
@@ -78,7 +79,7 @@ class HsmThread:
         # Wakes the thread in a third of the time that a condition takes. None: look whether to close.
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._changed = threading.Condition()
-        # All of the following are touched under `_changed` only.
+        # All of the following are changed under `_changed` only.
         self._finished: deque[tuple[_Job, object]] = deque()
         self._outstanding = 0
         self._closing = False
@@ -99,8 +100,8 @@ class HsmThread:
     @property
     def state(self) -> tuple[State, str]:
         """`("ready", "")`, or `("hsm-away", reason)`; `fileno()` becomes readable when it changes."""
-        with self._changed:
-            return ("ready", "") if self._away is None else ("hsm-away", str(self._away))
+        away = self._away  # one reading needs no lock
+        return ("ready", "") if away is None else ("hsm-away", str(away))
 
     def wait_ready(self, timeout_s: float) -> None:
         """Block until the HSM is open: for the start of a process, before its loop runs.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from enclave.crypto import prss
 from enclave.crypto.curve import SCALAR_BYTES, Curve
@@ -12,16 +13,17 @@ from enclave.wire import Authorization, encode
 from policies.transcript import Tag, digest
 
 
-@dataclass(frozen=True, repr=False)
-class Presignature:
+class Presignature(msgspec.Struct, frozen=True):
     """One presignature, out of its pool: the share of the inverse nonce (a scalar) and `R` (compressed). Secret."""
 
     inverse_share: int
     R: bytes
 
+    def __repr__(self) -> str:
+        return "Presignature(…)"
 
-@dataclass(frozen=True)
-class SignatureShare:
+
+class SignatureShare(msgspec.Struct, frozen=True):
     """SPEC 4.5: `s_j` and the re-randomised point `R'` (33 bytes compressed), the same for all members."""
 
     s: int

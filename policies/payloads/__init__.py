@@ -7,7 +7,8 @@ request (`keymoot policy explain`), and must get the enclave's reading of the by
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from policies.decoded import Decoded
 from policies.errors import Refused
@@ -21,8 +22,7 @@ from policies.typed_data import TypedDataInvalid, hash_typed_data
 __all__ = ["Payload", "decode_payload"]
 
 
-@dataclass(frozen=True)
-class Payload:
+class Payload(msgspec.Struct, frozen=True):
     """`h`: the 32 bytes to sign. `blind`: nobody but the client knows what they stand for; `decoded` is None then."""
 
     kind: Kind

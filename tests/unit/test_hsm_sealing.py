@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import os
 from collections.abc import Callable, Iterator
 
@@ -74,7 +73,7 @@ OTHER_VALUES = [
 def test_another_context_is_refused(hsm: Hsm, field: str, value: object) -> None:
     sealed = hsm.seal(CONTEXT, PLAINTEXT)
     with pytest.raises(SealBroken):
-        hsm.unseal(dataclasses.replace(CONTEXT, **{field: value}), sealed)
+        hsm.unseal(msgspec.structs.replace(CONTEXT, **{field: value}), sealed)
     assert hsm.unseal(CONTEXT, sealed).reveal() == PLAINTEXT
 
 
@@ -141,11 +140,11 @@ def test_recombined_records_are_refused(hsm: Hsm, alteration: str) -> None:
 
 def test_every_field_is_bound() -> None:
     binding = Binding(CONTEXT, "fingerprint", "gcm", "label")
-    how = [dataclasses.replace(binding, profile="hmac-kdf"), dataclasses.replace(binding, key_label="other")]
+    how = [msgspec.structs.replace(binding, profile="hmac-kdf"), msgspec.structs.replace(binding, key_label="other")]
     what = [
-        dataclasses.replace(binding, fingerprint="other"),
+        msgspec.structs.replace(binding, fingerprint="other"),
         *(
-            dataclasses.replace(binding, context=dataclasses.replace(CONTEXT, **{field: value}))
+            msgspec.structs.replace(binding, context=msgspec.structs.replace(CONTEXT, **{field: value}))
             for field, value in OTHER_VALUES
         ),
     ]
@@ -157,7 +156,7 @@ def test_every_field_is_bound() -> None:
 
 
 def test_sealing_is_for_the_own_network_and_signer(hsm: Hsm) -> None:
-    for context in (dataclasses.replace(CONTEXT, network="other"), dataclasses.replace(CONTEXT, signer=1)):
+    for context in (msgspec.structs.replace(CONTEXT, network="other"), msgspec.structs.replace(CONTEXT, signer=1)):
         with pytest.raises(CallerError, match="own network and signer"):
             hsm.seal(context, PLAINTEXT)
 
@@ -170,7 +169,7 @@ def test_plaintext_is_bounded(hsm: Hsm) -> None:
 @pytest.mark.parametrize("number", [-1, 2**63])
 def test_context_numbers_are_bounded(number: int) -> None:
     with pytest.raises(CallerError):
-        dataclasses.replace(CONTEXT, version=number)
+        msgspec.structs.replace(CONTEXT, version=number)
 
 
 def test_records_and_identity_survive_reopening(hsm: Hsm, token: SoftToken) -> None:
