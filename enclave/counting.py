@@ -53,6 +53,8 @@ class Counting:
         if policy.counts:
             await self.keeping.known()
             policy = self.rules.policy
+        # It verified by the policy of then: HSM and store may have taken their time since.
+        _check_same(policy, client)
         found = self.check(policy, asked, label, request)
         self.tell(found.anomalies, client, request, request_id)
         # What only the gate is shown can be large, and this may be remembered for long.
@@ -127,8 +129,7 @@ class Permission:
         return self._found.charge
 
     def _decide(self, policy: Policy, charged: Charge) -> None:
-        if policy.client(self._client.id) != self._client:
-            raise Refused("request/client", f"the key of client {self._client.id} was revoked meanwhile")
+        _check_same(policy, self._client)
         try:
             found = self._counting.check(policy, self._asked, self._label, self._request, charged)
         except Refused as refusal:
@@ -140,3 +141,9 @@ class Permission:
         new = tuple(anomaly for anomaly in found.anomalies if anomaly not in self._found.anomalies)
         self._counting.tell(new, self._client, self._request, self._request_id)
         self._policy, self._found = policy, found
+
+
+def _check_same(policy: Policy, client: Client) -> None:
+    """Raises `Refused` unless `policy` lists `client` with the very key that its request verified by."""
+    if policy.client(client.id) != client:
+        raise Refused("request/client", f"the key of client {client.id} was revoked meanwhile")

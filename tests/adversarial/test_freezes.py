@@ -423,6 +423,24 @@ def test_a_client_whose_key_was_replaced_is_another(stop: Stop) -> None:
     assert refused(let_go(desk, held))[0] == "request/client"
 
 
+def test_a_clients_key_that_is_replaced_while_the_hsm_is_asked_for_the_signing_key(stop: Stop) -> None:
+    """Its request verified by the old policy, and is put to the new one, which lists the same name."""
+    desk = stop.desk
+    desk.net.reboot(FROZEN)  # what it knows of keys is read from the store again
+    desk.net.presence(COMMITTEE)
+    desk.net.run()
+    desk.net.drain()
+    hsm = desk.net.members[FROZEN].hsm
+    unseal = hsm.unseal
+
+    def reload_and_unseal(*given: Any) -> Any:
+        stop.reload(open_policy(TestClient(desk.net.clock, desk.client.kid)))
+        return unseal(*given)
+
+    hsm.unseal = reload_and_unseal  # type: ignore[method-assign]
+    assert refused(sign(desk))[1] == "the key of client payments was revoked meanwhile"
+
+
 def test_what_the_new_policy_forbids_is_refused_though_the_gate_agreed(stop: Stop) -> None:
     desk = stop.desk
     held = held_gate(desk)
