@@ -36,7 +36,7 @@ from appliance.signer.config import GateSettings
 from appliance.signer.gate_caller import GateCaller
 from enclave import gate_keys
 from enclave.crypto import bip32
-from enclave.gate import build_call, verify_reply
+from enclave.gate import GateSaidNo, build_call, judge_status, verify_reply
 from enclave.gate_keys import parse_gate_secrets
 from enclave.payloads import decode_payload
 from enclave.wire import GateReply
@@ -476,6 +476,44 @@ async def test_an_existing_handler_in_mode_status(tls: TlsFiles) -> None:
     assert outcomes(found, Outcome.FAILED) == set()
     assert found["allows"].outcome is found["refuses"].outcome is found["client-certificate"].outcome is Outcome.PASSED
     assert outcomes(found, Outcome.WARNING) == {"wrong-type", "unknown-version", "reused-uid"}
+
+
+@pytest.mark.parametrize("status", [200, 202, 204, 400, 401, 403, 500, 503])
+def test_it_judges_a_status_as_the_enclave_does(status: int) -> None:
+    asked = question(os.urandom(16).hex(), int(time.time()) + 60, dry_run=True)
+    reply = GateReply(asked.uid, status, "", "", "", 5, b"")
+    try:
+        judge_status(reply, now_s=int(time.time()))
+        theirs = Decision.YES
+    except GateSaidNo:
+        theirs = Decision.NO
+    except Refused:
+        theirs = Decision.NOTHING
+    assert judge(reply, asked, None, int(time.time())).decision is theirs
+
+
+def always(status: int) -> web.Application:
+    async def handle(http: web.Request) -> web.Response:
+        await http.read()
+        return web.Response(status=status)
+
+    app = web.Application(client_max_size=2**20)
+    app.router.add_post("/{path:.*}", handle)
+    return app
+
+
+async def test_mode_status_waits_for_nobody(tls: TlsFiles) -> None:
+    """What is said of it must not make a yes of a no: 200 is a yes there, whatever comes with it."""
+    found = await check(always(202), tls, mutual=True, keys=None)
+    assert outcomes(found, Outcome.FAILED) == {"answer-status"}
+    assert found["answer-status"].what == "HTTP 202"
+    assert found["answer-status"].remedy.startswith("Answer 200 to a yes and to nothing else, 403 to a no.")
+    assert "pending" not in found
+
+
+async def test_a_page_that_says_200_to_everything_is_no_handler_for_mode_status(tls: TlsFiles) -> None:
+    found = await check(always(200), tls, mutual=True, keys=None)
+    assert outcomes(found, Outcome.FAILED) == {"refuses", "not-json"}
 
 
 async def test_mode_status_without_client_certificates_fails(tls: TlsFiles) -> None:

@@ -11,6 +11,7 @@ from policies.gate_messages import LONGEST_YES_S
 
 SHORTEST_YES_S = 10
 NO_ANSWER = "Whatever your handler decides, the enclave counts it as a refusal."
+IN_MODE_STATUS = "Answer 200 to a yes and to nothing else, 403 to a no. Nobody waits for a person: 202 is a refusal."
 
 # By part: what is well, what else it means, what to do.
 PARTS: dict[Part, tuple[str, str, str]] = {
@@ -66,6 +67,7 @@ async def check_answer(player: Player) -> AsyncIterator[Finding]:
     for part in PARTS if player.signed else (Part.STATUS,):
         well, means, remedy = PARTS[part]
         if part in judged.faults:
+            remedy = remedy if player.signed else IN_MODE_STATUS
             yield failed(part.value, judged.faults[part], means, remedy)
         elif part is Part.STATUS:
             yield passed(part.value, f"{well}: {judged.told}" if judged.decision is not Decision.NOTHING else well)

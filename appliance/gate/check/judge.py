@@ -108,12 +108,12 @@ def judge(reply: GateReply | GateUnreachable, asked: Question, keys: Keys | None
     """What came of `asked`; `keys` None: mode `status`."""
     if isinstance(reply, GateUnreachable):
         return Judged(Decision.NOTHING, 0, {Part.STATUS: reply.reason}, unreachable=reply.code)
-    if reply.status == 202:
-        return Judged(Decision.PENDING, 202, retry_after_s=reply.retry_after_s)
     if keys is None:
         if reply.status in (200, 403):
             return Judged(Decision.YES if reply.status == 200 else Decision.NO, reply.status)
         return Judged(Decision.NOTHING, reply.status, {Part.STATUS: f"HTTP {reply.status}"})
+    if reply.status == 202:
+        return Judged(Decision.PENDING, 202, retry_after_s=reply.retry_after_s)
     if reply.status != 200:
         return Judged(Decision.NOTHING, reply.status, {Part.STATUS: f"HTTP {reply.status}"})
     faults = _signature_faults(reply, asked, keys, now_s)

@@ -75,17 +75,22 @@ async def check_kinds(player: Player) -> AsyncIterator[Finding]:
     """One question of each kind: any decision will do for those that are asked today, and no yes for the others."""
     for kind in (*ASKED, *RESERVED):
         judged = await player.ask(player.question(kind=kind))
-        yield _hung(kind, judged) if judged.hung else _asked(kind, judged) if kind in ASKED else _reserved(kind, judged)
+        # In mode status 200 is a yes, whatever comes with it.
+        no = "200 with allowed: false, or 400" if player.signed else "403"
+        if judged.hung:
+            yield _hung(kind, judged, no)
+        else:
+            yield _asked(kind, judged) if kind in ASKED else _reserved(kind, judged, no)
 
 
-def _hung(kind: str, judged: Judged) -> Finding:
+def _hung(kind: str, judged: Judged, no: str) -> Finding:
     what = (ASKED.get(kind) or RESERVED[kind]).what
     return failed(
         f"kind-{kind}",
         f"{what}: {judged.told}",
         f"Each such question holds one of its signer's {MAX_CONNECTIONS} connections until time is up: a few hold up "
         "every signature.",
-        "Answer at once: 200 with allowed: false, or 400.",
+        f"Answer at once: {no}.",
     )
 
 
@@ -100,7 +105,7 @@ def _asked(kind: str, judged: Judged) -> Finding:
     return warning(f"kind-{kind}", f"{what} got no decision: {judged.told}", lost, remedy)
 
 
-def _reserved(kind: str, judged: Judged) -> Finding:
+def _reserved(kind: str, judged: Judged, no: str) -> Finding:
     what, means, remedy, given_away = RESERVED[kind]
     if judged.agreed:
         # Handlers of mode `status` were there before these messages.
@@ -112,4 +117,4 @@ def _reserved(kind: str, judged: Judged) -> Finding:
         means = "A refusal, as no enclave takes this answer; and it says nothing of why."
         return warning(f"kind-{kind}", f"{what}: {judged.told}", means, "Answer as to every other question, or 400.")
     means = f"{NOT_YET} {looks_like(judged)}"
-    return warning(f"kind-{kind}", f"{what} got no decision: {judged.told}", means, "Answer 200 with a no, or 400.")
+    return warning(f"kind-{kind}", f"{what} got no decision: {judged.told}", means, f"Answer {no}.")

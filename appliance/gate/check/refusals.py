@@ -21,7 +21,8 @@ VERIFY = "Verify the signature over the raw bytes of the body, before you parse 
 @dataclass(frozen=True)
 class Bad:
     """A question that must get no yes. `what` it is; `means`, `remedy` where it got one. `genuine`: it is signed as it
-    should be, so that a signed no is as good as an HTTP error."""
+    should be, so that a signed no is as good as an HTTP error. `newer`: than handlers of mode `status`, which cannot be
+    blamed for it."""
 
     name: str
     what: str
@@ -29,6 +30,7 @@ class Bad:
     means: str
     remedy: str
     genuine: bool = False
+    newer: bool = False
 
 
 async def _forged(player: Player) -> Judged:
@@ -103,6 +105,7 @@ NOT_FOR_IT = (
         "Its own answers, or messages yet unknown, pass for questions.",
         "Refuse every type but validation.request.",
         genuine=True,
+        newer=True,
     ),
     Bad(
         "unknown-version",
@@ -111,6 +114,7 @@ NOT_FOR_IT = (
         "It agrees to what it cannot have understood.",
         'Refuse every version but "1".',
         genuine=True,
+        newer=True,
     ),
     Bad(
         "unknown-kind",
@@ -119,6 +123,7 @@ NOT_FOR_IT = (
         "It agrees to whatever later versions ask for, such as other backup keys, without having looked.",
         "Say yes to the values of signerInfo.kind that you know, and refuse the others.",
         genuine=True,
+        newer=True,
     ),
     Bad(
         "not-json",
@@ -147,8 +152,7 @@ async def check_not_for_it(player: Player) -> AsyncIterator[Finding]:
 async def _refused(player: Player, bad: Bad) -> Finding:
     judged = await bad.send(player)
     told = f"HTTP {judged.status}" if judged.status else judged.told
-    if judged.agreed and not player.signed:
-        # Handlers of mode `status` were there before these messages.
+    if judged.agreed and bad.newer and not player.signed:
         return warning(bad.name, f"{bad.what} got a yes", bad.means, bad.remedy)
     if judged.agreed:
         return failed(bad.name, f"{bad.what} got a yes", bad.means, bad.remedy)
