@@ -33,6 +33,7 @@ from enclave.members import NonceBook, OwnSession
 from enclave.online import Holdings
 from enclave.opening import Surroundings
 from enclave.orders import CeremonyOrders
+from enclave.peer_clocks import PeerClocks
 from enclave.pool import PresignaturePool
 from enclave.prss_state import PrssState
 from enclave.recall import Recall
@@ -104,6 +105,13 @@ class EnclaveCore:
             self._sign_identity,
             outside.accepted,
             outside.log,
+        )
+        self._clock = outside.counting_clock or CountingClock(outside.wall_clock, outside.clock)
+        self._peer_clocks = PeerClocks(
+            config.roster,
+            outside.wall_clock,
+            self._clock.elapsed_s,
+            lambda peers_s: self._counting.keeping.on_peers(peers_s),
         )
         self._links = self._make_links()
         around = self._surroundings()
@@ -193,6 +201,8 @@ class EnclaveCore:
             prss_epoch=lambda: self._prss.epoch,
             chain=lambda: self._audit.stored,
             boot_chain=lambda: self._audit.at_boot,
+            wall=self._outside.wall_clock,
+            elapsed=self._clock.elapsed_s,
         )
         return Links(
             identity,
@@ -229,19 +239,36 @@ class EnclaveCore:
 
     def _make_counting(self, rules: SigningRules, vault: Vault, log: RequestLog) -> Counting:
         outside = self._outside
-        clock = outside.counting_clock or CountingClock(outside.wall_clock, outside.clock)
-        ledger = Ledger(clock, outside.wall_clock)
+        ledger = Ledger(self._clock, outside.wall_clock)
         keeping = LedgerKeeping(
-            ledger, self._audit, vault, self.effects, self.timers, outside.log, lambda: rules.policy.counts
+            ledger,
+            self._audit,
+            vault,
+            self.effects,
+            self.timers,
+            outside.log,
+            lambda: rules.policy.counts,
+            self._peer_clocks,
         )
         watch = AnomalyWatch(outside.clock, outside.log)
         self._gate.timed = watch.on_gate
-        return Counting(rules, self._freezes, ledger, keeping, watch, outside.wall_clock, log, self._standing.tell_soon)
+        return Counting(
+            rules,
+            self._freezes,
+            ledger,
+            keeping,
+            watch,
+            outside.wall_clock,
+            log,
+            self._standing.tell_soon,
+            self._peer_clocks.wall_doubt,
+        )
 
     def _sign_identity(self, message_digest: bytes) -> Promise[bytes]:
         return self._outside.on_hsm(lambda hsm: hsm.sign(message_digest))  # type: ignore[return-value]
 
     def _on_link(self, coordinator: str, peer: int, link: Link | None, reason: str) -> None:
+        self._peer_clocks.on_link(coordinator, peer, link.peer.clock_s if link is not None else None)
         self.dispatch.on_link(coordinator, peer, link, reason)
         name = self._config.roster.signer(peer).name
         if link is not None:
@@ -344,7 +371,7 @@ class EnclaveCore:
             "counters": len(self._counting.ledger),
         }
         gauges["freezes"] = len(self._freezes.in_force)
-        gauges |= self._standing.gauges()
+        gauges |= self._standing.gauges() | self._peer_clocks.gauges()
         gauges |= {f"queue|{name}": length for name, length in self._outside.queues().items()}
         for coordinator, counted in self._links.count().items():
             gauges |= {f"links|{coordinator}|{state}": n for state, n in zip(LINK_STATES, counted, strict=True)}

@@ -32,12 +32,13 @@ class KeptCounter(Wire, frozen=True):
 
 class CountersRecord(Wire, frozen=True):
     """The plaintext of a sealed record: part `part` of `parts` of all counters as they were at an end of the chain,
-    with the counted time and the wall clock then."""
+    with the counted time, the wall clock and the peers' time then (SPEC 7.2)."""
 
     seq: Count
     head: Bytes32
     counted_s: Count
     wall_s: Count
+    peers_s: Count | None
     part: Annotated[int, msgspec.Meta(ge=0, lt=MAX_COUNTER_RECORDS)]
     parts: Annotated[int, msgspec.Meta(ge=1, le=MAX_COUNTER_RECORDS)]
     counters: Annotated[tuple[KeptCounter, ...], msgspec.Meta(max_length=MAX_COUNTERS)]
@@ -47,12 +48,15 @@ class CountersRecord(Wire, frozen=True):
 def snapshot(ledger: Ledger, end: ChainEnd) -> list[CountersRecord]:
     """All that `ledger` has counted up to `end`. Raises `Refused` where that is too much, which its bounds prevent."""
     groups = list(_groups([*_counters(ledger), *ledger.destinations]))
+    now = ledger.clock.now()
     if len(groups) > MAX_COUNTER_RECORDS:
         raise Refused("busy", "the counters do not fit into their records")
     return [
         CountersRecord(
             *end,
-            *ledger.clock.now(),
+            now.counted_s,
+            now.wall_s,
+            now.peers_s,
             part,
             len(groups),
             tuple(item for item in group if isinstance(item, KeptCounter)),
@@ -78,7 +82,7 @@ def restore(ledger: Ledger, records: Sequence[CountersRecord]) -> tuple[ChainEnd
             ledger.counters[kept.key] = Counter(kept.window_s, kept.last_s, slots)
         ledger.destinations.update(dict.fromkeys(record.destinations))
     ledger.recount()
-    return ChainEnd(first.seq, first.head), Anchor(first.counted_s, first.wall_s)
+    return ChainEnd(first.seq, first.head), Anchor(first.counted_s, first.wall_s, first.peers_s)
 
 
 def _counters(ledger: Ledger) -> Iterator[KeptCounter]:

@@ -41,10 +41,12 @@ class Counting:
         wall_clock: Callable[[], float],
         log: RequestLog,
         tell_soon: Callable[[], None],
+        wall_doubt: Callable[[], str],
     ) -> None:
-        """`tell_soon()`: peers are to learn of this enclave's state shortly."""
+        """`tell_soon()`: peers are to learn of this enclave's state shortly. `wall_doubt()`: why the wall clock is not
+        to be believed, empty where it is."""
         self.rules, self.freezes, self.ledger, self.keeping, self.watch = rules, freezes, ledger, keeping, watch
-        self._clock, self._log, self._tell_soon = wall_clock, log, tell_soon
+        self._clock, self._log, self._tell_soon, self._wall_doubt = wall_clock, log, tell_soon, wall_doubt
 
     async def permit(self, client: Client, asked: Asked, label: str, request: bytes, request_id: str) -> Permission:
         """SPEC 7.3: put a request to the policy. `request`: its digest; `request_id`: what logs call it. Raises
@@ -72,7 +74,9 @@ class Counting:
         """What `policy` says now; what counts of the request itself, such as what it was `charged`, is not in its way.
         Raises `Refused`."""
         unknown = (self.keeping.unknown or self._unstored()) if policy.counts else ""
-        counters = self.ledger.present(self.watch.observed(), unknown, request, charged)
+        # SPEC 7.8
+        doubt = self._wall_doubt() if policy.has_hours else ""
+        counters = self.ledger.present(self.watch.observed(), unknown, request, charged, doubt)
         found = check_policy(policy, asked, label, counters, int(self._clock()))
         if found.to_gate and self.rules.gate_mode == "none":
             raise Refused("policy/anomaly", f"{found.to_gate[0]}, and there is no gate to ask")

@@ -76,16 +76,21 @@ class Ledger:
         self._slots = 0
 
     def present(
-        self, observed: frozenset[Anomaly], unknown: str = "", but: bytes = b"", counted: Charge = NOTHING
+        self,
+        observed: frozenset[Anomaly],
+        unknown: str = "",
+        but: bytes = b"",
+        counted: Charge = NOTHING,
+        clock_doubt: str = "",
     ) -> Counters:
-        """What counts now, for a decision that is made at once. `unknown`: why nothing is known. Left out is what
-        counts of the request `but` itself: what is held and seized for it, and `counted`, which it was charged."""
+        """What counts now, for a decision that is made at once. `unknown`, `clock_doubt`: see `Counters`. Left out is
+        what counts of the request `but` itself: what is held and seized for it, and `counted`, which it was charged."""
         self._expire()
         hold, own = self._holds.get(but), dict[str, int]()
         for charge in (counted, self._seized.get(but, NOTHING), hold.charge if hold is not None else NOTHING):
             for count in charge.counts:
                 own[count.key] = own.get(count.key, 0) + count.amount
-        return Counters(_Used(self, own), self.destinations.keys(), observed, unknown)
+        return Counters(_Used(self, own), self.destinations.keys(), observed, unknown, clock_doubt)
 
     def used(self, key: str) -> int:
         """What counts under `key`, and what is held under it."""
@@ -123,13 +128,13 @@ class Ledger:
 
     def charge(self, request: bytes) -> dict[str, int | list[str]]:
         """SPEC 7.4: count what was seized, for good. The facts for the audit entry, without which no share leaves."""
-        charge, now_s = self._seized[request], self.clock.now_s()
+        charge, now = self._seized[request], self.clock.now()
         self.give_up(request)
         for count in charge.counts:
-            self._count(count.key, count.window_s, now_s, count.amount)
+            self._count(count.key, count.window_s, now.counted_s, count.amount)
         self._reach(charge.destinations)
         self.charged += 1
-        facts: dict[str, int | list[str]] = {"counted_at": now_s}
+        facts: dict[str, int | list[str]] = now.facts()
         if charge.counts:
             facts["charged"] = [f"{count.amount} {count.key}" for count in charge.counts]
         if charge.destinations:

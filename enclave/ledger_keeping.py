@@ -18,6 +18,7 @@ from enclave.effects import Effects
 from enclave.errors import CallerError, KeymootError, Refused, Unavailable
 from enclave.ledger import Ledger
 from enclave.log import Log
+from enclave.peer_clocks import PeerClocks
 from enclave.shares import Vault
 from enclave.tasks import Promise, Task, Timers
 from enclave.wire import AuditEntry, AuditPage, Record, WantAudit
@@ -35,6 +36,7 @@ class _Charged(msgspec.Struct, frozen=True):
 
     time: int
     counted_at: int
+    peers_at: int | None = None
     charged: tuple[str, ...] = ()
     destinations: tuple[str, ...] = ()
 
@@ -51,12 +53,14 @@ class LedgerKeeping:
         timers: Timers,
         log: Log,
         wanted: Callable[[], bool],
+        peers: PeerClocks,
     ) -> None:
-        """`wanted()`: whether decisions depend on it now; if not, nothing is read before one does."""
+        """`wanted()`: whether decisions depend on it now; if not, nothing is read before one does. `peers`: nothing is
+        known before their clocks agree, of which `on_peers` is told."""
         self._ledger, self._audit, self._vault, self._effects = ledger, audit, vault, effects
-        self._timers, self._log, self._wanted = timers, log, wanted
+        self._timers, self._log, self._wanted, self._peers = timers, log, wanted, peers
         self._records: Sequence[Record] = ()
-        self._known = self._attached = self._reading = self._keeping = False
+        self._known = self._settled = self._attached = self._reading = self._keeping = False
         self._reason = "it was not read from the store yet"
         self._waiting: list[Promise[None]] = []
         self._page: Promise[AuditPage] | None = None
@@ -97,8 +101,8 @@ class LedgerKeeping:
 
     @property
     def unknown(self) -> str:
-        """Why what was charged is not all in the ledger; empty where it is."""
-        return "" if self._known else self._reason
+        """Why what counts now is not known; empty where it is."""
+        return self._peers.doubt if self._known else self._reason
 
     @property
     def unstored(self) -> str:
@@ -134,11 +138,22 @@ class LedgerKeeping:
             self._log.warning("counters not read", reason=self._reason)
         else:
             self._known, self._records = True, ()
-            self._tell_clock()
-            self._timers.after(KEEP_EVERY_S, self._on_time)
+            self._settle()
         waiting, self._waiting = self._waiting, []
         for promise in waiting:
             promise.resolve(None)
+
+    def on_peers(self, peers_s: float) -> None:
+        """SPEC 7.8: the peers' clocks agree; the time of limits goes on from there, once the counters are read, too."""
+        self._ledger.clock.hear(peers_s)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._known and not self._settled and not self._peers.doubt:
+            self._settled = True
+            self._ledger.clock.go_on_from(self._anchor)
+            self._tell_clock()
+            self._timers.after(KEEP_EVERY_S, self._on_time)
 
     async def _read(self) -> None:
         """SPEC 7.5. Raises `Refused`, `Unavailable`."""
@@ -151,7 +166,6 @@ class LedgerKeeping:
             self._anchor = None
             if not await self._fold(START, end):
                 raise Refused("policy/limits", "the store's audit chain does not end where it said: restore the store")
-        self._ledger.clock.go_on_from(self._anchor)
         self._kept = self._ledger.charged
         self._log.info("counters read", counters=len(self._ledger), entries=end.version - since.version)
 
@@ -206,7 +220,7 @@ class LedgerKeeping:
             counts = [_count(text) for text in facts.charged]
         except (msgspec.MsgspecError, ValueError) as error:
             raise Refused("policy/limits", f"audit entry {entry.seq} cannot be read: {error}"[:300]) from None
-        self._anchor = Anchor(facts.counted_at, facts.time)
+        self._anchor = Anchor(facts.counted_at, facts.time, facts.peers_at)
         self._ledger.fold(facts.counted_at, counts, facts.destinations)
 
     # --- to the store ---
@@ -226,15 +240,18 @@ class LedgerKeeping:
         self._keep()
 
     def _tell_clock(self) -> None:
-        """SPEC 7.2: the wall clock was set; the chain says so, for the next start."""
+        """SPEC 7.2: the wall clock was set, or nothing is known of the peers' then; the chain says so, for the next
+        start."""
         now = self._ledger.clock.now()
         if self._anchor is None or not self._attached:
             return
         set_by_s = (now.wall_s - self._anchor.wall_s) - (now.counted_s - self._anchor.counted_s)
-        if abs(set_by_s) > CLOCK_SET_S:
-            self._anchor = now
+        was_set = abs(set_by_s) > CLOCK_SET_S
+        if was_set:
             self._log.warning("the clock was set: limits count on by the time that has passed", seconds=set_by_s)
-            self._effects.audit(self._audit.record("clock", counted_at=now.counted_s, set_by_s=set_by_s))
+        if was_set or self._anchor.peers_s is None:
+            self._anchor = now
+            self._effects.audit(self._audit.record("clock", set_by_s=set_by_s, **now.facts()))
 
     def _keep(self) -> None:
         # A newer record takes an older one's place, never the other way round.

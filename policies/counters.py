@@ -17,12 +17,14 @@ MAX_COUNTS = 18
 
 class Counters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`used`: by counter, what counts at present. `seen`: destinations signed for before. `observed`: anomalies that
-    are none of the request's own. `unknown`: why nothing is known; what needs it is refused then."""
+    are none of the request's own. `unknown`: why nothing is known; what needs it is refused then. `clock_doubt`: why
+    the time of a decision is not to be believed; rules with `hours` permit nothing then."""
 
     used: Mapping[str, int] = {}
     seen: Set[str] = frozenset()
     observed: Set[Anomaly] = frozenset()
     unknown: str = ""
+    clock_doubt: str = ""
 
 
 class Count(msgspec.Struct, frozen=True):

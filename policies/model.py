@@ -186,6 +186,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True)
         )
 
     @cached_property
+    def has_hours(self) -> bool:
+        """Whether any decision depends on the wall clock."""
+        return any(rule.hours for rule in self.rules)
+
+    @cached_property
     def depends_on_when(self) -> bool:
         """Whether what is permitted now may be refused later, though this policy stays the same."""
         return self.counts or any(

@@ -7,10 +7,10 @@ The lower index initiates:
     i → j   Finish  sign_i("initiator", T), confirm_i
 
 `H` = {suite, roster digest, epoch, from, to, boot nonce, nonce, X25519 key, ML-KEM-768 encapsulation key, Ed25519
-frame key, state version and audit head, and those with which the boot began}. The link key is HKDF over both shared
-secrets, bound to `T`. Both HSM identity keys sign `T`, so an old hello of somebody's leaked memory opens nothing; both
-ends prove the link key before its first use. Whoever signs does it between `…_transcript` and `…_message` here, since
-HSM calls take time.
+frame key, state version and audit head, those with which the boot began, the sender's clock}. The link key is HKDF
+over both shared secrets, bound to `T`. Both HSM identity keys sign `T`, so an old hello of somebody's leaked memory
+opens nothing; both ends prove the link key before its first use. Whoever signs does it between `…_transcript` and
+`…_message` here, since HSM calls take time.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ SUITE = "keymoot-1/x25519+mlkem768/hkdf-sha256/chacha20poly1305/ed25519"
 KEM_KEY_BYTES = 1184
 KEM_CIPHERTEXT_BYTES = 1088
 SIGNATURE_BYTES = 64
+# SPEC 7.8: how old an initiator's hello may be when the answer comes. No attempt is longer.
+MAX_HELLO_AGE_S = 30.0
 RESPONDER, INITIATOR = b"responder", b"initiator"
 
 
@@ -45,6 +47,7 @@ class Hello(Wire, frozen=True):
     """What one end says of itself and this link. `kem_key`: the initiator's 1,184 bytes, empty for the responder.
 
     `state_version`, `audit_head`: how far its audit chain is on disk; `boot_…`: how far it was at its start (SPEC 0.7).
+    `clock_ms`: the sender's wall clock as it was made (SPEC 7.8), in Unix milliseconds.
     """
 
     suite: Annotated[str, msgspec.Meta(max_length=128)]
@@ -61,6 +64,7 @@ class Hello(Wire, frozen=True):
     audit_head: Bytes32
     boot_version: Count
     boot_head: Bytes32
+    clock_ms: Count
 
 
 class Open(Wire, frozen=True, tag=1):
@@ -110,7 +114,7 @@ class SessionProof(Wire, frozen=True):
 
 @dataclass(frozen=True)
 class Identity:
-    """What this enclave says of itself in every hello of this boot."""
+    """What this enclave says of itself in every hello of this boot. `elapsed`: seconds, whatever clocks are set to."""
 
     roster: Roster
     me: int
@@ -119,11 +123,14 @@ class Identity:
     prss_epoch: Callable[[], int]
     chain: Callable[[], ChainEnd]
     boot_chain: Callable[[], ChainEnd]
+    wall: Callable[[], float]
+    elapsed: Callable[[], float]
 
 
 @dataclass(frozen=True)
 class PeerSession:
-    """What a finished handshake proves of the peer's present boot."""
+    """What a finished handshake proves of the peer's present boot. `clock_s`: what its clock said in its hello, less
+    the time that had elapsed here when that came (SPEC 7.8)."""
 
     index: int
     boot_nonce: bytes
@@ -131,6 +138,7 @@ class PeerSession:
     prss_epoch: int
     chain: ChainEnd
     boot_chain: ChainEnd
+    clock_s: float
 
     def digest(self) -> bytes:
         """SPEC 0.1: what stands for this session in every ceremony context."""
@@ -163,10 +171,19 @@ class Initiator:
         self._identity, self._peer = identity, peer
         self._x25519 = X25519PrivateKey.generate()
         self._kem = MLKEM768PrivateKey.generate()
+        self._made_s = identity.elapsed()
         self.hello = _hello(identity, peer, random(32), self._x25519, self._kem.public_key().public_bytes_raw())
+
+    @property
+    def age_s(self) -> float:
+        """How long ago our hello was made."""
+        return self._identity.elapsed() - self._made_s
 
     def accept(self, answer: Answer) -> tuple[Link, bytes]:
         """The link and the transcript to sign as initiator. Raises `LinkFault`."""
+        # SPEC 7.8: so that the peer knows how old our clock is at most.
+        if self.age_s > MAX_HELLO_AGE_S:
+            raise LinkFault(self._peer, f"an answer that took {self.age_s:.0f} s")
         theirs = _check_hello(self._identity, self._peer, answer.hello, kem_key_bytes=0)
         transcript = _transcript(self.hello, answer.hello, answer.ciphertext)
         _check_signature(self._identity.roster, self._peer, RESPONDER, transcript, answer.signature)
@@ -250,6 +267,7 @@ def _hello(identity: Identity, peer: int, nonce: bytes, x25519: X25519PrivateKey
         audit_head=chain.head,
         boot_version=boot_chain.version,
         boot_head=boot_chain.head,
+        clock_ms=max(0, int(identity.wall() * 1000)),
     )
 
 
@@ -270,6 +288,7 @@ def _check_hello(identity: Identity, peer: int, hello: Hello, kem_key_bytes: int
         prss_epoch=hello.prss_epoch,
         chain=ChainEnd(hello.state_version, hello.audit_head),
         boot_chain=ChainEnd(hello.boot_version, hello.boot_head),
+        clock_s=hello.clock_ms / 1000 - identity.elapsed(),
     )
 
 

@@ -33,6 +33,8 @@ from enclave.wire import Wire, decode, encode
 
 HANDSHAKE_TIMEOUT_S = 10.0
 RETRY_FIRST_S, RETRY_MOST_S = 1.0, 30.0
+# A hello tells a clock (SPEC 7.8): an older one is not said again.
+FRESH_HELLO_S = 1.0
 RATION_HANDSHAKES, RATION_WINDOW_S = 20, 10.0
 
 Key = tuple[str, int]
@@ -156,10 +158,10 @@ class Links:
             self._begin(key, _Attempt(retry_s=min(attempt.retry_s * 2, RETRY_MOST_S)))
 
     def _on_knock(self, key: Key) -> None:
-        """Say again what was said under way (it may have come before the peer was there), or begin."""
+        """Say again what was just said (it may have come before the peer was there), or begin."""
         self._ration(key)
         attempt = self._attempts.get(key)
-        if attempt is not None and attempt.initiator is not None:
+        if attempt is not None and attempt.initiator is not None and attempt.initiator.age_s <= FRESH_HELLO_S:
             self._transmit(key, Open(attempt.initiator.hello))
         else:
             self._begin(key, _Attempt())

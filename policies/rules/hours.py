@@ -9,6 +9,10 @@ from policies.model import Rule
 
 def check(rule: Rule, situation: Situation) -> str:
     """Empty, or why the request does not fit `rule`."""
-    if not rule.hours or any(hours.cover(situation.now_s) for hours in rule.hours):
+    if not rule.hours:
+        return ""
+    if situation.counters.clock_doubt:
+        return situation.counters.clock_doubt
+    if any(hours.cover(situation.now_s) for hours in rule.hours):
         return ""
     return f"not at this hour ({show_hour(situation.now_s)})"

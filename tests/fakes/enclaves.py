@@ -11,7 +11,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +144,10 @@ class Net:
         clock: Clock | None = None,
     ) -> None:
         self.clock = clock or Clock()
-        # By how much all wall clocks are set forward of it.
+        # By how much all wall clocks are set forward of it, and single ones; what single ones' hellos say beyond that.
         self.wall_set_by_s = 0.0
+        self.own_set_by_s: dict[int, float] = {}
+        self.lies_s: dict[int, float] = {}
         self.policy, self.gate, self.gate_keys, self.gate_mode = policy, gate, gate_keys, gate_mode
         self.gate_options = gate_options or {}
         self.relay: Relay = lambda sender, receiver, data: [(sender, receiver, data)]
@@ -182,6 +184,10 @@ class Net:
         """What everybody's wall clock says; `clock` is the time that has passed."""
         return self.clock() + self.wall_set_by_s
 
+    def wall_of(self, j: int) -> float:
+        """What the wall clock of signer `j` says."""
+        return self.wall() + self.own_set_by_s.get(j, 0.0)
+
     # --- processes ---
 
     def _boot(self, j: int, hsm: SoftwareHsm, store: dict[tuple[str, str], wire.Record], roster: Roster) -> Member:
@@ -216,7 +222,7 @@ class Net:
 
         logged: list[str] = []
         outside = Outside(
-            wall_clock=self.wall,
+            wall_clock=lambda: self.wall_of(j),
             clock=self.clock,
             random=os.urandom,
             on_hsm=on_hsm,
@@ -231,6 +237,8 @@ class Net:
         core = EnclaveCore(config, lambda: self.gate_keys, outside)
         member = Member(j, hsm, core, store, logged)
         core.effects.attach(lambda message: self._said(member, message))
+        told = replace(core._links._identity, wall=lambda: self.wall_of(j) + self.lies_s.get(j, 0.0))
+        core._links._identity = told
         return member
 
     def reboot(self, j: int, disk: Disk | None = None) -> None:

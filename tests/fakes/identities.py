@@ -16,6 +16,8 @@ from enclave.channels.handshake import INITIATOR, RESPONDER, Identity, Initiator
 from policies.roster import Roster, RosterSigner
 from tests.fakes.network import seeded_random
 
+CLOCK_S = 1_800_000_000.0
+
 IDENTITY_KEYS = {j: ec.derive_private_key(1000 + j, ec.SECP256R1()) for j in (1, 2, 3, 4)}
 
 
@@ -46,8 +48,15 @@ def frame_keys(index: int, boot: int = 0) -> tuple[bytes, bytes]:
     return public, secret
 
 
-def identity(index: int, boot: int = 0, of: Roster | None = None, epoch: int = 1) -> Identity:
-    """What signer `index` says of itself in one boot."""
+def identity(
+    index: int,
+    boot: int = 0,
+    of: Roster | None = None,
+    epoch: int = 1,
+    wall: Callable[[], float] = lambda: CLOCK_S,
+    elapsed: Callable[[], float] = lambda: 100.0,
+) -> Identity:
+    """What signer `index` says of itself in one boot. Its clocks stand still unless they are given."""
     return Identity(
         roster=of or roster(),
         me=index,
@@ -56,6 +65,8 @@ def identity(index: int, boot: int = 0, of: Roster | None = None, epoch: int = 1
         prss_epoch=lambda: epoch,
         chain=lambda: ChainEnd(7, b"h" * 32),
         boot_chain=lambda: ChainEnd(7, b"h" * 32),
+        wall=wall,
+        elapsed=elapsed,
     )
 
 

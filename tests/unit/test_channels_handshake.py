@@ -10,9 +10,11 @@ import pytest
 
 from enclave.channels import handshake as h
 from enclave.errors import LinkFault
-from tests.fakes.identities import handshake, identity, roster, sign_as
+from tests.fakes.identities import CLOCK_S, handshake, identity, roster, sign_as
 from tests.fakes.mutations import BYTES, fields_of
 from tests.fakes.network import seeded_random
+
+SAID_S = CLOCK_S - 100.0  # less what has elapsed
 
 
 def start(i: h.Identity | None = None, j: h.Identity | None = None) -> tuple[h.Initiator, h.Responder]:
@@ -36,8 +38,12 @@ def test_both_ends_have_one_key_and_know_each_others_boot() -> None:
     ends = handshake(i, j)
     assert ends.initiators_link.key == ends.responders_link.key
     assert len(ends.initiators_link.key) == 32
-    assert ends.initiators_link.peer == h.PeerSession(2, j.boot_nonce, j.frame_key, 5, j.chain(), j.boot_chain())
-    assert ends.responders_link.peer == h.PeerSession(1, i.boot_nonce, i.frame_key, 1, i.chain(), i.boot_chain())
+    assert ends.initiators_link.peer == h.PeerSession(
+        2, j.boot_nonce, j.frame_key, 5, j.chain(), j.boot_chain(), SAID_S
+    )
+    assert ends.responders_link.peer == h.PeerSession(
+        1, i.boot_nonce, i.frame_key, 1, i.chain(), i.boot_chain(), SAID_S
+    )
     assert ends.initiators_link.peer.digest() == h.session_digest(2, j.boot_nonce, j.frame_key)
 
 

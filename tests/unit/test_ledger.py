@@ -10,7 +10,7 @@ from enclave.anomalies import BURST, LASTS_S, AnomalyWatch
 from enclave.audit import AuditLog, ChainEnd
 from enclave.counters_record import PART_BYTES, restore, snapshot
 from enclave.counting_clock import Anchor, CountingClock
-from enclave.errors import Refused
+from enclave.errors import Bug, Refused
 from enclave.ledger import MAX_COUNTERS, MAX_DESTINATIONS, MAX_FOLDED, MAX_SLOTS, SLOTS, Counter, Ledger
 from enclave.log import Log
 from enclave.wire import MAX_COUNTER_RECORDS, MAX_MESSAGE_BYTES, Attach, AuditEntry, Record, decode, encode
@@ -193,25 +193,101 @@ def test_the_most_there_can_be_fits_into_its_records_and_one_message() -> None:
 # --- the clock ---
 
 
+class Machine:
+    """A signer's host: its wall clock, which can be set, what has elapsed, and what its peers' clocks say."""
+
+    def __init__(self) -> None:
+        self.wall, self.elapsed, self.peers = Clock(), Clock(), Clock()
+        self.elapsed.now_s = 50.0
+
+    def passes(self, seconds: float) -> None:
+        for clock in (self.wall, self.elapsed, self.peers):
+            clock.now_s += seconds
+
+    def start(self, anchor: Anchor | None = None) -> CountingClock:
+        started = CountingClock(self.wall, self.elapsed)
+        self.passes(3.0)  # until there are links
+        started.hear(self.peers() - self.elapsed())
+        started.go_on_from(anchor)
+        return started
+
+
+START_S = int(Clock().now_s)
+
+
 def test_counted_time_follows_what_passes_and_not_what_is_set() -> None:
-    wall, elapsed = Clock(), Clock()
-    clock = CountingClock(wall, elapsed)
-    start_s = clock.now_s()
-    wall.now_s += 86_400
-    elapsed.now_s += 10
-    assert clock.now() == Anchor(start_s + 10, start_s + 86_400)
-    # The next process goes on from there: an hour of the wall clock later, and not a day.
-    wall.now_s += 3600
-    after = CountingClock(wall, elapsed)
-    after.go_on_from(clock.now()._replace(wall_s=start_s + 86_400))
-    assert after.now_s() == start_s + 10 + 3600
+    machine = Machine()
+    clock = machine.start()
+    machine.wall.now_s += 86_400
+    machine.passes(7)
+    assert clock.now() == Anchor(START_S + 10, START_S + 86_410, START_S + 10)
+    # The next process goes on from there: an hour later, and not a day.
+    anchor = clock.now()
+    machine.passes(3600)
+    after = machine.start(anchor)
+    assert after.now_s() == START_S + 10 + 3600 + 3
     # Set back while none ran: no time has passed.
-    wall.now_s -= 999_999
-    last = CountingClock(wall, elapsed)
-    last.go_on_from(Anchor(start_s + 3610, start_s + 90_000))
-    assert last.now_s() == start_s + 3610
-    last.go_on_from(Anchor(0, 0))  # once
-    assert last.now_s() == start_s + 3610
+    machine.wall.now_s -= 999_999
+    last = machine.start(after.now())
+    assert last.now_s() == START_S + 3613 + 3
+    last.go_on_from(Anchor(0, 0, 0))  # once
+    assert last.now_s() == START_S + 3616
+
+
+def test_the_peers_say_how_long_a_process_was_away_where_its_clock_says_more() -> None:
+    machine = Machine()
+    first = machine.start()
+    machine.passes(100)
+    anchor = first.now()
+    # Set forward while it is away; and set back before it ended, and right again.
+    for wrong in (anchor, anchor._replace(wall_s=anchor.wall_s - 86_400)):
+        machine.wall.now_s = machine.peers() + 86_400
+        machine.passes(60)
+        assert machine.start(wrong).now_s() == machine.peers()
+    # A clock that says less than the peers is believed: who knows since when.
+    machine.wall.now_s = anchor.wall_s + 10.0
+    assert machine.start(anchor).now_s() == anchor.counted_s + 10 + 3
+
+
+def test_what_was_lost_once_is_not_made_up_for_by_setting_the_clock() -> None:
+    """Away for a week with the clock a week behind; charged then, and the clock set right while away once more."""
+    machine, week_s = Machine(), 7 * 86_400
+    anchor = machine.start().now()
+    machine.passes(week_s)
+    machine.wall.now_s -= week_s
+    behind = machine.start(anchor)
+    charged = behind.now()
+    assert charged == Anchor(anchor.counted_s + 3, anchor.wall_s + 3, int(machine.peers()))
+    machine.wall.now_s += week_s
+    again = machine.start(charged)
+    assert again.now_s() == charged.counted_s + 3
+    # The next one, too, though nothing was charged since.
+    assert machine.start(charged).now_s() == charged.counted_s + 6
+
+
+def test_many_restarts_win_no_more_than_one() -> None:
+    """The peers' time is not exact; what it was off when something was charged adds up to nothing."""
+    machine = Machine()
+    anchor = machine.start().now()
+    for number in range(100):
+        machine.wall.now_s += 3600
+        machine.peers.now_s += (-25, 25)[number % 2]
+        anchor = machine.start(anchor).now()
+    assert anchor.counted_s - START_S <= machine.peers() - START_S + 25
+
+
+def test_without_its_peers_nothing_goes_on() -> None:
+    with pytest.raises(Bug, match="before its peers have said it"):
+        CountingClock(Clock(), Clock()).go_on_from(None)
+
+
+def test_a_chain_of_before_says_nothing_of_the_peers() -> None:
+    machine = Machine()
+    machine.passes(500)
+    clock = machine.start(Anchor(START_S, START_S))
+    assert clock.now() == Anchor(START_S + 503, START_S + 503, START_S + 503)
+    assert Anchor(5, 6).facts() == {"counted_at": 5}
+    assert Anchor(5, 6, 7).facts() == {"counted_at": 5, "peers_at": 7}
 
 
 # --- anomalies ---

@@ -53,7 +53,7 @@ class Desk:
     ) -> None:
         """A verified handshake of boot `letter`. `before`: what was known at our hello, by default what is now."""
         known = self.book.seen(peer) if before == "now" else before
-        session = PeerSession(peer, boot(letter), b"f" * 32, 1, chain, start or chain)
+        session = PeerSession(peer, boot(letter), b"f" * 32, 1, chain, start or chain, 0.0)
         self.book.admit(session, known, answered)
 
 
@@ -201,7 +201,7 @@ def test_an_earlier_boots_handshake_that_ends_late_is_no_clone(desk: Desk) -> No
 
 def test_earlier_boots_are_kept_within_bounds(desk: Desk) -> None:
     for number in range(2 * KEPT_BOOTS):
-        session = PeerSession(PEER, number.to_bytes(32, "big"), b"f" * 32, 1, end(10), end(10))
+        session = PeerSession(PEER, number.to_bytes(32, "big"), b"f" * 32, 1, end(10), end(10), 0.0)
         desk.book.admit(session, desk.book.seen(PEER), True)
     known = desk.book.seen(PEER)
     assert known is not None

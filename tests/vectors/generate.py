@@ -149,7 +149,8 @@ def encodings() -> dict[str, str]:
     own = OwnSession(1, b"b" * 32, public, secret)
     nonces = [NonceBook(own, seeded_random("nonce")).issue("main", "presign")]
     hello = Hello(
-        SUITE, b"r" * 32, 1, 1, 2, b"b" * 32, b"n" * 32, b"x" * 32, b"e" * 1184, public, 7, b"h" * 32, 5, b"o" * 32
+        SUITE, b"r" * 32, 1, 1, 2, b"b" * 32, b"n" * 32, b"x" * 32, b"e" * 1184, public, 7, b"h" * 32, 5, b"o" * 32,
+        1_800_000_000_000,
     )  # fmt: skip
     return {
         "first_body": bodies[0].hex(),
