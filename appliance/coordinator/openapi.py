@@ -94,6 +94,8 @@ PROBLEMS = {
 # What every operation may answer, and what a signed request may besides.
 ALWAYS = (400, 401, 429)
 POSTED = (408, 409, 413, 415, 422, 503)
+# What reading one thing of the store may answer besides: it is not there, or cannot be read.
+STORED = (404, 503)
 # What is worth asking again, after a while.
 WAITED = (429, 503)
 
@@ -101,8 +103,8 @@ OPERATIONS = (
     Operation(
         "post", KEYS_PATH, "createKey", "Make a key, by all signers.", models.Key, body=KeyCreation, problems=POSTED
     ),
-    Operation("get", KEYS_PATH, "listKeys", "Keys, oldest first.", models.KeyList, paged=True, problems=(400,)),
-    Operation("get", KEY_PATH, "getKey", "A key, by its id or by the id of its request.", models.Key, problems=(404,)),
+    Operation("get", KEYS_PATH, "listKeys", "Keys, oldest first.", models.KeyList, paged=True, problems=(503,)),
+    Operation("get", KEY_PATH, "getKey", "A key, by its id or by the id of its request.", models.Key, problems=STORED),
     Operation(
         "post",
         SIGNATURES_PATH,
@@ -119,7 +121,7 @@ OPERATIONS = (
         "The signing requests of a key, oldest first.",
         models.SignatureList,
         paged=True,
-        problems=(404,),
+        problems=STORED,
     ),
     Operation(
         "get",
@@ -127,7 +129,7 @@ OPERATIONS = (
         "getSignature",
         "A signing request and what came of it.",
         models.Signature,
-        problems=(404,),
+        problems=STORED,
     ),
     Operation(
         "get",
@@ -135,7 +137,7 @@ OPERATIONS = (
         "getApprovals",
         "What an approver of a signing request signs, and who has.",
         ApprovalsWanted,
-        problems=(404,),
+        problems=STORED,
     ),
     Operation(
         "post",
@@ -162,7 +164,7 @@ OPERATIONS = (
         "The batches of a key, oldest first, without their results.",
         SignatureBatchList,
         paged=True,
-        problems=(404,),
+        problems=STORED,
     ),
     Operation(
         "get",
@@ -170,7 +172,7 @@ OPERATIONS = (
         "getSignatureBatch",
         "A batch, and what came of each of its hashes.",
         SignatureBatch,
-        problems=(404,),
+        problems=STORED,
     ),
     Operation(
         "get",
@@ -178,7 +180,7 @@ OPERATIONS = (
         "getBatchApprovals",
         "What an approver of a batch signs, and who has.",
         ApprovalsWanted,
-        problems=(404,),
+        problems=STORED,
     ),
     Operation(
         "post",
@@ -199,7 +201,12 @@ OPERATIONS = (
         parameters=("burst",),
     ),
     Operation(
-        "get", COORDINATOR_PATH, "getCoordinator", "The coordinator, and what is wrong with it.", models.Coordinator
+        "get",
+        COORDINATOR_PATH,
+        "getCoordinator",
+        "The coordinator, and what is wrong with it.",
+        models.Coordinator,
+        problems=(503,),
     ),
     Operation(
         "get",

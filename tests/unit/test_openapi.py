@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pathlib
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from typing import Any
 
 import msgspec
@@ -187,6 +189,28 @@ async def test_answers_are_as_described(net: FakeNetwork) -> None:
         ("get", "/readyz", "200"), ("get", "/healthz", "200"), ("get", "/v1/healthz", "200"),
         ("get", "/openapi.json", "200"),
     }  # fmt: skip
+
+
+async def test_a_row_that_cannot_be_read_is_as_described(net: FakeNetwork) -> None:
+    """Its 503 was none of the answers that reading was said to have."""
+    caller = Caller(net, await described(net))
+    _, made = await net.post("/v1/keys", KEY)
+    path = f"/v1/keys/{made['id']}"
+    _, signed = await net.post(path + "/signatures", HASH)
+    _, batch = await net.post(path + "/signature-batches", BATCH)
+    ids = {"{key}": str(made["id"]), "{signature}": str(signed["id"]), "{batch}": str(batch["id"])}
+    with closing(sqlite3.connect(net.config.state)) as database, database:
+        for table in ("keys", "signatures", "signature_batches"):
+            assert database.execute(f"UPDATE {table} SET created_at_ms = 'late'").rowcount == 1
+    paths = ["/v1/keys/{key}"]
+    paths += ["/v1/keys/{key}/signatures/{signature}", "/v1/keys/{key}/signature-batches/{batch}"]
+    for template in [*paths, *(path + "/approvals" for path in paths[1:])]:
+        shown = template
+        for name, value in ids.items():
+            shown = shown.replace(name, value)
+        told = await caller.call("get", template, shown)
+        assert (told["code"], "damaged" in told["detail"]) == ("unavailable", True), told
+        assert ("get", template, "503") in caller.answered
 
 
 async def test_not_ready_is_as_described(tmp_path: pathlib.Path) -> None:
