@@ -141,9 +141,10 @@ class AsyncClient:
         return key
 
     @at_any
-    async def list_keys(self) -> tuple[ListedKey, ...]:
-        """All keys, oldest first, each active one verified. Raises `ApiError`, `CertificateRefused`."""
-        answers = await all_pages(partial(self._get, KEYS_PATH, models.KeyList))
+    async def list_keys(self, *, limit: int | None = None) -> tuple[ListedKey, ...]:
+        """The first `limit` keys, or all of them, oldest first, each active one verified. Raises `ApiError`, also where
+        there is no `limit` and the list seems to have no end (100,000 keys are not too many), `CertificateRefused`."""
+        answers = await all_pages(partial(self._get, KEYS_PATH, models.KeyList), limit)
         return tuple(ListedKey(answer, self._certify_if_active(answer)) for answer in answers)
 
     # --- signatures -------------------------------------------------------------------------------------

@@ -115,9 +115,9 @@ class Client:
         """See `AsyncClient.get_key`."""
         return self._run(self._client.get_key(key_id))
 
-    def list_keys(self) -> tuple[ListedKey, ...]:
+    def list_keys(self, *, limit: int | None = None) -> tuple[ListedKey, ...]:
         """See `AsyncClient.list_keys`."""
-        return self._run(self._client.list_keys())
+        return self._run(self._client.list_keys(limit=limit))
 
     def sign(
         self,

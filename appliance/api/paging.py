@@ -30,7 +30,8 @@ async def all_pages(get: Callable[[dict[str, str]], Awaitable[Listed[T]]], limit
     there is always another page, as `get` does else."""
     listed: list[T] = []
     cursor = ""
-    for _ in range(MAX_PAGES + (limit or 0)):
+    # After the last full page comes one without an item.
+    for _ in range(MAX_PAGES + 1 + (limit or 0)):
         if limit is not None and len(listed) >= limit:
             return listed[:limit]
         page = await get({"cursor": cursor} if cursor else {})
@@ -38,4 +39,5 @@ async def all_pages(get: Callable[[dict[str, str]], Awaitable[Listed[T]]], limit
         if page.next_cursor is None:
             return listed[:limit]
         cursor = page.next_cursor
-    raise ApiError(200, "endless-list", f"a list has more than {MAX_PAGES} pages")
+    remedy = ": say how many are wanted, by a limit" if limit is None else ""
+    raise ApiError(200, "endless-list", f"a list has more than {MAX_PAGES} pages{remedy}")

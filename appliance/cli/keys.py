@@ -47,10 +47,15 @@ def create(
 
 
 @app.command("list")
-def list_keys(profile: ProfileOption = DEFAULT_PROFILE, token: TokenOption = None, as_json: Json = False) -> None:
-    """List all keys, oldest first."""
+def list_keys(
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many; all by default.")] = None,
+    profile: ProfileOption = DEFAULT_PROFILE,
+    token: TokenOption = None,
+    as_json: Json = False,
+) -> None:
+    """List keys, oldest first."""
     with open_client(profile, token) as client, working("Reading and verifying the keys…"):
-        listed = client.list_keys()
+        listed = client.list_keys(limit=limit)
     if as_json:
         show_json([_line(one) for one in listed])
         return

@@ -67,6 +67,7 @@ class FakeApi:
         self.lie_key: Callable[[models.Key], models.Key] = lambda key: key
         self.lie_signature: Callable[[models.Signature], models.Signature] = lambda signature: signature
         self.polls_before_done = 2
+        self.full_pages = 0
         self.seen: list[tuple[str, str, bytes, str]] = []
         self.page: Callable[[str], models.SignatureList] = lambda cursor: models.SignatureList(())
         self._body: SigningBody = HASH
@@ -104,6 +105,11 @@ class FakeApi:
 
     async def _list(self, request: web.Request) -> web.Response:
         key = self.lie_key(DEALER.key_answer())
+        if self.full_pages:
+            # As a coordinator's: the page after the last full one is empty.
+            page = int(request.query.get("cursor", "0"))
+            full = page < self.full_pages
+            return answer(models.KeyList((key,) if full else (), str(page + 1) if full else None))
         if request.query.get("cursor") == "second":
             return answer(models.KeyList(items=(replace(key, external_id="second"),)))
         return answer(models.KeyList(items=(key,), next_cursor="second"))
@@ -481,6 +487,21 @@ async def test_a_page_of_which_nothing_can_be_shown_is_not_the_last(
         api.page = lambda cursor: models.SignatureList((), "1")
         with pytest.raises(ApiError, match="endless-list: a list has more than 10 pages"):
             await client.list_signatures(KEY_ID, limit=2)
+
+
+async def test_as_many_full_pages_of_keys_as_are_allowed_are_all_and_more_need_a_limit(
+    tls: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With exactly 100,000 keys, and with more, nobody could list any."""
+    monkeypatch.setattr("appliance.api.paging.MAX_PAGES", 3)
+    async with connected(tls) as (api, client):
+        for api.full_pages in (2, 3):
+            assert len(await client.list_keys()) == api.full_pages
+        api.full_pages = 9
+        with pytest.raises(ApiError, match="more than 3 pages: say how many are wanted, by a limit"):
+            await client.list_keys()
+        assert len(await client.list_keys(limit=8)) == 8
+        assert len(await client.list_keys(limit=20)) == 9
 
 
 async def test_batches_are_listed_as_many_as_are_asked_for(tls: TlsFiles) -> None:
