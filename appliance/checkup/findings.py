@@ -52,6 +52,11 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: order.index(finding.severity))
 
 
+def sentence(text: str) -> str:
+    """A remedy that an error names, as findings have it."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
 def weak_gate(name: str) -> Finding:
     """The signer of this name has a gate in mode `status`."""
     return note(

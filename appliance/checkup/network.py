@@ -10,7 +10,7 @@ from itertools import combinations
 import msgspec
 
 from appliance.api.models import Coordinator, Pool, PoolList, Signer
-from appliance.checkup.findings import Finding, note, problem, warning, weak_gate
+from appliance.checkup.findings import Finding, note, problem, sentence, warning, weak_gate
 from appliance.checkup.times import WARN_BELOW_DAYS, ago, days_until, duration, parse
 from policies.roster import Roster
 
@@ -45,9 +45,19 @@ def judge(facts: NetworkFacts, roster: Roster, now: datetime.datetime) -> list[F
         found += _pool(pool)
     explained = any(finding.severity == "problem" for finding in found)
     if coordinator.trouble and not explained:
-        found.append(problem("network", f"nothing can be signed: {coordinator.trouble}", _sentence(coordinator.remedy)))
+        found.append(problem("network", f"nothing can be signed: {coordinator.trouble}", sentence(coordinator.remedy)))
     found += _agreement(online)
     return found
+
+
+def judge_another(
+    coordinator: Coordinator, first: Coordinator, roster: Roster, now: datetime.datetime
+) -> Iterator[Finding]:
+    """What is wrong with a further coordinator of a network that was judged by what the `first` one shows."""
+    yield from _coordinator(coordinator, roster, now, {*coordinator.avoided})
+    if coordinator.trouble and coordinator.trouble != first.trouble:
+        what = f"nothing can be signed through it: {coordinator.trouble}"
+        yield problem(coordinator.name, what, sentence(coordinator.remedy))
 
 
 def _convicted(signer: Signer, roster: Roster) -> Iterator[Finding]:
@@ -281,7 +291,3 @@ def _empties(pool: Pool) -> bool:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

@@ -4,24 +4,60 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from appliance.api.certificates import COMPARE, CertificateRefused
-from appliance.api.client import Client
+from appliance.api.client import ApiError, Client
 from appliance.api.credentials import Credential, load_token
 from appliance.checkup.checks import Check, Looked
-from appliance.checkup.findings import problem
-from appliance.checkup.network import NetworkFacts, judge
+from appliance.checkup.findings import Finding, problem, sentence
+from appliance.checkup.network import NetworkFacts, judge, judge_another
 from appliance.checkup.others import reached_at
 from appliance.coordinator.config import load_config, load_roster
-from appliance.profile import load_profile
+from appliance.profile import Profile, load_profile
+from policies.errors import Unavailable
 from policies.roster import Roster, describe_scheme
 
 OPERATOR_TOKEN = "operator.token"  # noqa: S105 - a file's name
 ASK = "See whether the coordinator runs and this host reaches it, and that coordinator.yaml lists your token."
 
 Now = Callable[[], datetime.datetime]
+
+
+@dataclass
+class Seen:
+    """`facts`: of the first coordinator that answered, None where none did. `findings`: about the network, and about
+    each coordinator. `unreachable`: why none of them can be reached; None where one can."""
+
+    facts: NetworkFacts | None = None
+    findings: list[Finding] = field(default_factory=list)
+    unreachable: str | None = None
+
+
+def look_at_all(profile: Profile, now: datetime.datetime) -> Seen:
+    """Every coordinator of a profile is asked by itself: one that is away is not covered up by the next."""
+    seen, silent = Seen(), []
+    apis = [(profile.api, profile.ca), *profile.others]
+    for url, ca in apis:
+        try:
+            with Client(url, profile.roster, None, ca, credential=profile.credential) as client:
+                if seen.facts is None:
+                    seen.facts = ask(client)
+                    seen.findings += judge(seen.facts, profile.roster, now)
+                else:
+                    seen.findings += judge_another(client.coordinator(), seen.facts.coordinator, profile.roster, now)
+        except Unavailable as error:
+            silent.append(error.what)
+            seen.findings.append(problem("coordinator", error.what, sentence(error.remedy)))
+        except CertificateRefused as error:
+            seen.findings.append(problem("coordinator", str(error), COMPARE))
+        except ApiError as error:
+            seen.findings.append(problem("coordinator", f"API {url}: {error}", ASK))
+    if len(silent) == len(apis):
+        seen.unreachable = silent[0]
+    return seen
 
 
 def ask(client: Client) -> NetworkFacts:
@@ -34,12 +70,12 @@ def ask(client: Client) -> NetworkFacts:
 
 
 def network_check(profile: Path, token: Path | None, now: Now) -> Check:
-    """The network as a client's profile reaches it."""
+    """The network as a client's profile reaches it, each coordinator by itself."""
 
     def look() -> Looked:
         loaded = load_profile(profile, token)
-        with Client.of(loaded) as client:
-            return _judged(client, loaded.roster, now)
+        seen = look_at_all(loaded, now())
+        return Looked("" if seen.facts is None else _good(seen.facts, loaded.roster), seen.findings)
 
     return Check("network", "network", look, ASK)
 
@@ -64,5 +100,8 @@ def _judged(client: Client, roster: Roster, now: Now) -> Looked:
         facts = ask(client)
     except CertificateRefused as error:
         return Looked("", [problem("coordinator", str(error), COMPARE)])
-    good = f"{describe_scheme(roster.n, roster.tolerate)}; all run version {facts.coordinator.version}"
-    return Looked(good, judge(facts, roster, now()))
+    return Looked(_good(facts, roster), judge(facts, roster, now()))
+
+
+def _good(facts: NetworkFacts, roster: Roster) -> str:
+    return f"{describe_scheme(roster.n, roster.tolerate)}; all run version {facts.coordinator.version}"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from appliance.cli import EXIT_FAILED, EXIT_UNAVAILABLE
-from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
+from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption
 from appliance.cli.output import Json, show_json, working
-from policies.errors import CallerError, Unavailable
+from policies.errors import CallerError
 
 if TYPE_CHECKING:
     from appliance.checkup.findings import Finding
@@ -36,7 +36,7 @@ def status(
 
     Without DIRECTORIES the network is asked, or the present directory looked at where it holds no profile.
 
-    Exit codes: 0 all is well, 1 something needs attention, 2 the caller's mistake, 3 the coordinator cannot be reached.
+    Exit codes: 0 all is well, 1 something needs attention, 2 the caller's mistake, 3 no coordinator can be reached.
     """
     from appliance.cli import status_screen as screen
 
@@ -65,22 +65,13 @@ def status(
 def _ask(
     profile: Path, token: Path | None, now: datetime.datetime
 ) -> tuple[NetworkFacts | None, Roster, str | None, list[Finding]]:
-    """What the API shows and what is wrong with it; why it cannot be reached, where it cannot."""
-    from appliance.api.certificates import COMPARE, CertificateRefused
-    from appliance.checkup.findings import problem
-    from appliance.checkup.network import judge
-    from appliance.checkup.seen_by_api import ask
+    """What the coordinators show and what is wrong with it; why none can be reached, where none can."""
+    from appliance.checkup.seen_by_api import look_at_all
     from appliance.profile import load_profile
 
-    roster = load_profile(profile, token).roster
-    with open_client(profile, token) as client:
-        try:
-            facts = ask(client)
-        except Unavailable as error:
-            return None, roster, error.what, [problem("coordinator", error.what, _sentence(error.remedy))]
-        except CertificateRefused as error:
-            return None, roster, None, [problem("coordinator", str(error), COMPARE)]
-    return facts, roster, None, judge(facts, roster, now)
+    loaded = load_profile(profile, token)
+    seen = look_at_all(loaded, now)
+    return seen.facts, loaded.roster, seen.unreachable, seen.findings
 
 
 def _look_at(place: Path, now: datetime.datetime) -> tuple[SignerHost | None, list[Finding]]:
@@ -120,7 +111,3 @@ def _exit(findings: list[Finding], unreachable: str | None) -> None:
         raise typer.Exit(EXIT_UNAVAILABLE)
     if need_attention(findings):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

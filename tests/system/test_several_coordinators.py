@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 import subprocess
 import sys
@@ -185,6 +186,13 @@ def test_client_and_command_line_go_on_with_the_other_coordinator(net: LocalNet,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        done = subprocess.run(
+            [sys.executable, "-m", "appliance.cli", "status", "--json", "--profile", str(net.profile)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        shown = json.loads(done.stdout)
+        assert (done.returncode, shown["status"], shown["coordinator"]["name"]) == (1, "attention", B)
+        assert "coordinator" in {one["subject"] for one in shown["findings"]}
     finally:
         net.restart(A)
 

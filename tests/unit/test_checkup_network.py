@@ -9,7 +9,7 @@ import pytest
 
 from appliance.api.models import Announced, CertificateExpiry, Condition, Coordinator, Pool, PoolList, Signer
 from appliance.checkup.findings import Severity, by_severity, need_attention
-from appliance.checkup.network import NetworkFacts, can_sign, judge
+from appliance.checkup.network import NetworkFacts, can_sign, judge, judge_another
 from tests.fakes.identities import roster
 
 ROSTER = roster()
@@ -145,6 +145,20 @@ def test_each_trouble_of_the_coordinator_has_its_finding(change: dict[str, objec
     told = one(coordinator=replace(COORDINATOR, **change))
     assert told[0] == severity
     assert said in told[2]
+
+
+def test_another_coordinators_own_troubles_are_told_and_the_networks_once() -> None:
+    def told(**changes: object) -> list[str]:
+        found = judge_another(replace(COORDINATOR, name="two", **changes), COORDINATOR, ROSTER, NOW)
+        return [f"{one.severity} {one.subject}: {one.what}" for one in found]
+
+    assert told() == told(avoided=(NAMES[0],)) == []
+    assert told(trouble="its pools are empty", remedy="wait") == [
+        "problem two: nothing can be signed through it: its pools are empty"
+    ]
+    assert told(roster_digest="0x00") == ["problem two: the coordinator's roster is not the one pinned here"]
+    both = replace(COORDINATOR, trouble="a signer is away")
+    assert list(judge_another(both, both, ROSTER, NOW)) == []
 
 
 def test_a_signer_that_is_left_out_of_committees_is_told() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import pathlib
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +16,10 @@ import pytest
 from appliance import relay
 from appliance.api.client import ApiError, AsyncClient, CertificateRefused, Client
 from appliance.api.credentials import Credential
+from appliance.api.jws import generate_client_key
+from appliance.checkup.seen_by_api import look_at_all
 from appliance.expiry import iso
+from appliance.profile import Profile
 from appliance.tls import client_context
 from enclave import wire
 from policies.roster import Roster
@@ -240,3 +244,35 @@ async def test_the_synchronous_client_reads_the_same(net: FakeNetwork) -> None:
             return len(signers), len(pools), refused.value.code
 
     assert await asyncio.to_thread(read) == (3, 0, "not-ready")
+
+
+# --- what is wrong with each coordinator of a profile ---
+
+
+@pytest.mark.parametrize("away_first", [True, False])
+async def test_a_coordinator_that_is_away_is_told_though_another_answers(net: FakeNetwork, away_first: bool) -> None:
+    """The next one answered in its place, and all was well."""
+    ca, gone = net.files.path("ca.pem"), "https://127.0.0.1:1"
+    (api, other) = (gone, net.api) if away_first else (net.api, gone)
+    key = generate_client_key("reader")
+    profile = Profile(api, net.dealer.roster, key, ca, Credential(TOKEN), ((other, ca),))
+    async with net.all_connected():
+        now = datetime.datetime.now(datetime.UTC)
+        seen = await asyncio.to_thread(look_at_all, profile, now)
+        assert (seen.facts is not None, seen.unreachable) == (True, None)
+        told = [(one.severity.value, one.subject) for one in seen.findings if gone in one.what]
+        assert told == [("problem", "coordinator")]
+        nowhere = Profile(gone, net.dealer.roster, key, ca, Credential(TOKEN), ((gone, ca),))
+        seen = await asyncio.to_thread(look_at_all, nowhere, now)
+        assert seen.facts is None
+        assert gone in (seen.unreachable or "")
+
+
+async def test_a_token_that_a_coordinator_does_not_take_is_a_finding(net: FakeNetwork) -> None:
+    """It ended the command, and nothing was said of the rest."""
+    ca = net.files.path("ca.pem")
+    profile = Profile(net.api, net.dealer.roster, generate_client_key("reader"), ca, Credential("kmt_" + "x" * 43))
+    seen = await asyncio.to_thread(look_at_all, profile, datetime.datetime.now(datetime.UTC))
+    (one,) = seen.findings
+    assert (seen.facts, seen.unreachable, one.severity.value) == (None, None, "problem")
+    assert "this token is not one of api.readers" in one.what
