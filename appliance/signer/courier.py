@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from typing import NoReturn, Protocol
 
@@ -57,13 +57,13 @@ class Store(Protocol):
     async def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> None:
         """Returns when the records are on disk."""
 
-    async def append_audit(
+    def append_audit(
         self,
         entries: Sequence[wire.AuditEntry],
         certificates: Sequence[Certificate] = (),
         answer: wire.Answer | None = None,
-    ) -> None:
-        """Returns when the entries are on disk, and with them certificates of keys and an answer to a request."""
+    ) -> Awaitable[None]:
+        """Done when the entries are on disk, and with them certificates of keys and an answer to a request."""
 
     def answer(self, name: bytes) -> wire.Answer | None:
         """The newest answer under the name of a request."""
@@ -95,7 +95,7 @@ class Courier:
         self._stop_ticket = 0
         self._links: dict[str, CoordinatorLink] = {}
         self._pages = KeyPages((), lambda *question: self._store.certificates_after(*question), self._cannot_read)
-        self._departures = Departures()
+        self._departures = Departures(enclave.resume)
         self._held = HeldEntries()
         self._repeats = Repeats(time.monotonic)
         self._orders_told: dict[str, Allowance] = {}
@@ -117,8 +117,7 @@ class Courier:
         self._metrics.serving = self
         try:
             await until_first_ends(
-                self._enclave.write(),
-                self._read_enclave(),
+                self._enclave.serve(self._from_enclave),
                 self._departures.run(),
                 self._tell_condition(),
                 self._commit_held(),
@@ -219,43 +218,44 @@ class Courier:
 
     # --- enclave → everybody ----------------------------------------------------------------------------
 
-    async def _read_enclave(self) -> NoReturn:
-        while True:
-            message = await self._enclave.receive()
-            match message:
-                case wire.ToPeer(coordinator, receiver, bulk, data):
-                    self._to_coordinator(coordinator, relay.Forward(receiver, data), bulk=bulk)
-                case wire.Report(coordinator, body, audit, kept):
-                    await self._report(coordinator, body, audit, kept)
-                case wire.Store(ticket, records):
-                    await self._departures.add(
-                        self._store.put_records(records, self._held.take()),
-                        partial(self._enclave.send, OWN_QUOTA, wire.Stored(ticket)),
-                    )
-                case wire.Audit(entries):
-                    await self._departures.add(self._store.append_audit(self._held.take(entries)), lambda: None)
-                case wire.EvidencePart():
-                    whole = self._evidence.take(message)
-                    if whole is not None:
-                        await self._departures.add(self._evidence.keep(message, whole), lambda: None)
-                case wire.CallGate():
-                    self._gate_calls.put(message)
-                case wire.Status():
-                    self._on_status(message)
-                case wire.WantAudit(after):
-                    self._enclave.send(OWN_QUOTA, wire.AuditPage(self._audit_after(after)))
-                case wire.Stopped():
-                    self._on_stopped(message)
-                case wire.Attached():
-                    raise wire.Malformed("the enclave attached twice on one connection")
+    def _from_enclave(self, message: wire.FromEnclave) -> None:
+        """Carry one message. Nothing more is read of the enclave while too much waits for the disk."""
+        match message:
+            case wire.CallGate():
+                self._gate_calls.put(message)
+            case wire.Report(coordinator, body, audit, kept):
+                self._report(coordinator, body, audit, kept)
+            case wire.ToPeer(coordinator, receiver, bulk, data):
+                self._to_coordinator(coordinator, relay.Forward(receiver, data), bulk=bulk)
+            case wire.Store(ticket, records):
+                self._departures.add(
+                    self._store.put_records(records, self._held.take()),
+                    partial(self._enclave.send, OWN_QUOTA, wire.Stored(ticket)),
+                )
+            case wire.Audit(entries):
+                self._departures.add(self._store.append_audit(self._held.take(entries)), lambda: None)
+            case wire.EvidencePart():
+                whole = self._evidence.take(message)
+                if whole is not None:
+                    self._departures.add(self._evidence.keep(message, whole), lambda: None)
+            case wire.Status():
+                self._on_status(message)
+            case wire.WantAudit(after):
+                self._enclave.send(OWN_QUOTA, wire.AuditPage(self._audit_after(after)))
+            case wire.Stopped():
+                self._on_stopped(message)
+            case wire.Attached():
+                raise wire.Malformed("the enclave attached twice on one connection")
+        if self._departures.full:
+            self._enclave.pause()
 
     async def _commit_held(self) -> NoReturn:
         """Entries that no share has taken along go to the disk by themselves."""
         while True:
             await self._held.due()
-            await self._departures.add(self._store.append_audit(self._held.take()), lambda: None)
+            self._departures.add(self._store.append_audit(self._held.take()), lambda: None)
 
-    async def _report(
+    def _report(
         self, coordinator: str, body: wire.ReportBody, audit: tuple[wire.AuditEntry, ...], kept: wire.Kept | None
     ) -> None:
         """To the coordinator it is for; what concerns the others too, to all."""
@@ -274,7 +274,7 @@ class Courier:
             then = partial(self._to_all, relay.KeyAdded(), {coordinator: message})
         answer = wire.Answer(kept, body) if kept is not None and isinstance(body, wire.KeptReport) else None
         commit = self._store.append_audit(self._held.take(audit), certificates, answer) if audit else None
-        await self._departures.add(commit, then)
+        self._departures.add(commit, then)
 
     def _to_coordinator(self, name: str, message: relay.Up, *, bulk: bool) -> None:
         """Send, or drop where the link is down or not configured: the enclave was told (`Presence`)."""

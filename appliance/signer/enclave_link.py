@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
-from typing import NoReturn
+from collections.abc import Callable
+from typing import cast
 
 import msgspec
 
 from appliance.signer.errors import LinkDown
 from appliance.signer.flow import Outbox
 from enclave import wire
+from policies.errors import KeymootError
 
 ATTACH_TIMEOUT_S = 30.0
+CLOSE_TIMEOUT_S = 1.0
 MAX_WAITING_MESSAGES = 4096
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 AT_ONCE = 256
@@ -20,50 +23,69 @@ AT_ONCE_BYTES = 256 * 1024
 START_ENCLAVE = "start keymoot enclave, or see its log"
 
 
-# uvloop raises RuntimeError where a connection was closed under a writer.
-CLOSED = (OSError, RuntimeError)
+class EnclaveLink(asyncio.Protocol):
+    """An attached connection. `serve` hands out each message as it comes; `send` writes, or queues while the enclave
+    does not read."""
 
+    attached: wire.Attached
 
-class EnclaveLink:
-    """An attached connection. `send` queues, `write` empties the queue, `receive` reads one message."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, attached: wire.Attached) -> None:
-        self.attached = attached
-        self._reader = reader
-        self._writer = writer
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport
         self._received = bytearray()
+        self._first: asyncio.Future[wire.FromEnclave] = asyncio.get_running_loop().create_future()
+        self._deliver: Callable[[wire.FromEnclave], None] = self._take_first
+        self._paused = False  # what is received waits
+        self._choked = False  # what is sent waits
         self._outbox = Outbox("the enclave", MAX_WAITING_MESSAGES, MAX_WAITING_BYTES)
+        self._ended, self._closed = asyncio.Event(), asyncio.Event()
+        self._why: BaseException | None = None
 
     @classmethod
     async def connect(cls, path: pathlib.Path, attach: wire.Attach, network: str) -> EnclaveLink:
         """Connect and attach. Raises `LinkDown` where nobody is there or who is there serves another network,
         `Malformed` where the answer is not `Attached`."""
         try:
-            reader, writer = await asyncio.open_unix_connection(path)
+            _, link = await asyncio.get_running_loop().create_unix_connection(cls, str(path))
         except OSError as error:
             raise LinkDown(f"enclave socket {path}: {error.strerror}", START_ENCLAVE) from error
         try:
             async with asyncio.timeout(ATTACH_TIMEOUT_S):
-                writer.write(wire.frame(attach))
-                await writer.drain()
-                received = bytearray()
-                attached = await _read(reader, received)
-            link = cls(reader, writer, _checked(attached, network))
-            link._received = received
-            return link
+                link.send("", attach)
+                link.attached = _checked(await link._first, network)
         except TimeoutError:
-            writer.close()
+            link._transport.close()
             raise LinkDown("enclave does not answer", START_ENCLAVE) from None
-        except CLOSED as error:
-            writer.close()
-            raise LinkDown(f"enclave closed: {error}", START_ENCLAVE) from error
         except BaseException:
-            writer.close()
+            link._transport.close()
             raise
+        return link
 
     def note_setup(self, epoch: int) -> None:
         """The enclave has PRSS seeds of `epoch` now: `attached` says so to coordinators that connect later."""
         self.attached = msgspec.structs.replace(self.attached, prss_epoch=epoch)
+
+    async def serve(self, deliver: Callable[[wire.FromEnclave], None]) -> None:
+        """Hand each message to `deliver`, in order. Raises `LinkDown` at the end, `Malformed` for anything but valid
+        messages, and what `deliver` raises."""
+        self._deliver = deliver
+        self.resume()
+        await self._ended.wait()
+        if self._why is not None:
+            raise self._why
+
+    def pause(self) -> None:
+        """Deliver and read nothing until `resume`."""
+        self._paused = True
+        self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        if not self._paused:
+            return
+        self._paused = False
+        self._dispatch()
+        if not self._paused and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     @property
     def waiting(self) -> int:
@@ -71,31 +93,90 @@ class EnclaveLink:
         return len(self._outbox)
 
     def send(self, source: str, message: wire.ToEnclave) -> None:
-        """Queue a message on the quota of `source`. Raises `LinkOverflow`; `Malformed` if too large."""
-        self._outbox.put(source, wire.frame(message))
-
-    async def write(self) -> NoReturn:
-        """Write what `send` queued. Raises `LinkDown` when the enclave is gone."""
-        await self._outbox.drain(self._write, b"".join, at_once=AT_ONCE, at_once_bytes=AT_ONCE_BYTES)
-
-    async def receive(self) -> wire.FromEnclave:
-        """The next message. Raises `LinkDown` at the end, `Malformed` for anything but one valid message."""
-        return await _read(self._reader, self._received)
+        """Write a message, or queue it on the quota of `source`. Raises `LinkOverflow`; `Malformed` if too large."""
+        data = wire.frame(message)
+        if self._choked:
+            self._outbox.put(source, data)
+        elif not self._transport.is_closing():
+            self._transport.write(data)
 
     async def close(self) -> None:
-        """Close the socket."""
-        self._writer.close()
+        """Close the socket. What the enclave does not take soon is dropped."""
+        self._transport.close()
         try:
-            await self._writer.wait_closed()
-        except CLOSED:
-            return  # it was broken already, which is why it is being closed
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._closed.wait()
+        except TimeoutError:
+            self._transport.abort()
+            await self._closed.wait()
 
-    async def _write(self, data: bytes) -> None:
+    # --- called by the event loop ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As of `Protocol`."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its class
+        self._transport.set_write_buffer_limits(high=AT_ONCE_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        """As of `Protocol`. At most one message and one read are kept."""
+        self._received += data
+        self._dispatch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As of `Protocol`."""
+        self._end(LinkDown(f"enclave closed{' the connection' if exc is None else f': {exc}'}", START_ENCLAVE))
+        self._closed.set()
+
+    def pause_writing(self) -> None:
+        """As of `Protocol`."""
+        self._choked = True
+
+    def resume_writing(self) -> None:
+        """As of `Protocol`."""
+        self._choked = False
+        while not self._choked and (taken := self._outbox.take(AT_ONCE, AT_ONCE_BYTES)):
+            self._transport.write(b"".join([data for _, data in taken]))
+            self._outbox.free(taken)
+
+    def _dispatch(self) -> None:
         try:
-            self._writer.write(data)
-            await self._writer.drain()
-        except CLOSED as error:
-            raise LinkDown(f"enclave closed: {error}", START_ENCLAVE) from error
+            while not self._paused and not self._ended.is_set():
+                message = next_message(self._received)
+                if message is None:
+                    break
+                self._deliver(message)
+        except KeymootError as error:
+            self._end(error)
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def _take_first(self, message: wire.FromEnclave) -> None:
+        self.pause()
+        self._first.set_result(message)
+
+    def _end(self, error: BaseException) -> None:
+        if not self._first.done():
+            self._first.set_exception(error)
+        if not self._ended.is_set():
+            self._why = error
+            self._ended.set()
+
+
+def next_message(received: bytearray) -> wire.FromEnclave | None:
+    """Take the next message off `received`; None where it has not come whole. Raises `Malformed`."""
+    length = int.from_bytes(received[: wire.LENGTH_BYTES], "big")
+    if len(received) < wire.LENGTH_BYTES:
+        return None
+    if not 0 < length <= wire.MAX_MESSAGE_BYTES:
+        raise wire.Malformed(f"the enclave announced a message of {length} bytes")
+    end = wire.LENGTH_BYTES + length
+    if len(received) < end:
+        return None
+    data = bytes(received[wire.LENGTH_BYTES : end])
+    del received[:end]
+    message: wire.FromEnclave = wire.decode(data, wire.FromEnclave)  # type: ignore[arg-type]
+    return message
 
 
 def _checked(message: wire.FromEnclave, network: str) -> wire.Attached:
@@ -112,29 +193,3 @@ def _checked(message: wire.FromEnclave, network: str) -> wire.Attached:
             "point enclave_socket at the enclave of this network",
         )
     return message
-
-
-async def _read(reader: asyncio.StreamReader, received: bytearray) -> wire.FromEnclave:
-    """The next message; `received` keeps what came behind it."""
-    await _receive(reader, received, wire.LENGTH_BYTES)
-    length = int.from_bytes(received[: wire.LENGTH_BYTES], "big")
-    if not 0 < length <= wire.MAX_MESSAGE_BYTES:
-        raise wire.Malformed(f"the enclave announced a message of {length} bytes")
-    end = wire.LENGTH_BYTES + length
-    await _receive(reader, received, end)
-    data = bytes(received[wire.LENGTH_BYTES : end])
-    del received[:end]
-    message: wire.FromEnclave = wire.decode(data, wire.FromEnclave)  # type: ignore[arg-type]
-    return message
-
-
-async def _receive(reader: asyncio.StreamReader, received: bytearray, wanted: int) -> None:
-    """Read until `received` holds `wanted` bytes. Raises `LinkDown` at the end."""
-    while len(received) < wanted:
-        try:
-            piece = await reader.read(AT_ONCE_BYTES)
-        except OSError as error:
-            raise LinkDown(f"enclave closed: {error}", START_ENCLAVE) from error
-        if not piece:
-            raise LinkDown("enclave closed the connection", START_ENCLAVE)
-        received += piece

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -24,7 +24,8 @@ class Outbox:
         self._max_bytes = max_bytes
         self._messages: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
-        self._queue: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+        self._queue: deque[tuple[str, bytes]] = deque()
+        self._arrival: asyncio.Future[None] | None = None
 
     def put(self, source: str, data: bytes) -> None:
         """Queue `data`. Raises `LinkOverflow` where it would exceed the quota of `source`."""
@@ -35,10 +36,12 @@ class Outbox:
             )
         self._messages[source] += 1
         self._bytes[source] += len(data)
-        self._queue.put_nowait((source, data))
+        self._queue.append((source, data))
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
     def __len__(self) -> int:
-        return self._queue.qsize()
+        return len(self._queue)
 
     async def drain(
         self,
@@ -50,16 +53,29 @@ class Outbox:
     ) -> NoReturn:
         """Write what waits, `at_once` messages at most joined into one, fewer where they come to `at_once_bytes`. The
         quota is freed when they have been written."""
+        loop = asyncio.get_running_loop()
         while True:
-            taken = [await self._queue.get()]
-            size = len(taken[0][1])
-            while size < at_once_bytes and len(taken) < at_once and not self._queue.empty():
-                taken.append(self._queue.get_nowait())
-                size += len(taken[-1][1])
+            if not self._queue:
+                self._arrival = loop.create_future()
+                await self._arrival
+            taken = self.take(at_once, at_once_bytes)
             await write(join([data for _, data in taken]))
-            for source, data in taken:
-                self._messages[source] -= 1
-                self._bytes[source] -= len(data)
+            self.free(taken)
+
+    def take(self, at_once: int, at_once_bytes: int) -> list[tuple[str, bytes]]:
+        """The next messages and their sources: `at_once` at most, fewer where they come to `at_once_bytes`."""
+        taken: list[tuple[str, bytes]] = []
+        size = 0
+        while self._queue and size < at_once_bytes and len(taken) < at_once:
+            taken.append(self._queue.popleft())
+            size += len(taken[-1][1])
+        return taken
+
+    def free(self, taken: Sequence[tuple[str, bytes]]) -> None:
+        """What was taken has been written: its sources may queue as much again."""
+        for source, data in taken:
+            self._messages[source] -= 1
+            self._bytes[source] -= len(data)
 
 
 @dataclass

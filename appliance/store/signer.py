@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pathlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -134,7 +135,7 @@ class SignerStore:
         self.recovery = self._writer.recovery
         self.certificates = Certificates(database, _CERTIFICATES)
         self._answers = AnswerStore(database, _ANSWERS)
-        self._head = _read_head(database)
+        self.audit_head()  # one that is damaged is told at the start
 
     @classmethod
     def open(cls, path: pathlib.Path) -> SignerStore:
@@ -156,16 +157,15 @@ class SignerStore:
         await self._writer.submit(write)
         for record in records:
             self._cache.put(record)
-        self._advance(audit)
 
-    async def append_audit(
+    def append_audit(
         self,
         entries: Sequence[wire.AuditEntry],
         certificates: Sequence[Certificate] = (),
         answer: wire.Answer | None = None,
-    ) -> None:
+    ) -> asyncio.Future[None]:
         """Commit audit entries; those that are stored already are passed over. With them, certificates of keys that
-        are active here, and an answer to a request. Raises as `put_records`."""
+        are active here, and an answer to a request. Done once all is on disk; raises as `put_records`."""
 
         def write(connection: Connection) -> None:
             _append(connection, entries)
@@ -173,8 +173,7 @@ class SignerStore:
             if answer is not None:
                 self._answers.write(connection, answer)
 
-        await self._writer.submit(write)
-        self._advance(entries)
+        return self._writer.begin(write)
 
     def answer(self, name: bytes) -> wire.Answer | None:
         """The newest answer under a request's name: see `AnswerStore.get`."""
@@ -198,8 +197,8 @@ class SignerStore:
         return record
 
     def audit_head(self) -> tuple[int, bytes]:
-        """Number and hash of the last entry that is on disk: `(0, 32 zero bytes)` for none."""
-        return self._head
+        """Number and hash of the last entry that is on disk: `(0, 32 zero bytes)` for none. Raises `StoreFailed`."""
+        return _read_head(self._database)
 
     def audit_entries(self, after_seq: int = 0, limit: int = 1000) -> list[wire.AuditEntry]:
         """At most `limit` entries after number `after_seq`, in order. Raises `Unavailable`."""
@@ -245,10 +244,6 @@ class SignerStore:
         """Commit what is waiting and close the file."""
         await self._writer.close()
         self._database.close()
-
-    def _advance(self, entries: Sequence[wire.AuditEntry]) -> None:
-        if entries and entries[-1].seq > self._head[0]:
-            self._head = (entries[-1].seq, entries[-1].hash)
 
 
 class RecordCache:

@@ -68,31 +68,29 @@ class GroupCommitWriter:
         Raises what `write` raised of ours, `StoreFailed` where the database failed, `QueueFull` where the queue
         is full: nothing was written then.
         """
-        try:
-            result = await self._submit(write)
-        except StoreFailed as failure:
-            self.recovery.note(failure)
-            raise
-        self.recovery.note(None)
-        return result
+        return await self.begin(write)
+
+    def begin(self, write: Callable[[Connection], T]) -> asyncio.Future[T]:
+        """Take `write` on, behind those before it. What `submit` returns or raises is the future's."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        with self._lock:
+            refused = self._broken
+            if refused is None and self._queue.qsize() >= self._max_queued:
+                waiting = f"store {self._database.path}: {self._max_queued} writes are waiting"
+                refused = QueueFull(waiting, "try again shortly")
+            if refused is None:
+                self._queue.put(_Write(write, loop, future))
+        if refused is not None:
+            if isinstance(refused, StoreFailed):
+                self.recovery.note(refused)
+            future.set_exception(refused)
+        return future
 
     async def _probe(self) -> None:
         """Raises `StoreFailed` unless there is room and a small write reaches the disk."""
         self._database.require_room()
-        await self._submit(lambda connection: connection.exec_driver_sql("PRAGMA user_version = 0").close())
-
-    async def _submit(self, write: Callable[[Connection], T]) -> T:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        with self._lock:
-            if self._broken is not None:
-                raise self._broken
-            if self._queue.qsize() >= self._max_queued:
-                raise QueueFull(
-                    f"store {self._database.path}: {self._max_queued} writes are waiting", "try again shortly"
-                )
-            self._queue.put(_Write(write, loop, future))
-        return await future
+        await self.submit(lambda connection: connection.exec_driver_sql("PRAGMA user_version = 0").close())
 
     @property
     def waiting(self) -> int:
@@ -130,7 +128,7 @@ class GroupCommitWriter:
                 _fail_all(batch, broken)
             else:
                 self._commit(connection, batch)
-            _deliver(batch)
+            self._deliver(batch)
         self._in_hand = []
         return more
 
@@ -198,7 +196,33 @@ class GroupCommitWriter:
                 if item is not None:
                     waiting.append(item)
         _fail_all(waiting, stopped)
-        _deliver(waiting)
+        self._deliver(waiting)
+
+    def _deliver(self, batch: Sequence[_Write]) -> None:
+        """Resolve the futures: one wake-up for each event loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Write]] = {}
+        for write in batch:
+            by_loop.setdefault(write.loop, []).append(write)
+        for loop, writes in by_loop.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._resolve, writes)
+
+    # --- on the event loop ---
+
+    def _resolve(self, writes: Sequence[_Write]) -> None:
+        failure, committed = None, False
+        for write in writes:
+            if isinstance(write.error, StoreFailed):
+                failure = write.error
+            committed = committed or write.error is None
+            if write.future.done():
+                continue
+            if write.error is not None:
+                write.future.set_exception(write.error)
+            else:
+                write.future.set_result(write.outcome)
+        if failure is not None or committed:
+            self.recovery.note(failure)
 
 
 @contextmanager
@@ -234,23 +258,3 @@ def _savepoint(connection: Connection) -> Iterator[None]:
 def _fail_all(batch: Sequence[_Write], error: KeymootError) -> None:
     for write in batch:
         write.error = error
-
-
-def _deliver(batch: Sequence[_Write]) -> None:
-    """Resolve the futures: one wake-up for each event loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Write]] = {}
-    for write in batch:
-        by_loop.setdefault(write.loop, []).append(write)
-    for loop, writes in by_loop.items():
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(_resolve, writes)
-
-
-def _resolve(writes: Sequence[_Write]) -> None:
-    for write in writes:
-        if write.future.done():
-            continue
-        if write.error is not None:
-            write.future.set_exception(write.error)
-        else:
-            write.future.set_result(write.outcome)

@@ -104,7 +104,7 @@ COVERED: dict[str, str] = {
     "appliance.setup.signer:_same_signer": "roster.yaml",
     "appliance.setup.signer:set_up": "policy.yaml",
     "appliance.signer.config:load_config": "signer.yaml",
-    "appliance.signer.enclave_link:_read": "socket to signer",
+    "appliance.signer.enclave_link:next_message": "socket to signer",
     "appliance.signer.status:StatusServer._stopped": "stop request",
     "appliance.store.answers:AnswerStore.get": "stored answer",
     "appliance.store.certificates:decode_certificate": "stored certificate",

@@ -48,7 +48,7 @@ from appliance.profile import load_profile
 from appliance.setup.answers import Answers, merged, read_answers
 from appliance.signer.config import SignerConfig
 from appliance.signer.config import load_config as load_signer_config
-from appliance.signer.enclave_link import _read
+from appliance.signer.enclave_link import next_message
 from appliance.signer.status import StatusServer
 from appliance.store.batches import BatchRow
 from appliance.store.certificates import decode_certificate
@@ -190,16 +190,6 @@ def canonical(kind: Any) -> Callable[[bytes], object]:
 def answer(kind: type[Any]) -> Callable[[bytes], object]:
     """What the client makes of an answer's body."""
     return lambda data: transport.parse_answer(200, data, kind)
-
-
-def from_enclave(data: bytes) -> object:
-    async def read() -> object:
-        reader = asyncio.StreamReader()
-        reader.feed_data(data)
-        reader.feed_eof()
-        return await _read(reader, bytearray())
-
-    return asyncio.run(read())
 
 
 def split_or_none(data: bytes, kind: Any) -> object:
@@ -373,7 +363,7 @@ FUZZ: dict[str, Fuzz] = {
     "wanted batch": (lambda data: msgspec.json.decode(data, type=HashBatch), BODY_ERRORS, (BATCH,)),
     "worker": (canonical(worker.FromWorker), (Malformed,), (wire.encode(worker.Outgoing(bytes(32), 2, b"frame")),)),
     "to worker": (canonical(worker.ToWorker), (Malformed,), (wire.encode(worker.Incoming(bytes(32), 2, b"frame")),)),
-    "socket to signer": (from_enclave, (Malformed, Unavailable), (wire.frame(wire.Audit(())),)),
+    "socket to signer": (lambda data: next_message(bytearray(data)), (Malformed,), (wire.frame(wire.Audit(())),)),
     "sealed record": (lambda data: parse_record(data, CONTEXT), (SealBroken,), (SEALED,)),
     "acknowledgement": (
         text(certificates._parse),
