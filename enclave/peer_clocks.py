@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from policies.roster import Roster
+from policies.signed_requests import CLOCK_SKEW_S
 
-MAX_CLOCKS_APART_S = 30.0
+# As far as requests and authorizations bear.
+MAX_CLOCKS_APART_S = float(CLOCK_SKEW_S)
 MAX_NAMED = 3
 
 

@@ -13,14 +13,17 @@ import msgspec
 from appliance import layout, renewal
 from appliance.checkup.findings import Finding, note, problem, warning, weak_gate
 from appliance.checkup.probe import read_socket, tls_failure
+from appliance.checkup.times import duration
 from appliance.enclave_status import enclave_status
 from appliance.enrolment import enclave_command, run_enclave_tool
 from appliance.signer.config import SignerConfig, load_config
 from appliance.signer.status import SignerStatus
 from appliance.tls import client_context
 from policies.errors import CallerError, Unavailable
+from policies.signed_requests import CLOCK_SKEW_S
 
 T = TypeVar("T")
+_THAN = {"ahead": "ahead of", "behind": "behind"}
 
 
 class DescribedEnclave(msgspec.Struct, frozen=True):
@@ -200,6 +203,7 @@ def _enclave(name: str, directory: Path, status: SignerStatus) -> Iterator[Findi
             f"did not take its new policy: {status.policy_trouble}",
             "Correct the file and reload the enclave (systemctl reload, or kill -HUP).",
         )
+    yield from clocks(name, status)
     match status.enclave:
         case "away":
             yield problem(name, f"no enclave is connected: {status.reason}", _start_enclave(directory))
@@ -211,6 +215,18 @@ def _enclave(name: str, directory: Path, status: SignerStatus) -> Iterator[Findi
             yield problem(name, f"the HSM is away: {status.reason}", _check_hsm(directory))
         case "waiting":
             yield warning(name, status.reason, "The coordinator sets the network up once all signers are online.")
+
+
+def clocks(name: str, status: SignerStatus) -> Iterator[Finding]:
+    """The peer whose clock is furthest from this machine's, as its hello said it."""
+    for one in status.clocks_off()[:1]:
+        if one.seconds > CLOCK_SKEW_S:
+            yield warning(
+                name,
+                f"this host's clock is {duration(one.seconds)} {_THAN[one.side]} that of {one.peer}",
+                "Find out which one is wrong (timedatectl status) and set it right: within 30 s of each other, or "
+                "what is limited, or bound to hours, is refused.",
+            )
 
 
 def _start_enclave(directory: Path) -> str:

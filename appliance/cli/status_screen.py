@@ -18,6 +18,7 @@ from appliance.checkup.network import NetworkFacts, can_sign
 from appliance.checkup.times import WARN_BELOW_DAYS, ago, days_until, duration
 from appliance.cli import printable
 from policies.roster import Roster, describe_scheme
+from policies.signed_requests import CLOCK_SKEW_S
 
 # Hex digits that tell digests apart; --json has all.
 DIGEST_SHOWN = 16
@@ -214,6 +215,9 @@ def _host_fields(host: SignerHost) -> Iterator[tuple[str, Text]]:
     for one in status.coordinators:
         text = Text.assemble((f"{printable(one.name)} ", ""), ("up", GOOD) if one.up else ("down", BAD), f" {one.url}")
         yield "coordinator", text
+    for clock in status.clocks_off()[:1]:
+        off = f"{clock.seconds} s {clock.side}" + (" of" if clock.side == "ahead" else "")
+        yield "clock", Text(f"{off} {printable(clock.peer)}", style=BAD if clock.seconds > CLOCK_SKEW_S else "")
     if "presignatures" in status.values:
         yield "presignatures", Text(str(status.values["presignatures"]))
 

@@ -60,6 +60,9 @@ GAUGES = {
     "counters": Family("counters", "Counters of limits that count something."),
     "audit_seq": Family("audit_entries", "Number of the last entry of the audit chain."),
     "peer_refused": Family("peer_refused", "1 for each peer that is refused now.", ("signer", "reason")),
+    "clock_off": Family(
+        "clock_off_seconds", "By how much this machine's clock is ahead of a peer's or behind it.", ("signer", "side")
+    ),
     "queue": Family("queue_length", "Messages or jobs that wait.", ("queue",)),
     "links": Family("links", "Links with the other enclaves.", ("coordinator", "state")),
 }

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import pathlib
 import socket
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -45,6 +45,14 @@ class FrozenLabels(msgspec.Struct, frozen=True):
     reason: str
 
 
+class ClockOff(NamedTuple):
+    """This machine's clock is so many seconds `ahead` of a peer's or `behind` it."""
+
+    seconds: int
+    side: str
+    peer: str
+
+
 class SignerStatus(msgspec.Struct, frozen=True):
     """A signer as it finds itself. `enclave`: `ready`, `waiting`, `hsm-away`, `silent`, or `away` where none is
     connected; `reason` says why it is not ready. `gate_reason`: why the last gate call had no answer, empty where it
@@ -69,6 +77,12 @@ class SignerStatus(msgspec.Struct, frozen=True):
     policy_trouble: str = ""
     name: str = ""
     frozen: tuple[FrozenLabels, ...] = ()
+
+    def clocks_off(self) -> list[ClockOff]:
+        """How far this machine's clock is from those of the linked peers, the worst first."""
+        found = [(name.split("|"), off_s) for name, off_s in self.values.items() if name.startswith("clock_off|")]
+        told = (ClockOff(off_s, where[2], where[1]) for where, off_s in found if len(where) == 3)
+        return sorted(told, key=lambda one: (-one.seconds, one.peer))
 
 
 class StopAnswer(msgspec.Struct, frozen=True):

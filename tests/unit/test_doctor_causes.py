@@ -15,6 +15,8 @@ import pytest
 
 from appliance.checkup import doctor, others
 from appliance.checkup.checks import Check, Looked, run
+from appliance.checkup.host import SignerHost
+from appliance.cli.status_screen import _host_fields
 from appliance.coordinator.config import PoolSettings
 from appliance.hsm_check import Checked, ConfiguredKey
 from appliance.signer.config import SignerConfig
@@ -27,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 UNIT, SYSTEM = "tests/unit/test_doctor_checks.py", "tests/system/test_doctor.py"
 NETWORK = "tests/unit/test_checkup_network.py"
 AWAY = (SYSTEM, "test_a_gate_a_coordinator_and_an_enclave_that_are_away")
+OFF = ("tests/unit/test_doctor_causes.py", "test_a_clock_that_is_off_its_peers")
 # By check: the tests that see it fail for its causes.
 SEEN_FAILING = {
     "agreement": [(SYSTEM, "test_files_that_are_not_those_that_run")],
@@ -52,7 +55,7 @@ SEEN_FAILING = {
         (NETWORK, "test_each_trouble_of_a_signer_has_its_finding"),
         (NETWORK, "test_each_trouble_of_the_coordinator_has_its_finding"),
     ],
-    "processes": [AWAY, ("tests/unit/test_doctor_causes.py", "test_processes_of_two_versions")],
+    "processes": [AWAY, ("tests/unit/test_doctor_causes.py", "test_processes_of_two_versions"), OFF],
     "reach": [(UNIT, "test_whom_a_signer_may_reach")],
     "separation": [(UNIT, "test_the_signers_user_owns_nothing_of_the_enclaves")],
     "snapshots": [(UNIT, "test_copies_of_a_virtual_machine")],
@@ -100,6 +103,21 @@ def test_processes_of_two_versions(tmp_path: Path) -> None:
     assert one.remedy.startswith("Restart the older one")
     told = processes(tmp_path, msgspec.structs.replace(STATUS, enclave_version="0.2.0"))
     assert (told.findings, told.good) == ([], "signer and enclave run version 0.2.0, ready")
+
+
+def test_a_clock_that_is_off_its_peers(tmp_path: Path) -> None:
+    values = {"clock_off|s2|ahead": 4, "clock_off|s3|behind": 30, "clock_off|odd": 99, "presignatures": 9}
+    assert STATUS.clocks_off() == []
+    near = msgspec.structs.replace(STATUS, enclave_version="0.2.0", values=values)
+    assert near.clocks_off() == [(30, "behind", "s3"), (4, "ahead", "s2")]
+    assert processes(tmp_path, near).findings == []
+    for side, told in (("behind", "behind"), ("ahead", "ahead of")):
+        off = msgspec.structs.replace(near, values={**values, f"clock_off|s4|{side}": 7200})
+        (one,) = processes(tmp_path, off).findings
+        assert (one.severity.value, one.what) == ("warning", f"this host's clock is 2 h {told} that of s4")
+        assert one.remedy.startswith("Find out which one is wrong")
+        fields = {name: value.plain for name, value in _host_fields(SignerHost(".", "s1", None, off))}
+        assert fields["clock"] == f"7200 s {told} s4"
 
 
 def hsm(
