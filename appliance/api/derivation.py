@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
+from functools import lru_cache
 
 import coincurve
 
@@ -24,6 +25,12 @@ def derive(public_key: bytes, chain_code: bytes, path: Sequence[int]) -> tuple[b
     `public_key`: 33 bytes; `chain_code`: 32 bytes. Raises `CallerError` for a malformed key, a hardened or
     negative index, more than 10 levels, and the indices that BIP-32 calls invalid (chance below 2^-127).
     """
+    return _derive(public_key, chain_code, tuple(path))
+
+
+# Most requests are for child keys that were asked for before, and nothing here is secret.
+@lru_cache(maxsize=1024)
+def _derive(public_key: bytes, chain_code: bytes, path: tuple[int, ...]) -> tuple[bytes, int]:
     if len(path) > MAX_DEPTH:
         raise CallerError(f"derivation path has {len(path)} levels, at most {MAX_DEPTH} are allowed")
     if len(public_key) != 33 or len(chain_code) != 32:

@@ -50,7 +50,7 @@ def combine(h: bytes, shares: Mapping[int, wire.ShareReport], public_key: bytes)
         s, recid = ORDER - s, recid ^ 1
     r_bytes, s_bytes = r.to_bytes(32, "big"), s.to_bytes(32, "big")
     if not verifies(public_key, h, r_bytes, s_bytes, recid):
-        raise CombineFailed("the signature does not verify: a signer's share is wrong")
+        raise CombineFailed(_why_wrong(next(iter(shares.values())).r_point))
     return SignatureValue(
         r="0x" + r_bytes.hex(),
         s="0x" + s_bytes.hex(),
@@ -68,11 +68,15 @@ def _nonce_point(shares: Mapping[int, wire.ShareReport]) -> tuple[int, int]:
     if len(points) != 1:
         raise CombineFailed("the signers name different nonce points")
     point = points.pop()
+    return int.from_bytes(point[1:], "big"), point[0] & 1
+
+
+def _why_wrong(point: bytes) -> str:
     try:
         coincurve.PublicKey(point)
     except ValueError:
-        raise CombineFailed("the nonce point is not on the curve") from None
-    return int.from_bytes(point[1:], "big"), point[0] & 1
+        return "the nonce point is not on the curve"
+    return "the signature does not verify: a signer's share is wrong"
 
 
 def _scalar(data: bytes) -> int:

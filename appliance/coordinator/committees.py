@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 
 
-def windows(circle: Sequence[int], size: int) -> list[tuple[int, ...]]:
+@lru_cache(maxsize=256)
+def windows(circle: tuple[int, ...], size: int) -> tuple[tuple[int, ...], ...]:
     """Every run of `size` neighbours in the circle, each once, sorted within; none where there are fewer."""
     if len(circle) < size:
-        return []
-    twice = [*circle, *circle]
-    return sorted({tuple(sorted(twice[start : start + size])) for start in range(len(circle))})
+        return ()
+    twice = circle + circle
+    return tuple(sorted({tuple(sorted(twice[start : start + size])) for start in range(len(circle))}))

@@ -178,7 +178,7 @@ class Execution:
     ) -> str:
         """`attempt` it with the approvals that there are, again while more of them come meanwhile. A new one has
         none."""
-        pending = partial(self._pending, request_id, moves.set_executing)
+        waited, pending = again, partial(self._pending, request_id, moves.set_executing)
         waiting = self._waited_before(request_id) if resumed else None
         approved = self._carried(request_id, lacking) if again else ()
         while True:
@@ -192,12 +192,13 @@ class Execution:
                 state = await self._end_or_wait(request_id, client, moves, error)
                 if state != AWAITING:
                     return state
+                waited = True
                 # Of what has come meanwhile nobody else thinks.
                 before, lacking = approved, str(error.reason) if isinstance(error, Rejected) else ""
                 approved = self._carried(request_id, lacking)
                 if not brings_more(before, approved, lacking) or not await moves.take_up(request_id):
                     return state
-        await self._written(partial(moves.finish, request_id, state, result))
+        await self._written(partial(moves.finish, request_id, state, result, waited=waited))
         await self._no_more_waiting(request_id)
         return state
 

@@ -88,7 +88,7 @@ class Refill:
         size = self.roster.committee_size
         there = self.standing.without_avoided(self.signers.online(), size)
         kept = [window for window in windows(self.roster.indices, size) if set(window) <= set(there)]
-        return kept or windows(there, size)
+        return kept or list(windows(there, size))
 
     async def step(self) -> bool:
         """Make the next batch; False where none is needed. Raises `CeremonyEnded` where it failed."""

@@ -99,7 +99,10 @@ class Standing:
     def without_avoided(self, indices: Iterable[int], needed: int) -> tuple[int, ...]:
         """These without the ones to leave out. Where fewer than `needed` would be left, those that failed least come
         back, and the convicted ones last."""
-        everybody, avoided, convicted = tuple(indices), self.avoided(), self._convicted()
+        everybody, avoided = tuple(indices), self.avoided()
+        if not avoided:
+            return everybody
+        convicted = self._convicted()
         good = {index for index in everybody if index not in avoided}
         others = sorted(set(everybody) - good, key=lambda index: (index in convicted, self._troubles(index), index))
         good.update(others[: max(needed - len(good), 0)])

@@ -40,9 +40,14 @@ class Progress:
         values = {"row": request_id, "to": "Executing", "code": code, "message": message, "signer": signer}
         await self._writer.submit(lambda connection: _advance(connection, self._end, values))
 
-    async def finish(self, request_id: str, state: str, result: bytes) -> None:
-        """Shares were given: what came of them, as JSON. State `Signed`, or of a batch `PartlySigned`."""
-        await self._leave(self._finish, {"row": request_id, "to": state, "done": result})
+    async def finish(self, request_id: str, state: str, result: bytes, *, waited: bool = True) -> None:
+        """Shares were given: what came of them, as JSON. State `Signed`, or of a batch `PartlySigned`. `waited`: the
+        request may have awaited approvals before."""
+        values = {"row": request_id, "to": state, "done": result}
+        if waited:
+            await self._leave(self._finish, values)
+        else:
+            await self._writer.submit(lambda connection: _advance(connection, self._finish, values))
 
     async def end(self, request_id: str, state: str, code: str, message: str, signer: str) -> None:
         """No signature comes of it: `Failed` or `Rejected`, and why."""
