@@ -65,8 +65,8 @@ class Condition(Wire, frozen=True, tag=4):
 
     `enclave`: the state the enclave says (`wire.Status`), `silent` where it did not answer in time. `reason`: why it
     is not `ready`. `gate`: whether the operator's handler answered the last call; `unknown` before the first one.
-    `policy`: the one in force, None where the enclave is silent; `freezes`: what it is frozen for.
-    It is shown to operators; nothing is decided by it.
+    `policy`: the one in force, None where the enclave is silent; `freezes`: what it is frozen for. `clock_s`: its
+    host's clock, Unix time. It is shown to operators; nothing is decided by it.
     """
 
     enclave: Annotated[str, msgspec.Meta(pattern=r"^(ready|waiting|hsm-away|silent)$(?!\n)")]
@@ -74,6 +74,7 @@ class Condition(Wire, frozen=True, tag=4):
     gate: Annotated[str, msgspec.Meta(pattern=r"^(unknown|answers|unreachable)$(?!\n)")]
     policy: PolicyTold | None = None
     freezes: Freezes = ()
+    clock_s: Count = 0
 
 
 class NumberedKey(Wire, frozen=True):

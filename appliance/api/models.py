@@ -140,11 +140,13 @@ class Announced(ApiStruct, frozen=True):
 class Condition(ApiStruct, frozen=True):
     """How a signer finds its enclave and gate, told every few seconds. `enclave`: `ready`, `waiting`, `hsm-away` or
     `silent`; `reason` says why it is not ready. `gate`: whether the operator's handler answered the last call,
-    `answers` or `unreachable`; `unknown` before the first one."""
+    `answers` or `unreachable`; `unknown` before the first one. `clock_ahead_s`: by how many seconds its host's clock
+    was ahead of the coordinator's, negative where it was behind; absent where it was not told."""
 
     enclave: str
     reason: str
     gate: str
+    clock_ahead_s: int | None = None
 
 
 class PolicyInForce(ApiStruct, frozen=True):

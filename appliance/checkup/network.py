@@ -13,6 +13,7 @@ from appliance.api.models import Coordinator, Pool, PoolList, Signer
 from appliance.checkup.findings import Finding, note, problem, sentence, warning, weak_gate
 from appliance.checkup.times import WARN_BELOW_DAYS, ago, days_until, duration, parse
 from policies.roster import Roster
+from policies.signed_requests import CLOCK_SKEW_S as REFUSED_SKEW_S
 
 # A client's requests are refused where its clock is further off; the enclaves allow some seconds.
 CLOCK_SKEW_S = 5.0
@@ -73,16 +74,19 @@ def _convicted(signer: Signer, roster: Roster) -> Iterator[Finding]:
 
 
 def can_sign(facts: NetworkFacts, roster: Roster) -> bool:
-    """Whether a signature can be made now: the coordinator sees no trouble, and enough signers have HSM and gate."""
-    able = [
-        signer
-        for signer in facts.signers
-        if signer.online
-        and (
-            signer.condition is None or (signer.condition.enclave == "ready" and signer.condition.gate != "unreachable")
-        )
-    ]
+    """Whether a signature can be made now: the coordinator sees no trouble, and enough signers can do their part."""
+    able = [signer for signer in facts.signers if signer.online and _is_able(signer)]
     return not facts.coordinator.trouble and len(able) >= roster.committee_size
+
+
+def _is_able(signer: Signer) -> bool:
+    """Whether a signer has HSM, gate and a right clock, as far as it was told, and is not frozen for everything."""
+    if any(one.pattern == "**" for one in signer.frozen):
+        return False
+    told = signer.condition
+    if told is None:
+        return True
+    return told.enclave == "ready" and told.gate != "unreachable" and abs(told.clock_ahead_s or 0) <= REFUSED_SKEW_S
 
 
 def _coordinator(
@@ -158,6 +162,8 @@ def _present(signer: Signer, now: datetime.datetime) -> Iterator[Finding]:
             "its gate did not answer the last call, so it refuses to sign",
             "On its host: `keymoot status DIRECTORY` says why; see whether the gate's handler runs.",
         )
+    if condition is not None and abs(condition.clock_ahead_s or 0) > CLOCK_SKEW_S:
+        yield _clock(signer.name, condition.clock_ahead_s or 0)
     if announced is not None and announced.prss_epoch == 0:
         yield warning(
             signer.name,
@@ -169,6 +175,16 @@ def _present(signer: Signer, now: datetime.datetime) -> Iterator[Finding]:
         "its TLS certificate",
         days_until(signer.certificate_expires, now),
         "On its host: `keymoot pki renew DIRECTORY`; it is taken up by itself.",
+    )
+
+
+def _clock(name: str, ahead_s: int) -> Finding:
+    severity = problem if abs(ahead_s) > REFUSED_SKEW_S else warning
+    return severity(
+        name,
+        f"its clock is {duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'} the coordinator's",
+        "Find out which one is right (timedatectl status) and synchronise the other: requests are refused where clocks "
+        "differ.",
     )
 
 

@@ -132,7 +132,7 @@ def _signer(entry: RosterSigner, session: Session | None, signers: Signers, dige
         online=session is not None,
         links=() if session is None else tuple(signers.name(index) for index in sorted(session.links)),
         announced=None if session is None else _announced(session),
-        condition=None if session is None else _condition(session.condition),
+        condition=None if session is None else _condition(session.condition, session.clock_ahead_s),
         policy=None if session is None else _policy(session.condition, digests),
         frozen=() if session is None or session.condition is None else _frozen(session.condition.freezes),
         since=_iso(absence.since_s if session is None else session.since_s),
@@ -141,8 +141,8 @@ def _signer(entry: RosterSigner, session: Session | None, signers: Signers, dige
     )
 
 
-def _condition(told: relay.Condition | None) -> Condition | None:
-    return None if told is None else Condition(told.enclave, told.reason, told.gate)
+def _condition(told: relay.Condition | None, clock_ahead_s: int | None) -> Condition | None:
+    return None if told is None else Condition(told.enclave, told.reason, told.gate, clock_ahead_s)
 
 
 def _policy(told: relay.Condition | None, digests: Set[bytes]) -> PolicyInForce | None:

@@ -52,6 +52,8 @@ class Session:
     def __init__(self, announced: relay.Announce, since_s: float) -> None:
         self.since_s = since_s
         self.condition: relay.Condition | None = None
+        self.clock_ahead_s: int | None = None
+        """By how much its host's clock was ahead of this one's when it told its condition."""
         self.enclave, self.signer_version = announced.enclave, announced.signer_version
         self.index = self.enclave.index
         self.prss_epoch = self.enclave.prss_epoch
@@ -189,6 +191,7 @@ class Signers:
                 self._listener.on_report(session.index, body)
             case relay.Condition():
                 session.condition = message
+                session.clock_ahead_s = message.clock_s - int(self._wall_clock()) if message.clock_s else None
             case relay.KeyPage():
                 self._listener.on_keys(session.index, message)
             case relay.KeyAdded():

@@ -324,7 +324,7 @@ class Courier:
         """Tell every coordinator, again and again, how this signer finds its enclave and its gate."""
         while True:
             status = await self._status()
-            condition = condition_of(status, self._metrics.gate_reason)
+            condition = condition_of(status, self._metrics.gate_reason, int(time.time()))
             for link in self._links.values():
                 link.send(condition, bulk=False)
             await asyncio.sleep(relay.CONDITION_S)

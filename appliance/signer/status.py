@@ -102,12 +102,12 @@ class StopRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ]
 
 
-def condition_of(status: wire.Status | None, gate_reason: str | None) -> relay.Condition:
-    """What coordinators are told. `gate_reason` as in `SignerStatus`."""
+def condition_of(status: wire.Status | None, gate_reason: str | None, now_s: int) -> relay.Condition:
+    """What coordinators are told. `gate_reason` as in `SignerStatus`; `now_s`: Unix time."""
     gate = "unknown" if gate_reason is None else "unreachable" if gate_reason else "answers"
     if status is None:
-        return relay.Condition("silent", "the enclave does not answer its signer in time", gate)
-    return relay.Condition(status.state, status.reason, gate, status.policy, status.freezes)
+        return relay.Condition("silent", "the enclave does not answer its signer in time", gate, clock_s=now_s)
+    return relay.Condition(status.state, status.reason, gate, status.policy, status.freezes, now_s)
 
 
 def sentence(status: SignerStatus) -> str:

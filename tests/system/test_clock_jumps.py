@@ -72,6 +72,12 @@ class Jumping(LocalNet):
         with self.client() as client:
             client.sign(self.key.id, Hash("0x" + secrets.token_hex(32), secrets.token_hex(8)), timeout_s=timeout_s)
 
+    def clock_ahead_s(self, index: int) -> int:
+        """By how much a signer's clock is ahead, as the coordinator shows it."""
+        with self.client() as client:
+            condition = client.list_signers()[index - 1].condition
+        return 0 if condition is None else condition.clock_ahead_s or 0
+
     def back(self) -> None:
         """Until the pools are filled again."""
         self.wait_for_pool(POOL[0])
@@ -88,11 +94,13 @@ def net() -> Iterator[Jumping]:
 
 @pytest.mark.parametrize("jump", JUMPS_S)
 def test_a_jump_of_a_signers_clock_stops_nothing(net: Jumping, jump: str) -> None:
-    """Its timers are monotonic, and it judges nothing."""
+    """Its timers are monotonic, and it judges nothing. Operators are told: the host's clock is its enclave's."""
     net.clocks["signer-1"].set(JUMPS_S[jump])
     net.sign(timeout_s=10)
+    net.wait_for(lambda: abs(net.clock_ahead_s(1) - JUMPS_S[jump]) <= 5, "the jump to be told")
     net.clocks["signer-1"].set(0)
     net.sign(timeout_s=10)
+    net.wait_for(lambda: abs(net.clock_ahead_s(1)) <= 5, "the right clock to be told")
 
 
 @pytest.mark.parametrize("jump", JUMPS_S)

@@ -7,7 +7,7 @@ import datetime
 import msgspec
 import pytest
 
-from appliance.api.models import Announced, CertificateExpiry, Condition, Coordinator, Pool, PoolList, Signer
+from appliance.api.models import Announced, CertificateExpiry, Condition, Coordinator, Frozen, Pool, PoolList, Signer
 from appliance.checkup.findings import Severity, by_severity, need_attention
 from appliance.checkup.network import NetworkFacts, can_sign, judge, judge_another
 from tests.fakes.identities import roster
@@ -71,6 +71,7 @@ def one(*arguments: Signer, **named: object) -> tuple[Severity, str, str, str]:
 
 
 def test_a_network_that_is_well_has_no_findings() -> None:
+    assert found(a_signer(2, condition=Condition("ready", "", "answers", -5))) == []
     assert found() == []
 
 
@@ -100,6 +101,13 @@ def test_a_signer_with_another_roster_is_told_to_compare_rosters() -> None:
         ({"condition": Condition("hsm-away", "no token", "answers")}, "problem", "HSM is away: no token", "hsm check"),
         ({"condition": Condition("silent", "x", "answers")}, "problem", "does not answer its signer", "log"),
         ({"condition": Condition("ready", "", "unreachable")}, "problem", "gate did not answer", "handler"),
+        (
+            {"condition": Condition("ready", "", "answers", 20)},
+            "warning",
+            "clock is 20 s ahead",
+            "timedatectl",
+        ),
+        ({"condition": Condition("ready", "", "answers", -600)}, "problem", "clock is 10 min behind", "timedatectl"),
         ({"certificate_expires": "2026-05-11T13:00:00Z"}, "warning", "expires in 10 days", "pki renew"),
         ({"certificate_expires": "2026-05-02T13:00:00Z"}, "warning", "expires in 1 day", "pki renew"),
         ({"certificate_expires": "2026-04-30T13:00:00Z"}, "problem", "has expired", "pki renew"),
@@ -244,10 +252,14 @@ def test_requests_that_await_approvals_are_shown(
         ({"condition": None}, True),
         ({"condition": Condition("hsm-away", "x", "answers")}, False),
         ({"condition": Condition("ready", "", "unreachable")}, False),
+        ({"condition": Condition("ready", "", "answers", -31)}, False),
+        ({"condition": Condition("ready", "", "answers", 30)}, True),
+        ({"frozen": (Frozen("**", "olga", "2026-05-01T11:00:00Z", "drill"),)}, False),
+        ({"frozen": (Frozen("hot/*", "olga", "2026-05-01T11:00:00Z", "drill"),)}, True),
         ({"online": False}, False),
     ],
 )
-def test_signatures_need_hsm_and_gate_of_a_whole_committee(change: dict[str, object], able: bool) -> None:
+def test_signatures_need_hsm_gate_and_clock_of_a_whole_committee(change: dict[str, object], able: bool) -> None:
     everybody = (a_signer(1), a_signer(2, **change), a_signer(3))
     assert can_sign(NetworkFacts(COORDINATOR, everybody, PoolList((POOL,))), ROSTER) is able
     troubled = replace(COORDINATOR, trouble="x", remedy="y")

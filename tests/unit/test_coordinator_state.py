@@ -114,6 +114,11 @@ async def test_what_a_signer_tells_of_its_enclave_and_gate_is_shown(net: FakeNet
         await until(lambda: signers.session(1).condition)
         shown = (await net.get("/v1/signers"))[1]["items"][0]["condition"]
         assert shown == {"enclave": "hsm-away", "reason": "the token is gone", "gate": "unreachable"}
+        await net.signers[0].send(relay.Condition("ready", "", "answers", clock_s=int(time.time()) - 600))
+        await until(lambda: signers.session(1).condition.enclave == "ready")
+        shown = (await net.get("/v1/signers"))[1]["items"][0]["condition"]
+        assert -605 <= shown.pop("clockAheadS") <= -598
+        assert shown == {"enclave": "ready", "reason": "", "gate": "answers"}
 
 
 async def test_the_coordinator_shows_itself(net: FakeNetwork) -> None:

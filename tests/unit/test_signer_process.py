@@ -11,6 +11,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -462,6 +463,11 @@ async def ask_status(path: pathlib.Path) -> SignerStatus:
         writer.close()
 
 
+def undated(coordinator: FakeCoordinator) -> list[relay.Condition]:
+    """What was told but for the time."""
+    return [msgspec.structs.replace(one, clock_s=0) for one in coordinator.conditions]
+
+
 async def test_the_signer_tells_every_coordinator_how_it_finds_its_enclave(
     tmp_path: pathlib.Path, tls: TlsFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,12 +476,13 @@ async def test_the_signer_tells_every_coordinator_how_it_finds_its_enclave(
         enclave.status = wire.Status("hsm-away", "the token is gone", {}, {}, {})
         connection = await linked(enclave, coordinator)
         await until(
-            lambda: relay.Condition("hsm-away", "the token is gone", "unknown", NO_POLICY) in coordinator.conditions
+            lambda: relay.Condition("hsm-away", "the token is gone", "unknown", NO_POLICY) in undated(coordinator)
         )
         connection.send(wire.CallGate("u1", "u1", "1", "v1,x", b"{}", 1000))
         enclave.status = wire.Status("ready", "", {}, {}, {})
         await connection.next()
-        await until(lambda: coordinator.conditions[-1] == relay.Condition("ready", "", "unreachable", NO_POLICY))
+        await until(lambda: undated(coordinator)[-1] == relay.Condition("ready", "", "unreachable", NO_POLICY))
+        assert abs(coordinator.conditions[-1].clock_s - time.time()) < 60
 
 
 async def test_the_status_socket_says_what_is_there_and_why_not(
