@@ -60,6 +60,10 @@ class StopOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise Refused("stop/signer", f"the order is for signer {self.signer} of network {self.network}")
         if self.serial <= after_serial:
             told = "a later order has been carried out since this one was made: look at its status, make another"
+            if (ahead_s := after_serial / 1000 - now_s) > 0:
+                # Until then another would be no later either, and somebody may be in a hurry.
+                told = f"the last order was made by a clock that is ahead: make another in {int(ahead_s) + 1} s"
+                told += ", or stop the enclave itself if it must not sign"
             raise Refused("stop/replayed", told)
         if self.serial > (now_s + CLOCK_SKEW_S) * 1000:
             raise Refused("stop/time", "the order was made in the future: check both clocks")

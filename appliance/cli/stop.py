@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FREEZE_S, UNFREEZE_S = 600, MAX_ORDER_S
 MAX_ORDER_BYTES = 300 * 1024
+ANOTHER = "name another file by --order for a new one"
 STOP_THE_ENCLAVE = "stop the enclave itself if it must not sign: systemctl stop keymoot-enclave"
 
 DirectoryArgument = Annotated[
@@ -80,7 +81,8 @@ unfreeze = _command(
     """End a freeze.
 
     It takes as many operators as the signer's policy says: each adds a signature to the file of --order, and one of
-    them sends it. It is refused where somebody froze the signer again meanwhile.
+    them sends it. Who adds one may say again what is ordered: another order is not signed. It is refused where somebody
+    froze the signer again meanwhile.
     """,
 )
 
@@ -125,9 +127,12 @@ def _run(
     if file is not None and file.exists():
         signatures = tuple(read_whole(file, MAX_ORDER_BYTES).decode("ascii", "replace").split())
     operator, path = who
+    if signatures:
+        _check_wanted(file, parse_order(signatures)[0].order, action, (labels, reason, target))
     if path is not None:
         key = load_client_key(path, operator or path.stem)
         if signatures:
+            _check_lasts(file, parse_order(signatures)[0].order)
             signatures = countersign(key, signatures)
         else:
             signatures = (sign_order(key, _order(action, directory, target, labels, reason)),)
@@ -137,8 +142,6 @@ def _run(
         raise CallerError("sign the order: --operator ID --key FILE")
     parts = parse_order(signatures)
     ordered, names = parts[0].order, [part.header.kid for part in parts]
-    if ordered.action != action:
-        raise CallerError(f"{file} holds an order to {ordered.action}")
     shown = {"signer": ordered.signer, "labels": " ".join(ordered.labels), "signed_by": ", ".join(names)}
     if directory is None:
         steps = ("Pass the file on for another signature, or send it:", f"keymoot {action} DIRECTORY --order {file}")
@@ -149,6 +152,33 @@ def _run(
     frozen = ", ".join(one.pattern for one in answer.frozen) or "nothing"
     done = f"{printable(ordered.signer)} has carried the order to {action} out. Frozen now: {printable(frozen)}."
     report(as_json, done, {**shown, "frozen": [one.pattern for one in answer.frozen]}, ())
+
+
+def _check_lasts(file: Path | None, order: StopOrder) -> None:
+    """Of one that is only sent, the enclave's clock decides. Raises `CallerError`."""
+    if order.expires <= time.time():
+        raise CallerError(f"the order in {file} has expired: {ANOTHER}")
+
+
+def _check_wanted(
+    file: Path | None,
+    order: StopOrder,
+    action: Literal["freeze", "unfreeze"],
+    wanted: tuple[list[str] | None, str, tuple[str, str]],
+) -> None:
+    """Nobody signs or sends another order than he means, because a file of that name was there. `wanted`: labels,
+    reason and target, as far as they were said. Raises `CallerError`."""
+    if order.action != action:
+        raise CallerError(f"{file} holds an order to {order.action}: {ANOTHER}")
+    labels, reason, (network, signer) = wanted
+    for option, said, held in (
+        ("--network", network, order.network),
+        ("--signer", signer, order.signer),
+        ("--label", " ".join(sorted(labels or ())), " ".join(sorted(order.labels))),
+        ("--reason", reason, order.reason),
+    ):
+        if said not in ("", held):
+            raise CallerError(f"{file} holds an order with {option} {printable(held) or 'left out'}: {ANOTHER}")
 
 
 def _order(

@@ -326,6 +326,18 @@ def test_an_order_serves_once_and_none_is_carried_out_after_a_later_one(stop: St
     assert refused(sign(stop.desk))[0] == "frozen"
 
 
+def test_after_an_order_of_a_clock_that_is_ahead_it_is_said_when_the_next_one_can_be(stop: Stop) -> None:
+    ahead = stop.order("freeze", "hot/*", serial=int((stop.desk.net.clock() + 240) * 1000))
+    assert stop.send(*stop.signed(ahead, "olga")).refused == ""
+    said = stop.send(*stop.signed(stop.order("freeze"), "oscar")).refused
+    assert said == (
+        "stop/replayed: the last order was made by a clock that is ahead: make another in 239 s, or stop the enclave "
+        "itself if it must not sign"
+    )
+    stop.desk.net.advance(239)
+    assert stop.send(*stop.signed(stop.order("freeze"), "oscar")).refused == ""
+
+
 def test_one_operator_does_not_unfreeze_where_it_takes_two(stop: Stop) -> None:
     stop.freeze()
     order = stop.order("unfreeze")
