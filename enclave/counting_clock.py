@@ -47,7 +47,8 @@ class CountingClock:
         if self._peers_s is None:
             raise Bug("how long this process was away is not known before its peers have said it")
         if anchor is not None and not self._anchored:
-            away_s = self._start_wall_s - anchor.wall_s
+            # It was told in whole seconds, begun ones not counted: a process was never away for less than this.
+            away_s = self._start_wall_s - (anchor.wall_s + 1)
             if anchor.peers_s is not None:
                 away_s = min(away_s, self._peers_s + self._start_s - anchor.peers_s)
             # A clock that was set back says nothing of how long the process was away.

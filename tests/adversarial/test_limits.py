@@ -15,8 +15,10 @@ import pytest
 from enclave import wire
 from enclave.attempts import MAX_ATTEMPTS
 from enclave.audit import entry_hash
+from enclave.counting_clock import Anchor
 from enclave.errors import CallerError
 from enclave.ledger_keeping import KEEP_EVERY_S, START
+from policies.hours import Day, Hours
 from policies.limits import Anomaly, Each, Limit, OnAnomaly, Reaction
 from policies.model import Policy
 from policies.requests import EthereumTransaction, HashBatch, signature_batches_path, signatures_path
@@ -43,14 +45,16 @@ def limited(client: TestClient, *limits: Limit, on_anomaly: OnAnomaly | None = N
     return msgspec.structs.replace(whole, rules=(rule,), limits=limits)
 
 
-def make_desk(*limits: Limit, on_anomaly: OnAnomaly | None = None, gate_mode: str = "signed") -> LimitedDesk:
+def make_desk(
+    *limits: Limit, on_anomaly: OnAnomaly | None = None, gate_mode: str = "signed", n: int = 3
+) -> LimitedDesk:
     clock = Clock()
     client, gate = TestClient(clock), TestGate(clock)
     policy = limited(client, *limits, on_anomaly=on_anomaly)
-    net = Net(policy, gate, gate.keys, clock=clock, gate_mode=gate_mode)
+    net = Net(policy, gate, gate.keys, n=n, clock=clock, gate_mode=gate_mode)
     net.start()
     net.setup()
-    key = net.keygen(client.create_key())[1].certificates[0][0].acknowledgement
+    key = net.keygen(client.create_key(n=n))[1].certificates[0][0].acknowledgement
     net.drain()
     desk = LimitedDesk(net, client, gate, key, b"")
     refill(desk)
@@ -98,6 +102,10 @@ def signs(desk: LimitedDesk, asked: wire.ClientRequest | None = None) -> bool:
 
 def used(desk: LimitedDesk, j: int, key: str = KEY) -> int:
     return desk.net.members[j].core._counting.ledger.used(key)
+
+
+def unknown(desk: LimitedDesk, j: int = 1) -> str:
+    return desk.net.members[j].core._counting.keeping.unknown
 
 
 def come_back(desk: LimitedDesk, *members: int, disk: Disk | None = None) -> None:
@@ -540,6 +548,133 @@ def test_a_clock_that_is_set_while_they_run_changes_nothing(seconds: float) -> N
         come_back(desk, 1, 2, 3)
         assert not signs(desk)
     desk.net.advance(3600 + 113)
+    assert signs(desk)
+
+
+DAY_S = 86_400.0
+
+
+@pytest.mark.parametrize("first_s", [DAY_S, -DAY_S, 0.0])
+@pytest.mark.parametrize("then_s", [DAY_S, -DAY_S, 0.0])
+def test_a_clock_that_is_set_while_it_is_down_reopens_nothing(first_s: float, then_s: float) -> None:
+    """Its peers say how long it was away (SPEC 7.8), and nobody has to do anything."""
+    desk = make_desk(HOURLY)
+    assert [signs(desk), signs(desk), signs(desk)] == [True] * 3
+    for wrong_s in (first_s, then_s, 0.0):
+        desk.net.own_set_by_s[1] = wrong_s
+        desk.net.reboot(1)
+        desk.net.presence(COMMITTEE)
+        desk.net.run()
+        desk.net.own_set_by_s.clear()
+        desk.net.advance(61)
+    come_back(desk, 1)
+    assert used(desk, 1) == 3
+    assert not signs(desk)
+    desk.net.advance(3600 + 113)
+    assert signs(desk)
+
+
+def test_a_peer_that_lies_about_its_clock_is_one_of_three_and_changes_nothing() -> None:
+    desk = make_desk(HOURLY, n=4)
+    assert [signs(desk), signs(desk), signs(desk)] == [True] * 3
+    for lie_s in (7200.0, -7200.0, 20.0, -20.0):
+        desk.net.lies_s[2], desk.net.own_set_by_s[1] = lie_s, max(lie_s, 0.0)
+        desk.net.reboot(1)
+        desk.net.presence((1, 2, 3, 4))
+        desk.net.run()
+        desk.net.own_set_by_s.clear()
+        assert unknown(desk) == ""
+        assert used(desk, 1) == 3
+        desk.net.advance(61)
+    desk.net.reboot(1)
+    desk.net.presence((1, 2, 3, 4))
+    desk.net.advance(31)
+    refill(desk)
+    assert not signs(desk)
+    desk.net.advance(3600 + 113)
+    assert signs(desk)
+
+
+@pytest.mark.parametrize("off_s", [7200.0, -7200.0])
+def test_what_is_limited_waits_until_enough_peers_agree(off_s: float) -> None:
+    """In two of three, one wrong clock of the two peers is enough; a clock that is set right, too."""
+    desk = make_desk(HOURLY)
+    assert signs(desk)
+    desk.net.lies_s[2] = off_s
+    come_back(desk, 1)
+    ((rule, reason),) = refusals(authorise(desk))
+    side = "behind" if off_s > 0 else "ahead of"
+    assert rule == "policy/limits"
+    assert reason == (
+        "what was signed before is not known: for how long this enclave was away is not sure: its peers' clocks are "
+        f"7200 s apart (this one is 7200 s {side} signer-2, 0 s ahead of signer-3). Set the wrong one right"
+    )
+    # Its enclave notices that its clock was set, and drops its memory.
+    desk.net.lies_s.clear()
+    come_back(desk, 2)
+    assert [signs(desk) for _ in range(3)] == [True, True, False]
+    # Peers that disagree later are nothing to an enclave that runs.
+    desk.net.lies_s[3] = off_s
+    come_back(desk, 3)
+    assert unknown(desk) == ""
+    desk.net.advance(3600 + 113)
+    assert unknown(desk) == ""
+
+
+def test_a_start_without_links_knows_nothing_and_waits_for_them() -> None:
+    desk = make_desk(HOURLY)
+    assert signs(desk)
+    desk.net.reboot(1)
+    desk.net.run()
+    for online, linked in (((1,), 0), ((1, 3), 1)):
+        desk.net.presence(online)
+        desk.net.run()
+        assert unknown(desk).endswith(
+            f"is told by 2 peers, and there is a link with {linked}: see that they are online"
+        )
+    desk.net.presence(COMMITTEE)
+    desk.net.run()
+    assert (unknown(desk), used(desk, 1)) == ("", 1)
+
+
+def test_a_chain_of_before_is_told_of_the_peers_at_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a clock could be set forward at every start until something is charged."""
+    desk = make_desk(HOURLY)
+    with monkeypatch.context() as before:
+        before.setattr(Anchor, "facts", lambda now: {"counted_at": now.counted_s})
+        assert signs(desk)
+    desk.net.advance(100)
+    desk.net.members[1].store = {
+        place: record for place, record in desk.net.members[1].store.items() if place[0] != "counters"
+    }
+    come_back(desk, 1)
+    (entry,) = [json.loads(entry.body) for entry in desk.net.members[1].audit if b'"clock"' in entry.body]
+    assert (entry["set_by_s"], entry["peers_at"] - entry["counted_at"]) == (1, 1)
+
+
+def test_rules_on_hours_permit_nothing_where_the_peers_contradict_the_clock() -> None:
+    desk = make_desk()
+    always = Hours(tuple(Day), "00:00", "24:00")
+    policy = limited(desk.client)
+    rule = msgspec.structs.replace(policy.rules[0], hours=(always,))
+    desk.net.policies[1] = msgspec.structs.replace(policy, rules=(rule,))
+    desk.net.members[1].core.reload.run()
+    assert signs(desk)
+    for off_s, told in ((40.0, "ahead of"), (-25.0, "")):
+        desk.net.own_set_by_s[1] = off_s
+        reports = authorise(desk)
+        assert refusals(reports) == (
+            {
+                (
+                    "policy/hours",
+                    "this machine's clock does not agree with its peers' (this one is 40 s ahead of signer-2, 40 s "
+                    "ahead of signer-3). Set the wrong one right",
+                )
+            }
+            if told
+            else set()
+        )
+    desk.net.own_set_by_s.clear()
     assert signs(desk)
 
 

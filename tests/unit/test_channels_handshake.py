@@ -317,3 +317,67 @@ def test_a_signature_with_a_byte_more_is_no_signature() -> None:
     message, key = b"m" * 32, roster().signer(1).identity_point
     signature = sign_as(1, message)
     assert not h.verify_identity(key, message, signature[:32] + b"\0" + signature[32:])
+
+
+# --- SPEC 7.8: clocks ---
+
+
+class Seconds:
+    """A clock that a test moves."""
+
+    def __init__(self, now_s: float) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class TwoHosts:
+    """Signers 1 and 2, each with a wall clock of its own; the same time passes at both."""
+
+    def __init__(self) -> None:
+        self.walls = {1: Seconds(CLOCK_S), 2: Seconds(CLOCK_S + 7)}
+        self.elapsed = {1: Seconds(100.0), 2: Seconds(5000.0)}
+        self.ends = {j: identity(j, wall=self.walls[j], elapsed=self.elapsed[j]) for j in (1, 2)}
+
+    def passes(self, seconds: float) -> None:
+        for clock in (*self.walls.values(), *self.elapsed.values()):
+            clock.now_s += seconds
+
+    def behind(self, link: h.Link, me: int) -> float:
+        """How far behind the peer's clock is what `me` knows of it."""
+        return self.walls[link.peer.index]() - (link.peer.clock_s + self.elapsed[me]())
+
+
+@pytest.mark.parametrize("late_s", [(0, 0, 0), (20, 0, 0), (0, 20, 0), (0, 0, 900), (15, 15, 15)])
+def test_what_is_known_of_a_peers_clock_is_never_ahead_and_30_s_behind_at_most(late_s: tuple[int, int, int]) -> None:
+    hosts = TwoHosts()
+    initiator = h.Initiator(hosts.ends[1], 2, seeded_random("late"))
+    hosts.passes(late_s[0])
+    responder = h.Responder(hosts.ends[2], 1, h.Open(initiator.hello), seeded_random("late"))
+    answer = answer_of(responder)
+    hosts.passes(late_s[1])
+    link, transcript = initiator.accept(answer)
+    finish = initiator.finish(link, transcript, sign_as(1, h.signing_digest(h.INITIATOR, transcript)))
+    hosts.passes(late_s[2])
+    theirs = responder.accept(finish)
+    # However long a link lasts.
+    for _ in range(2):
+        assert hosts.behind(link, 1) == pytest.approx(late_s[1], abs=0.001)
+        assert hosts.behind(theirs, 2) == pytest.approx(late_s[0], abs=0.001)
+        hosts.passes(99_999)
+
+
+def test_an_answer_to_a_hello_that_is_too_old_gives_no_link() -> None:
+    """Else the peer, which gets our finish, could not know how old our clock is."""
+    hosts = TwoHosts()
+    initiator = h.Initiator(hosts.ends[1], 2, seeded_random("late"))
+    responder = h.Responder(hosts.ends[2], 1, h.Open(initiator.hello), seeded_random("late"))
+    hosts.passes(30.5)
+    assert outcome(lambda: initiator.accept(answer_of(responder))) == (2, "an answer that took 30 s")
+
+
+def test_a_clock_before_1970_is_told_as_1970() -> None:
+    hosts = TwoHosts()
+    hosts.walls[1].now_s = -5.0
+    assert h.Initiator(hosts.ends[1], 2, seeded_random("early")).hello.clock_ms == 0

@@ -70,7 +70,7 @@ class World:
         self.queue: deque[tuple[str, int, int, bytes]] = deque()
         self.sent: list[tuple[int, int, type]] = []
         self.faults: list[LinkFault] = []
-        self.ends = {j: End(self, identity(j), hsm) for j in members}
+        self.ends = {j: End(self, identity(j, elapsed=lambda: self.now_s), hsm) for j in members}
 
     def __getitem__(self, index: int) -> End:
         return self.ends[index]
@@ -153,6 +153,25 @@ def test_a_knock_is_answered_by_an_open() -> None:
     world.relay()
     assert world.linked()
     assert [kind for *_, kind in world.sent] == [Open, Knock, Open, Answer, Finish]
+
+
+def test_a_hello_is_not_said_again_once_its_clock_is_old() -> None:
+    """SPEC 7.8: signer 2 came some seconds later, and is told the time of now."""
+    opened = []
+    for seconds in (0.9, 1.1):
+        world = World()
+        world.present(1, 2, to=(1,))
+        ((*_, first),) = world.queue
+        world.relay(lose=lambda *_: True)
+        world.later(seconds)
+        world.present(1, 2, to=(2,))
+        world.relay(lose=lambda sender, receiver, message: False)
+        assert world.linked()
+        assert world.faults == []
+        opened.append(first)
+        assert [kind for *_, kind in world.sent] == [Open, Knock, Open, Answer, Finish]
+        before = world[2].link(1).proofs[0].initiator
+        assert (Open(before) == decode(first[1:], Message)) == (seconds < 1)
 
 
 def test_a_knock_from_below_does_nothing() -> None:

