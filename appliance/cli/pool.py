@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from appliance.cli import printable
+from appliance.cli import EXIT_UNAVAILABLE, exit_code, printable
 from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
 from appliance.cli.output import Json, show_json
 from policies.errors import CallerError, Unavailable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from appliance.api.client import Client
     from appliance.api.models import Pool, PoolList
 
-LEAST_INTERVAL_S = 0.2
+LEAST_INTERVAL_S, MOST_INTERVAL_S = 0.2, 86_400
 BAR_WIDTH = 16
 
 
@@ -41,8 +41,9 @@ def pool(
 
     On a terminal the view is live; elsewhere it is one line for each pool and look, with --json one object a look.
     """
-    if interval_s < LEAST_INTERVAL_S:
-        raise CallerError(f"--interval: at least {LEAST_INTERVAL_S} seconds")
+    # What is no number is in no range.
+    if not LEAST_INTERVAL_S <= interval_s <= MOST_INTERVAL_S:
+        raise CallerError(f"--interval: at least {LEAST_INTERVAL_S} seconds, at most a day")
     if burst is not None and burst < 0:
         raise CallerError("--burst: 0 or more signatures")
     with open_client(profile, token) as client:
@@ -61,10 +62,25 @@ def _each(
     show(client.pools(burst))
     while not once:
         time.sleep(interval_s)
-        try:
-            show(client.pools(burst))
-        except Unavailable as error:
-            typer.echo(f"keymoot: {printable(error.what)}", err=True)
+        pools = _again(client, burst)
+        if isinstance(pools, str):
+            typer.echo(f"keymoot: {pools}", err=True)
+        else:
+            show(pools)
+
+
+def _again(client: Client, burst: int | None) -> PoolList | str:
+    """The pools, or why they cannot be shown now. Raises `ApiError` where waiting does not help."""
+    from appliance.api.client import ApiError
+
+    try:
+        return client.pools(burst)
+    except Unavailable as error:
+        return printable(error.what)
+    except ApiError as error:
+        if exit_code(error) != EXIT_UNAVAILABLE:
+            raise
+        return printable(str(error))
 
 
 def _live(client: Client, burst: int | None, interval_s: float) -> None:
@@ -78,10 +94,8 @@ def _live(client: Client, burst: int | None, interval_s: float) -> None:
         while True:
             live.update(shown, refresh=True)
             time.sleep(interval_s)
-            try:
-                shown = _view(client.pools(burst))
-            except Unavailable as error:
-                shown = Group(Text(f"{_now()}  {printable(error.what)}", style="bold red"))
+            pools = _again(client, burst)
+            shown = Group(Text(f"{_now()}  {pools}", style="bold red")) if isinstance(pools, str) else _view(pools)
 
 
 def _show_json(pools: PoolList) -> None:

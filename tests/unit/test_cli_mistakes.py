@@ -54,6 +54,8 @@ MISTAKES = [
     ("pool --profile {missing}", 2, "no client profile"),
     ("pool --profile {client}/client.yaml --once", 3, "API https://127.0.0.1:9: Connection refused"),
     ("pool --profile {client}/client.yaml --interval 0", 2, "--interval: at least 0.2"),
+    ("pool --profile {client}/client.yaml --interval nan", 2, "--interval: at least 0.2"),
+    ("pool --profile {client}/client.yaml --interval inf", 2, "at most a day"),
     ("pool --profile {client}/client.yaml --burst -5", 2, "--burst: 0 or more"),
     ("init coordinator {file} --network net", 2, "{file}"),
     ("init coordinator {new} --network NET!", 2, "--network NET!: a name is"),
