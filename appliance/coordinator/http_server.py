@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
-from appliance.coordinator.problems import of_http, problem
+from appliance.coordinator.problems import name_afresh, of_http, problem
 from policies.repeats import Allowance
 
 LINGERING_S = 2.0
@@ -63,16 +63,17 @@ class HttpProtocol(web.RequestHandler):
         if status < 500:
             detail = (message or "").splitlines()
             told = detail[0][:200] if detail else "not HTTP/1.1"
-            if (not_told := self.strangers.not_told()) is not None:
-                log.info("no-http", remote=request.remote, reason=told, **not_told)
             response = (
                 problem(431, "header-too-large", "Header too large", "the request line or a header is too large")
                 if isinstance(exc, LineTooLong)
                 else problem(400, "malformed-http", "Malformed HTTP", told)
             )
+            request_id = name_afresh(response)
+            if (not_told := self.strangers.not_told()) is not None:
+                log.info("no-http", remote=request.remote, reason=told, request_id=request_id, **not_told)
         else:
-            log.error("request-failed", remote=request.remote, exc_info=exc)
             response = problem(500, "internal-error", "Internal error", "this is a fault of the coordinator")
+            log.error("request-failed", remote=request.remote, exc_info=exc, request_id=name_afresh(response))
         if request.writer.output_size > 0:
             raise ConnectionError("part of an answer has been sent already")
         response.force_close()
@@ -86,6 +87,8 @@ def _answering(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except web.HTTPException as error:
-            return of_http(error)
+            response = of_http(error)
+            name_afresh(response)
+            return response
 
     return answer

@@ -89,6 +89,15 @@ def answering_problems(clock: Callable[[], float]) -> Middleware:
     return answer_problems
 
 
+def name_afresh(response: web.Response) -> str:
+    """Give the answer to what came past the middleware a request id of its own, for the log too."""
+    request_id = secrets.token_hex(16)
+    if isinstance(response, ProblemResponse):
+        response.name(request_id)
+    response.headers[REQUEST_ID_HEADER] = request_id
+    return request_id
+
+
 async def _named(request: web.Request, handler: Handler, strangers: Allowance) -> web.StreamResponse:
     asked = request.headers.get(REQUEST_ID_HEADER)
     named = asked is not None and re.fullmatch(wire.REQUEST_ID, asked) is not None

@@ -117,7 +117,9 @@ async def test_what_is_no_http_is_a_problem_once_in_the_log(
             assert headers["content-type"].startswith("application/problem+json")
             assert "Traceback" not in str(shown)
             assert await connection.closed()
-    assert [line["event"] for line in logs] == ["no-http"]
+    (line,) = logs
+    assert line["event"] == "no-http"
+    assert line["request_id"] == shown["requestId"] == headers["x-request-id"]
 
 
 async def test_a_body_in_bad_chunks_is_a_problem(net: FakeNetwork) -> None:
@@ -135,6 +137,8 @@ async def test_an_expectation_that_nobody_meets_is_a_problem(net: FakeNetwork) -
         status, headers, shown = await connection.answer()
         assert (status, shown["code"]) == (417, "expectation-failed")
         assert headers["content-type"] == "application/problem+json"
+        assert len(shown["requestId"]) == 32
+        assert shown["requestId"] == headers["x-request-id"]
 
 
 async def test_a_compressed_body_is_not_unpacked(net: FakeNetwork) -> None:
