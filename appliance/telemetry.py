@@ -30,13 +30,13 @@ class LineLogger:
 class Rendering:
     """structlog's processors in one, and cheap: every request has three lines. `clock`: Unix seconds."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, process: str, clock: Callable[[], float]) -> None:
+        self._process, self._clock = process, clock
         self._second, self._shown = -1, ""
 
     def __call__(self, logger: object, level: str, told: EventDict) -> str:
         """One line of JSON: what was told, and what is bound to the task that tells it."""
-        told["level"], told["timestamp"] = level, self._time()
+        told["level"], told["timestamp"], told["process"] = level, self._time(), self._process
         if "exc_info" in told:
             told = structlog.processors.format_exc_info(logger, level, told)
         return _json(structlog.contextvars.merge_contextvars(logger, level, told))
@@ -60,8 +60,9 @@ def _json(line: object) -> str:
         return json.dumps(line, sort_keys=True, default=repr)
 
 
-def configure_logging(process: str) -> None:
-    """Set up structlog for this process; `process` stands in every line. Call it once, at the start."""
+def configure_logging(process: str, *, for_good: bool = True) -> None:
+    """Set up structlog for this process; `process` stands in every line. Call it once, at the start. `for_good`: a
+    logger that was used keeps what it was set up with, which is cheaper."""
 
     def tell_lost(count: int) -> str:
         reason = f"{count} lines could not be written: see whether the log's disk was full"
@@ -70,9 +71,8 @@ def configure_logging(process: str) -> None:
 
     logger = LineLogger(LineSink(STANDARD_ERROR, tell_lost))
     structlog.configure(
-        processors=[Rendering(time.time)],
+        processors=[Rendering(process, time.time)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=lambda *_: logger,
-        cache_logger_on_first_use=False,
+        cache_logger_on_first_use=for_good,
     )
-    structlog.contextvars.bind_contextvars(process=process)

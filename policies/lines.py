@@ -21,9 +21,10 @@ class LineSink:
     def write(self, line: str) -> None:
         """Write `line` of JSON, which holds no line break. What a terminal would act on is escaped: strangers may have
         written it."""
-        lines = [self._tell_lost(self._lost), line] if self._lost else [line]
-        text = "".join(escaped(one) + "\n" for one in lines)
-        data = memoryview((("\n" if self._cut else "") + text).encode("utf-8", "backslashreplace"))
+        text = escaped(line) + "\n"
+        if self._lost:
+            text = escaped(self._tell_lost(self._lost)) + "\n" + text
+        data = ("\n" + text if self._cut else text).encode("utf-8", "backslashreplace")
         written = 0
         try:
             while written < len(data):
