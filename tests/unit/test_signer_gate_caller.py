@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pathlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
 import pytest
 from aiohttp import web
 
 from appliance.signer.config import GateSettings
 from appliance.signer.gate_caller import GateCaller
+from appliance.tls import server_context
 from enclave import wire
 from tests.fakes.servers import serving
 from tests.fakes.tls import TlsFiles
@@ -207,8 +210,6 @@ async def test_what_is_no_http(tls: TlsFiles) -> None:
         writer.write(b"HTTP/1.1 yes\r\n\xff\xfe\r\n\r\n")
         writer.close()
 
-    from appliance.tls import server_context
-
     context = server_context(tls.server_certificate, tls.server_key)
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
@@ -216,3 +217,111 @@ async def test_what_is_no_http(tls: TlsFiles) -> None:
     unreachable(await caller.call(CALL, 3.0))
     await caller.close()
     server.close()
+
+
+class RawGate:
+    """A handler that says whatever a test likes: one piece for each request, and `connections` that it took."""
+
+    def __init__(self, *said: bytes) -> None:
+        self.said, self.connections, self.heads = list(said), 0, list[bytes]()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+                await reader.readexactly(len(CALL.body))
+                writer.write(self.said.pop(0))
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def raw(tls: TlsFiles, gate: RawGate) -> AsyncIterator[GateCaller]:
+    context = server_context(tls.server_certificate, tls.server_key)
+    server = await asyncio.start_server(gate.serve, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    caller = GateCaller.open(GateSettings(f"https://127.0.0.1:{port}/a?b=c", tls.ca))
+    try:
+        yield caller
+    finally:
+        await caller.close()
+        server.close()
+
+
+NO = b"HTTP/1.1 403 No\r\ncontent-length: 2\r\n\r\nno"
+YES = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nyes"
+
+
+async def test_a_connection_serves_again_and_again(tls: TlsFiles) -> None:
+    gate = RawGate(NO, YES, NO)
+    async with raw(tls, gate) as caller:
+        replies = [await caller.call(CALL, 3.0) for _ in range(3)]
+    assert [(reply.status, reply.body) for reply in replies] == [(403, b"no"), (200, b"yes"), (403, b"no")]
+    assert gate.connections == 1
+    assert gate.heads[0].startswith(b"POST /a?b=c HTTP/1.1\r\nhost: 127.0.0.1:")
+
+
+@pytest.mark.parametrize("early", [YES, YES[:20], b"\r\n"], ids=["whole", "half", "line"])
+async def test_an_answer_that_nobody_asked_for_answers_nothing(tls: TlsFiles, early: bytes) -> None:
+    """In mode `status` a 200 approves: what is left over on a connection is never taken for the next answer."""
+    gate = RawGate(NO + early, NO)
+    async with raw(tls, gate) as caller:
+        for _ in range(2):
+            reply = await caller.call(CALL, 3.0)
+            assert isinstance(reply, wire.GateUnreachable) or reply.status == 403
+
+
+async def test_an_answer_that_comes_while_nobody_asks_answers_nothing(tls: TlsFiles) -> None:
+    came = asyncio.Event()
+
+    class Early(RawGate):
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.connections += 1
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(len(CALL.body))
+            writer.write(NO)
+            if self.connections == 1:
+                await came.wait()
+                writer.write(YES)
+                await reader.read()
+            writer.close()
+
+    gate = Early()
+    async with raw(tls, gate) as caller:
+        assert (await caller.call(CALL, 3.0)).status == 403
+        (pool,) = caller._connector._conns.values()
+        came.set()
+        async with asyncio.timeout(10):
+            while pool and pool[0][0].is_connected() and not pool[0][0].should_close:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (await caller.call(CALL, 3.0)).status == 403
+    assert gate.connections == 2
+
+
+async def test_answers_on_the_way_are_passed_over(tls: TlsFiles) -> None:
+    gate = RawGate(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + YES)
+    async with raw(tls, gate) as caller:
+        assert (await caller.call(CALL, 3.0)).status == 200
+
+
+async def test_an_answer_ends_where_its_connection_does(tls: TlsFiles) -> None:
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.0 200 OK\r\nwebhook-id: x\r\n\r\nall of it")
+        writer.close()
+
+    gate = RawGate()
+    gate.serve = once  # type: ignore[method-assign]
+    async with raw(tls, gate) as caller:
+        reply = await caller.call(CALL, 3.0)
+    assert (reply.webhook_id, reply.body) == ("x", b"all of it")
+
+
+@pytest.mark.parametrize("field", ["webhook_id", "webhook_timestamp", "webhook_signature"])
+@pytest.mark.parametrize("odd", ["a\r\nx: y", "a\nb", "a\x00", "a\x7f"])
+async def test_no_header_holds_another_one(tls: TlsFiles, field: str, odd: str) -> None:
+    gate = RawGate(YES)
+    async with raw(tls, gate) as caller:
+        reply = await caller.call(msgspec.structs.replace(CALL, **{field: odd}), 3.0)
+    assert isinstance(reply, wire.GateUnreachable)
+    assert (reply.code, gate.connections) == ("http", 0)
