@@ -20,6 +20,7 @@ MAX_CASES = 1024
 MONDAY_NOON = "2026-01-05T12:00:00Z"
 
 Text = Annotated[str, msgspec.Meta(max_length=256)]
+Destination = Annotated[str, msgspec.Meta(pattern=r"^[1-9][0-9]{0,77}:0x[0-9a-f]{40}$(?!\n)")]
 Hex = Annotated[str, msgspec.Meta(pattern=r"^0x([0-9a-f]{2})*$(?!\n)", max_length=100_000)]
 
 
@@ -49,6 +50,8 @@ class EthereumSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_fee_per_gas: Amount = "30 gwei"
 
     def __post_init__(self) -> None:
+        if self.erc20 is not None and self.data != "0x":
+            raise Mistake("either `data` or `erc20`", "data")
         try:
             self.encode()
         except ValueError as error:
@@ -95,7 +98,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     What is asked for is one of `ethereum`, `bitcoin`, `body` (a body of the API, as an integrator sends it), or
     `create_key: true` for a key with the label. `at`: when, in UTC. `used`, `seen`, `observed`: what was counted
-    before, by counter as README.md names them.
+    before. A counter is named by its limit, window in seconds and what it counts apart, client before label:
+    `payouts 3600s client=desk label=treasury/eth`; a destination as `1:0x…`, chain and address in lower case.
     """
 
     name: Text
@@ -111,7 +115,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     approvers: tuple[Name, ...] = ()
     at: Text | None = None
     used: dict[str, int] = {}
-    seen: tuple[str, ...] = ()
+    seen: tuple[Destination, ...] = ()
     observed: tuple[Anomaly, ...] = ()
 
     def __post_init__(self) -> None:
@@ -120,6 +124,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         asked = (self.ethereum is not None, self.bitcoin is not None, self.body is not None, self.create_key)
         if sum(asked) != 1:
             raise Mistake("a case asks for one of `ethereum`, `bitcoin`, `body` and `create_key`")
+        if self.path and (self.create_key or "derivationPath" in (self.body or {})):
+            raise Mistake("a new key has no `path`, and a body says its own or has it said here", "path")
 
     def request_body(self) -> bytes:
         """The body that an integrator would send for it."""
@@ -133,7 +139,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.bitcoin is not None:
             shown = "0x" + self.bitcoin.encode().hex()
             return msgspec.json.encode({"kind": "BitcoinBip143Preimage", "preimage": shown, **path})
-        return msgspec.json.encode({"externalId": "sample", **(self.body or {})})
+        said = {"derivationPath": self.path} if self.path else {}
+        return msgspec.json.encode({"externalId": "sample", **said, **(self.body or {})})
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ from policies.facts import Situation
 from policies.gate_messages import parse_time
 from policies.model import Policy
 from policies.reading import Asker, check_asker, read_body
+from policies.rules.limits import counts_under
 from policies.tables import Case, Table
 
 
@@ -49,6 +50,11 @@ def run_table(policy: Policy, table: Table, keccak256: Callable[[bytes], bytes])
     for case in table.cases:
         if case.permitted_by is not None and case.permitted_by not in names:
             raise CallerError(f"the case `{case.name}` names the rule {case.permitted_by}, which the policy has not")
+        for key in case.used:
+            # It would count for nothing, and the case say nothing of the limit.
+            if not counts_under(policy, key):
+                known = "name of a limit, window in seconds, what it counts apart: `payouts 3600s label=treasury/eth`"
+                raise CallerError(f"the case `{case.name}` uses `{key}`, which the policy does not count ({known})")
     outcomes = tuple(_try(policy, case, case.at or table.at, keccak256) for case in table.cases)
     tried = {outcome.got for outcome in outcomes if outcome.passed}
     return Trial(outcomes, tuple(rule.name for rule in policy.rules if rule.name not in tried))

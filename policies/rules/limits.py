@@ -6,6 +6,8 @@ What cannot be measured is not permitted.
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from policies.counters import MAX_COUNTS, Charge, Count, Counters
@@ -70,9 +72,20 @@ def _count(limit: Limit, request: Request) -> Count | Exceeds | None:
         return Exceeds("limits", f"how much it moves of {limit.asset} cannot be read, and {limit.name} limits it")
     if amount == 0:
         return None
-    scope = {Each.LABEL: f" label={request.label}", Each.CLIENT: f" client={request.client_id}"}
-    key = f"{limit.name} {limit.window_s}s" + "".join(scope[each] for each in sorted(limit.each))
-    return Count(key, limit.window_s, amount, limit.most)
+    return Count(_key(limit, request.label, request.client_id), limit.window_s, amount, limit.most)
+
+
+def _key(limit: Limit, label: str, client_id: str) -> str:
+    scope = {Each.LABEL: f" label={label}", Each.CLIENT: f" client={client_id}"}
+    return f"{limit.name} {limit.window_s}s" + "".join(scope[each] for each in sorted(limit.each))
+
+
+def counts_under(policy: Policy, key: str) -> bool:
+    """Whether `key` is that of a counter of `policy`, for whatever label and client."""
+    limits = (policy.limits, *(rule.limits for rule in policy.rules))
+    shapes = {_key(limit, "", "") for some in limits for limit in some}
+    shapes |= {f"~rate {window_s}s label=" for window_s in (JUMP_WINDOW_S, USUAL_WINDOW_S)}
+    return re.sub("=[^ ]+", "=", key) in shapes
 
 
 def _exceeded(count: Count, used: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,49 @@ def test_a_table_that_fails(tmp_path: Path) -> None:
     assert f"{table}: warning: no case is permitted by the rule hashes" in done.stderr
     table.write_text(text.replace("permitted_by: hashes", "permitted_by: hushes"))
     assert "which the policy has not" in str(RUN.invoke(app, ["policy", "test", str(table)]).exception)
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("used: {hashes-an-hour 3600s: 599}", "uses `hashes-an-hour 3600s`, which the policy does not count"),
+        ("used: {hashes-a-day 86400s label=sandbox/a: 1}", "uses `hashes-a-day 86400s label=sandbox/a`, which"),
+        ("used: {~rate 60s label=sandbox/a: 1}", "uses `~rate 60s label=sandbox/a`, which"),
+        ('seen: ["1:0xd8dA6BF26964aF9D7eEd9e03E53415D37aA96045"]', "matching regex"),
+        ("path: [1]\n    create_key: true", "a new key has no `path`"),
+        ("path: [1]\n    body: {derivationPath: [1]}", "a body says its own"),
+        ('ethereum: {chain: 1, data: "0x00", erc20: {method: "approve(address,uint256)", recipient: "0x1111111111'
+         '111111111111111111111111111111", amount: 1}}', "either `data` or `erc20`"),
+    ],
+)  # fmt: skip
+def test_a_case_that_would_say_nothing_of_what_it_names_is_a_mistake(tmp_path: Path, case: str, said: str) -> None:
+    table, asked = tmp_path / "t.yaml", "" if re.search("create_key|body|ethereum", case) else "    create_key: true\n"
+    text = f"version: 1\npolicy: {FOLDER}/testnet.yaml\ncases:\n  - name: x\n    client: dev\n    label: sandbox/a\n"
+    table.write_text(f"{text}{asked}    refused_by: policy/limits\n    {case}\n")
+    assert said in str(RUN.invoke(app, ["policy", "test", str(table)]).exception)
+
+
+@pytest.mark.parametrize("used", ["hashes-an-hour 3600s label=any/other", "~rate 300s label=x", "~rate 86400s label=x"])
+def test_every_counter_of_the_policy_can_be_used(tmp_path: Path, used: str) -> None:
+    text = (FOLDER / "testnet.table.yaml").read_text().replace("policy: ", f"policy: {FOLDER}/")
+    table = tmp_path / "t.yaml"
+    known = "hashes-an-hour 3600s label=sandbox/a: 599"
+    assert known in text
+    table.write_text(text.replace(known, f"{known}, {used}: 1"))
+    done = RUN.invoke(app, ["policy", "test", str(table)])
+    assert done.exit_code == 0, done.stdout
+
+
+def test_a_body_of_a_case_is_signed_with_its_path(tmp_path: Path) -> None:
+    text = (FOLDER / "exchange-hot-wallet.table.yaml").read_text().replace("policy: ", f"policy: {FOLDER}/")
+    policy = (FOLDER / "exchange-hot-wallet.yaml").read_text()
+    hashes = "rules:\n  - {name: h, clients: [wallet], actions: [sign], labels: ['**'], kinds: [Hash], blind: true}\n"
+    (tmp_path / "p.yaml").write_text(policy.replace("rules:\n", hashes, 1))
+    table = tmp_path / "t.yaml"
+    table.write_text(text.replace(f"policy: {FOLDER}/exchange-hot-wallet.yaml", "policy: p.yaml"))
+    # All that the new rule misses is that the path is not `m`.
+    said = RUN.invoke(app, ["policy", "test", str(table)]).stdout
+    assert "FAIL  a bare hash, with a deposit key: policy/derivation-path" in said
 
 
 def test_the_schema_is_printed() -> None:
