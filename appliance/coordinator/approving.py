@@ -25,6 +25,8 @@ from policies.signed_requests import claimed_client, claimed_expiry_s
 LATE = "approvals/late"
 LOOK_EVERY_S = 5.0
 ENDED_AT_ONCE = FORGOTTEN_AT_ONCE = 256
+# A clock that was set forward by more than this may have been set wrong: so long it can be set right before it counts.
+STEP_S, DOUBTED_S = 60.0, 600.0
 
 log = structlog.get_logger()
 
@@ -73,20 +75,37 @@ class Approving:
 
 class Deadlines:
     """Ends what was not approved for as long as it was signed: its client may sign it anew, and approvals of its body
-    that are still valid count then. Those that are not are forgotten."""
+    that are still valid count then. Those that are not are forgotten. Nothing is by a clock that was just set forward.
+    `clock`: monotonic seconds."""
 
-    def __init__(self, store: CoordinatorStore, wall_clock: Callable[[], float]) -> None:
-        self._store, self._clock = store, wall_clock
+    def __init__(
+        self, store: CoordinatorStore, wall_clock: Callable[[], float], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store, self._wall_clock, self._clock = store, wall_clock, clock
+        self._looked_s = wall_clock(), clock()
+        self._doubted_until_s = clock()
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             try:
-                await self.end_late(self._clock())
-                await self.forget_expired(self._clock())
+                await self.look()
             except Unavailable as error:
                 log.warning("deadlines-not-kept", reason=str(error)[:512])
             await asyncio.sleep(LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """Do what is due, unless the clock is in doubt. Raises `Unavailable`."""
+        (wall_before_s, before_s), now_s = self._looked_s, self._wall_clock()
+        self._looked_s = now_s, self._clock()
+        stepped_s = (now_s - wall_before_s) - (self._looked_s[1] - before_s)
+        if stepped_s > STEP_S:
+            self._doubted_until_s = self._looked_s[1] + DOUBTED_S
+            remedy = f"if it is wrong, set it right within {DOUBTED_S:.0f} s: no approval is forgotten until then"
+            log.warning("clock-set-forward", seconds=round(stepped_s), remedy=remedy)
+        if self._looked_s[1] >= self._doubted_until_s:
+            await self.end_late(now_s)
+            await self.forget_expired(now_s)
 
     async def end_late(self, now_s: float) -> None:
         """Look once, at `now_s` (Unix seconds). Raises `Unavailable`."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 
 import alembic.command
 import pytest
+import structlog
 
 from appliance.api.jws import generate_client_key, new_jti, sign_request
 from appliance.coordinator import execution, work
@@ -133,6 +134,35 @@ async def test_deadlines_are_read_as_they_are_due(tmp_path: pathlib.Path) -> Non
     await store.signatures.end("sig_5", "Rejected", "gate", "no", "")
     assert (store.awaiting.of("pay"), store.awaiting.first_s()) == (0, None)
     await store.close()
+
+
+async def test_a_clock_that_was_set_forward_ends_nothing_until_there_was_time_to_set_it_right(
+    net: FakeNetwork,
+) -> None:
+    """A clock that was days ahead for a moment ended all that waited, and accepted approvals were lost."""
+    key_id = await make_key(net)
+    request = Named(net, key_id, "one")
+    await request.ask()
+    await request.approve("alice")
+    store, wall, passed = net.coordinator.deadlines._store, [time.time()], [0.0]
+    deadlines = Deadlines(store, lambda: wall[0], lambda: passed[0])
+
+    async def after(seconds: float, stepped_s: float = 0.0) -> tuple[object, object]:
+        wall[0], passed[0] = wall[0] + seconds + stepped_s, passed[0] + seconds
+        await deadlines.look()
+        approved = (await net.get(f"{request.path}/{(await request.shown())['id']}/approvals"))[1]["approvedBy"]
+        return (await request.shown())["status"], approved
+
+    days_s = 4 * 86_400.0
+    with structlog.testing.capture_logs() as logs:
+        assert await after(5, days_s) == (AWAITING, ["alice"])
+        assert await after(590) == (AWAITING, ["alice"])
+        assert await after(5, -days_s) == (AWAITING, ["alice"])
+    assert [line["event"] for line in logs if line["event"] == "clock-set-forward"] == ["clock-set-forward"]
+    assert await after(600) == (AWAITING, ["alice"])
+    # One that stays counts.
+    await after(5, days_s)
+    assert await after(601) == ("Failed", [])
 
 
 async def test_what_awaited_approvals_before_the_upgrade_is_taken_over(
