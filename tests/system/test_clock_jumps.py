@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import secrets
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from appliance.api.client import ApiError, CertifiedKey, Failed
+from appliance.checkup.host import check_signer
 from appliance.localnet import LocalNet
 from policies.requests import Hash
 
@@ -135,6 +137,13 @@ def test_an_enclave_whose_clock_jumps_forward_drops_its_memory_and_says_that_req
     net.back()
     with pytest.raises(Failed, match=r"request/expired: .* check both clocks"):
         net.sign()
+    # Its peers' clocks say so, too (SPEC 7.8).
+    host, found = check_signer(net.plan.signer(1), datetime.datetime.now(datetime.UTC))
+    assert host.status is not None
+    assert [(round(one.seconds, -1), one.side) for one in host.status.clocks_off()] == [(600, "ahead")] * 2
+    assert [one.what for one in found if "clock" in one.what] == [
+        "this host's clock is 10 min ahead of that of signer-2"
+    ]
 
 
 def test_set_back_it_refuses_what_it_may_have_forgotten_and_a_restart_cures_it(net: Jumping) -> None:
