@@ -232,7 +232,8 @@ class Authoriser:
         """Answer the newest attempt, or the order itself where no attempt has `begun` with it. Only a request that
         verified goes into the audit chain, and not each time: others cost nothing to send, and would fill the disk."""
         self._count(f"requests_refused|{rule_label(rule)}")
-        refusing = rule.startswith(("policy/", "gate")) and rule != "policy/approvals"
+        # What an anomaly shuts out is none of its signs: a rule that refuses on a burst would stay shut.
+        refusing = rule.startswith(("policy/", "gate")) and rule not in ("policy/approvals", "policy/anomaly")
         if refusing and state is not None and not state.noticed:
             # Once a request: to order it again costs a coordinator nothing, and shuts rules that refuse on a burst.
             state.noticed = True

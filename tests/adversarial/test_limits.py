@@ -720,6 +720,20 @@ def test_a_burst_of_refusals_is_seen_and_refused_by_rules_that_say_so() -> None:
     assert len(authorizations_of(authorise(desk))) == 3
 
 
+def test_a_burst_is_not_kept_up_by_the_refusals_that_it_causes() -> None:
+    """Clients go on asking, and nothing is wrong any more: after five minutes they are served."""
+    desk = make_desk(on_anomaly=OnAnomaly(refusal_burst=Reaction.REFUSE))
+    desk.gate.decide = lambda member, asked: (False, "no")
+    for _ in range(20):
+        authorise(desk)
+    desk.gate.decide = lambda member, asked: (True, "")
+    for _ in range(100):
+        assert {rule for rule, _ in refusals(authorise(desk))} == {"policy/anomaly"}
+        desk.net.advance(3)
+    refill(desk)
+    assert len(authorizations_of(authorise(desk))) == 3
+
+
 def test_one_refused_request_ordered_again_and_again_is_no_burst() -> None:
     desk = make_desk(on_anomaly=OnAnomaly(refusal_burst=Reaction.REFUSE))
     desk.gate.decide = lambda member, asked: (False, "no")
