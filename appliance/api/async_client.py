@@ -109,7 +109,8 @@ class AsyncClient:
         """A new key with the roster's `n` and `t`, once all signers certified it.
 
         Raises `Rejected`, `Failed`, `ApiError`, `CertificateRefused`, `Unavailable`. The same call again with the
-        same `external_id` gives the same key.
+        same `external_id` gives the same key. A lying coordinator can show an older key of the same `label`: keys that
+        must not be taken for each other have labels of their own.
         """
         creation = KeyCreation(
             scheme="ECDSA",

@@ -11,7 +11,7 @@ import typer
 
 from appliance.cli import EXIT_UNAVAILABLE, exit_code, printable
 from appliance.cli.client import DEFAULT_PROFILE, ProfileOption, TokenOption, open_client
-from appliance.cli.output import Json, show_json
+from appliance.cli.output import Json, show_json, working
 from policies.errors import CallerError, Unavailable
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def _each(
     client: Client, burst: int | None, interval_s: float, *, once: bool, show: Callable[[PoolList], None]
 ) -> None:
     """Look and show, once or again and again. A coordinator that goes away meanwhile is waited for."""
-    show(client.pools(burst))
+    with working("asking the coordinator"):
+        first = client.pools(burst)
+    show(first)
     while not once:
         time.sleep(interval_s)
         pools = _again(client, burst)
@@ -88,7 +90,8 @@ def _live(client: Client, burst: int | None, interval_s: float) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    shown: Group = _view(client.pools(burst))
+    with working("asking the coordinator"):
+        shown: Group = _view(client.pools(burst))
     console = Console(highlight=False, emoji=False)
     with Live(shown, console=console, auto_refresh=False, screen=False) as live:
         while True:
