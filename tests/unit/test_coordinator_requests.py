@@ -15,6 +15,7 @@ from appliance import relay
 from appliance.api.certificates import verify_key
 from appliance.api.derivation import derive
 from appliance.api.models import Key
+from appliance.coordinator import api as api_module
 from appliance.coordinator.server import Coordinator
 from enclave import wire
 from tests.fakes.coordinator_side import FakeNetwork, FakeSigner, until
@@ -108,6 +109,35 @@ async def test_many_signatures_at_once_never_share_a_presignature(net: FakeNetwo
 
 
 # --- idempotency ---
+
+
+async def test_what_comes_while_pages_are_read_moves_nothing_and_is_at_the_end(
+    net: FakeNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_module, "PAGE", 2)
+    key_id = await make_key(net)
+    path = f"/v1/keys/{key_id}/signatures"
+
+    async def ask(number: int) -> None:
+        status, _ = await net.post(path, hash_body(f"e{number}"))
+        assert status == 201
+
+    for number in range(4):
+        await ask(number)
+    seen, cursor, asked = [], "0", 4
+    while cursor is not None:
+        _, page = await net.get(f"{path}?cursor={cursor}")
+        assert len(page["items"]) <= 2
+        seen += [item["externalId"] for item in page["items"]]
+        cursor = page.get("nextCursor")
+        if asked < 7:
+            await ask(asked)
+            asked += 1
+    assert seen == [f"e{number}" for number in range(7)]
+    # Any number is a place in the list; what is none is refused.
+    assert (await net.get(f"{path}?cursor=999999999999999"))[1] == {"items": []}
+    for hostile in ("-1", "1e3", "0x10", "1000000000000000", "%D9%A3", "1%00", "", "1&cursor=2"):
+        assert (await net.get(f"{path}?cursor={hostile}"))[0] == 400, hostile
 
 
 async def test_the_same_body_is_the_same_signature(net: FakeNetwork) -> None:
