@@ -42,7 +42,7 @@ from enclave.request_book import RequestBook
 from enclave.request_log import RequestLog
 from enclave.setup_turn import SetupTurn
 from enclave.shares import Vault
-from enclave.standing import Standing
+from enclave.standing import PERIOD_S, Standing
 from enclave.tasks import Promise, Timers
 from enclave.verdicts import Verdicts
 from enclave.wire import PROTOCOL_VERSION, Attached, Status, StopOrders, Stopped
@@ -61,7 +61,7 @@ class Outside:
     states of peers that its operator has accepted. `freezes`: where the enclave keeps what it is frozen for. `reload()`
     reads the configuration again, and raises `CallerError`. `requests_after_s`: Unix time before which no request is
     taken, in case the clock was set back. `unkept_freezes`: see `Freezes`. `counting_clock`: one for the life of the
-    process; None makes one of the two clocks.
+    process; None makes one of the two clocks. `slewed`: see `PeerClocks`.
     """
 
     wall_clock: Callable[[], float]
@@ -79,6 +79,7 @@ class Outside:
     requests_after_s: int = 0
     unkept_freezes: FreezeState | None = None
     counting_clock: CountingClock | None = None
+    slewed: Callable[[], float] = lambda: 0.0
 
 
 class EnclaveCore:
@@ -111,11 +112,13 @@ class EnclaveCore:
             config.roster,
             outside.wall_clock,
             self._clock.elapsed_s,
+            outside.slewed,
             lambda peers_s: self._counting.keeping.on_peers(peers_s),
         )
         self._links = self._make_links()
         around = self._surroundings()
         self._standing.start(self._links, around.vault)
+        self.timers.after(PERIOD_S, self._each_minute)
         self.batches = Batches(around, outside.log, outside.clock)
         self.orders = CeremonyOrders(around, self.batches)
         self._gate = Gate(
@@ -276,6 +279,12 @@ class EnclaveCore:
             self._outside.log.info("link up", peer=name, coordinator=coordinator)
         else:
             self._outside.log.warning("link down", peer=name, coordinator=coordinator, reason=reason)
+
+    def _each_minute(self) -> None:
+        self.timers.after(PERIOD_S, self._each_minute)
+        if self._peer_clocks.outdated():
+            self._outside.log.info("links are made anew", reason="this machine's clocks were slewed")
+            self._links.renew()
 
     def _on_failed_attempt(self, coordinator: str, peer: int, reason: str) -> None:
         self.dispatch.on_failed_attempt(coordinator, peer, reason)

@@ -42,6 +42,10 @@ class Clocks:
     monotonic: Callable[[], float] = time.monotonic
     boottime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
 
+    def slewed(self) -> float:
+        """By how many seconds the kernel has let all three run faster, or slower, than the machine's oscillator."""
+        return self.monotonic() - time.clock_gettime(time.CLOCK_MONOTONIC_RAW)
+
     def read(self) -> tuple[float, float, float]:
         """All three as of one moment, within `MAX_READING_S`; on a machine too busy for that, the closest reading."""
         readings: list[tuple[float, tuple[float, float, float]]] = []

@@ -9,6 +9,8 @@ from policies.signed_requests import CLOCK_SKEW_S
 
 # As far as requests and authorizations bear.
 MAX_CLOCKS_APART_S = float(CLOCK_SKEW_S)
+# Slewed by more, what hellos said is extrapolated by a clock that did not keep pace with the peers'.
+MAX_SLEWED_S = 20.0
 MAX_NAMED = 3
 
 
@@ -21,11 +23,14 @@ class PeerClocks:
         roster: Roster,
         wall: Callable[[], float],
         elapsed: Callable[[], float],
+        slewed: Callable[[], float],
         agreed: Callable[[float], None],
     ) -> None:
-        """`elapsed`: as for the counting clock. `agreed(peers_s)`: the peers' time, ahead of the elapsed time, whenever
-        their clocks agree; first after `doubt` is empty."""
+        """`elapsed`: as for the counting clock; `slewed`: by how many seconds the kernel has let it and the wall clock
+        run faster to set them right. `agreed(peers_s)`: the peers' time, ahead of the elapsed time, whenever their
+        clocks agree; first after `doubt` is empty."""
         self._roster, self._wall, self._elapsed, self._agreed = roster, wall, elapsed, agreed
+        self._slewed, self._slewed_s = slewed, slewed()
         self._heard: dict[tuple[str, int], float] = {}
         self._clocks: dict[int, float] = {}
         # The (t+1)-th earliest and the (t+1)-th latest clock; None while fewer than t+1 peers are linked.
@@ -46,6 +51,14 @@ class PeerClocks:
         if self._bounds is not None and _apart(self._bounds) <= MAX_CLOCKS_APART_S:
             self._have_agreed = True
             self._agreed(self._bounds[1])
+
+    def outdated(self) -> bool:
+        """Whether the clocks were slewed so far that links are to be made anew; once for each time."""
+        slewed_s = self._slewed()
+        if abs(slewed_s - self._slewed_s) <= MAX_SLEWED_S:
+            return False
+        self._slewed_s = slewed_s
+        return True
 
     @property
     def doubt(self) -> str:

@@ -173,6 +173,7 @@ def _serve(
         freezes=FreezeFile(config.freezes),
         reload=load,
         counting_clock=CountingClock(time.time, Clocks().boottime),
+        slewed=Clocks().slewed,
         told_of_hsm=lambda: (watch.counters(), opener.timings.told("hsm")),
         queues=lambda: {"to-signer": server.waiting, "to-worker": worker.waiting, "hsm": thread.waiting},
     )

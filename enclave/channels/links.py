@@ -130,6 +130,12 @@ class Links:
         elif self._identity.me < sender:
             self._on_knock(key)
 
+    def renew(self) -> None:
+        """SPEC 7.8: make all links anew, as their hellos' clocks hold no longer; each stays until its next is there."""
+        for key in self._links:
+            if key not in self._attempts:
+                self._begin(key, _Attempt())
+
     def drop_all(self, reason: str) -> None:
         """The way to the network is gone."""
         for key in {*self._links, *self._attempts}:

@@ -637,6 +637,27 @@ def test_a_start_without_links_knows_nothing_and_waits_for_them() -> None:
     assert (unknown(desk), used(desk, 1)) == ("", 1)
 
 
+def test_links_are_made_anew_where_a_clock_was_slewed() -> None:
+    """A machine comes up with a clock that is 60 s behind, and its kernel lets it run faster until it is right."""
+    desk = make_desk(HOURLY)
+    net = desk.net
+    net.own_set_by_s[1] = -60.0
+    net.reboot(1)
+    net.presence(COMMITTEE)
+    net.run()
+    net.own_set_by_s.clear()
+    net.slewed_s[1] = 60.0
+    before = {j: net.members[j].core._links.get(COORDINATOR, 1) for j in (2, 3)}
+    offs = {j: net.members[j].core._peer_clocks.gauges()["clock_off|signer-1|ahead"] for j in (2, 3)}
+    assert offs == {2: 60, 3: 60}
+    net.advance(61)
+    for j in (2, 3):
+        assert net.members[j].core._peer_clocks.gauges()["clock_off|signer-1|ahead"] == 0
+        assert net.members[j].core._links.get(COORDINATOR, 1) not in (None, before[j])
+    refill(desk)
+    assert signs(desk)
+
+
 def test_a_chain_of_before_is_told_of_the_peers_at_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a clock could be set forward at every start until something is charged."""
     desk = make_desk(HOURLY)

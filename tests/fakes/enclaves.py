@@ -148,6 +148,8 @@ class Net:
         self.wall_set_by_s = 0.0
         self.own_set_by_s: dict[int, float] = {}
         self.lies_s: dict[int, float] = {}
+        # By how much the kernels of single ones have slewed their clocks.
+        self.slewed_s: dict[int, float] = {}
         self.policy, self.gate, self.gate_keys, self.gate_mode = policy, gate, gate_keys, gate_mode
         self.gate_options = gate_options or {}
         self.relay: Relay = lambda sender, receiver, data: [(sender, receiver, data)]
@@ -233,6 +235,7 @@ class Net:
             freezes=self.freeze_stores.setdefault(j, FreezeMemory()),
             reload=lambda: self.reread(config),
             unkept_freezes=self.unkept_freezes.pop(j, None),
+            slewed=lambda: self.slewed_s.get(j, 0.0),
         )
         core = EnclaveCore(config, lambda: self.gate_keys, outside)
         member = Member(j, hsm, core, store, logged)

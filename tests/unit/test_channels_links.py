@@ -174,6 +174,21 @@ def test_a_hello_is_not_said_again_once_its_clock_is_old() -> None:
         assert (Open(before) == decode(first[1:], Message)) == (seconds < 1)
 
 
+@pytest.mark.parametrize("me", [1, 2])
+def test_links_made_anew_are_there_all_the_time(me: int) -> None:
+    world = World((1, 2, 3))
+    world.present(1, 2, 3)
+    world.relay()
+    before = {peer: world[me].link(peer) for peer in (1, 2, 3) if peer != me}
+    world[me].links.renew()
+    assert {peer: world[me].link(peer) for peer in before} == before
+    world.relay()
+    for peer, link in before.items():
+        assert world.linked(me, peer)
+        assert world[me].link(peer) != link
+    assert world.faults == []
+
+
 def test_a_knock_from_below_does_nothing() -> None:
     world = World()
     world.present(1, 2, to=(2,))

@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 
+from enclave.clock_watch import Clocks
 from enclave.peer_clocks import MAX_CLOCKS_APART_S, PeerClocks, honest_bounds
 from policies.roster import Roster, RosterSigner
 from tests.fakes.enclaves import Clock, SoftwareHsm
@@ -48,7 +49,8 @@ class Desk:
         self.elapsed.now_s = 1000.0
         self.agreed: list[float] = []
         roster = Roster(1, "testnet", t, signers)
-        self.clocks = PeerClocks(roster, self.wall, self.elapsed, self.on_agreed)
+        self.slewed_s = 500.0
+        self.clocks = PeerClocks(roster, self.wall, self.elapsed, lambda: self.slewed_s, self.on_agreed)
 
     def on_agreed(self, peers_s: float) -> None:
         assert self.clocks.doubt == ""
@@ -126,3 +128,14 @@ def test_this_machines_clock_is_judged_by_its_peers() -> None:
         "this machine's clock does not agree with its peers' (this one is 100 s behind signer-4, 90 s ahead of "
         "signer-2, 90 s ahead of signer-3). Set the wrong one right"
     )
+
+
+def test_clocks_that_were_slewed_outdate_what_peers_said_once() -> None:
+    desk = Desk(3, 1)
+    for slewed_s, outdated in ((519, False), (521, True), (521, False), (540, False), (500, True), (500, False)):
+        desk.slewed_s = slewed_s
+        assert desk.clocks.outdated() == outdated
+
+
+def test_a_kernel_tells_by_how_much_it_slews() -> None:
+    assert abs(Clocks().slewed() - Clocks().slewed()) < 1.0
