@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from policies.addresses import ANY
 from policies.erc20 import SELECTORS, Erc20Method
+from policies.limits import Reaction
 from policies.methods import ANY_DATA
 from policies.model import ALWAYS_BLIND, Policy, Rule, places_of
 
@@ -21,8 +22,21 @@ def advise(policy: Policy) -> Iterator[str]:
     for name in policy.addresses:
         if name not in used:
             yield f"no rule names the list of addresses {name}"
+    yield from _advise_first_seen(policy)
     for rule in policy.rules:
         yield from _advise_rule(rule)
+
+
+def _advise_first_seen(policy: Policy) -> Iterator[str]:
+    """What is signed is remembered as seen by the rules alone that ask whether it was."""
+    reactions = {rule.name: rule.on_anomaly.first_seen_destination for rule in policy.rules if rule.on_anomaly}
+    if {Reaction.FLAG, Reaction.ASK_GATE}.isdisjoint(reactions.values()):
+        for name, reaction in reactions.items():
+            if reaction is Reaction.REFUSE:
+                yield (
+                    f"rule {name} refuses on first-seen-destination, and permits nothing: no other rule has "
+                    "`first-seen-destination: flag` or `ask-gate`, by which a destination is seen first"
+                )
 
 
 def _advise_rule(rule: Rule) -> Iterator[str]:

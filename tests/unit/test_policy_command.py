@@ -42,6 +42,29 @@ def test_check_tells_what_is_probably_not_meant() -> None:
     assert "warning: rule transactions permits every call of every contract" in done.stderr
 
 
+REFUSED = "rule transactions refuses on first-seen-destination, and permits nothing"
+
+
+def test_check_tells_of_a_rule_that_nothing_can_pass(tmp_path: Path) -> None:
+    path, text = tmp_path / "p.yaml", (FOLDER / "testnet.yaml").read_text()
+
+    def told(reaction: str, others: str = "") -> str:
+        react = "    on_anomaly: {first-seen-destination: %s}\n"
+        changed = text.replace("  - name: transactions\n", "  - name: transactions\n" + react % reaction)
+        hashes = "  - name: hashes\n"
+        assert changed != text
+        assert hashes in text
+        path.write_text(changed.replace(hashes, hashes + (react % others if others else "")))
+        done = RUN.invoke(app, ["policy", "check", str(path)])
+        assert done.exit_code == 0, done.stderr
+        return done.stderr
+
+    assert REFUSED in told("refuse")
+    assert REFUSED in told("refuse", "refuse")
+    assert [REFUSED in told("refuse", other) for other in ("flag", "ask-gate")] == [False, False]
+    assert [REFUSED in told(reaction) for reaction in ("flag", "ask-gate")] == [False, False]
+
+
 def test_check_of_a_bad_policy_says_where(tmp_path: Path) -> None:
     bad = tmp_path / "p.yaml"
     bad.write_text(
