@@ -181,11 +181,20 @@ def work(net: LocalNet, stranger: ClientKey, shown: list[tuple[str | Path, bytes
             ("keys", "list"),
             ("pool", "--once"),
             ("status", *map(str, hosts(net))),
+            ("doctor", *map(str, hosts(net)), "--gate-secrets", str(net.plan.gate_directory(1) / "gate-secrets.json")),
+            ("sign", "batch", key.id, str(hashes_file(net))),
         ):
             said.append(command(net, os.environ, *words, "--json", "--profile", str(net.profile)))
             assert len(said[-1][1]) > 100, said[-1]
     said += [(f"answer of {path}", answer(net, path)) for path in API_PATHS]
     return said
+
+
+def hashes_file(net: LocalNet) -> Path:
+    """Three hashes to be signed under one decision."""
+    path = net.root / "hashes"
+    path.write_text("".join(secrets.token_hex(32) + "\n" for _ in range(3)))
+    return path
 
 
 def hosts(net: LocalNet) -> list[Path]:
@@ -310,7 +319,9 @@ def test_the_metrics_of_the_run_are_the_documented_ones_with_its_numbers(run: Ru
     assert sample(run, "signer-1", 'keymoot_signer_coordinator_up{coordinator="coordinator"}') == 1
     assert sample(run, "signer-3", 'keymoot_signer_connections_total{peer="enclave"}') == 1
     done = 'keymoot_coordinator_ceremonies_total{{kind="{}",outcome="done",round="all"}}'
-    assert [sample(run, "coordinator", done.format(kind)) for kind in ("keygen", "setup", "online")] == [1, 1, 7]
+    assert [
+        sample(run, "coordinator", done.format(kind)) for kind in ("keygen", "setup", "online", "batch-online")
+    ] == [1, 1, 7, 1]
     assert sample(run, "coordinator", 'keymoot_coordinator_signer_up{signer="signer-3"}') == 1
     assert sample(run, "coordinator", 'keymoot_coordinator_requests_total{kind="Hash",outcome="Signed"}') == 7
     unknown = 'operation="GET /v1/keys/{key}",status="404"'
