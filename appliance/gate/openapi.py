@@ -37,8 +37,8 @@ WEBHOOK_HEADERS = {
     ),
 }
 TOLD = {
-    "202": "A person decides: the question comes again with the same `uid`, after `Retry-After`, until its deadline. In mode `status` "
-    "a refusal.",
+    "202": "A person decides: the question comes again with the same `uid`, after `Retry-After`, until its deadline. "
+    "In mode `status` a refusal.",
     "401": "The question is not signed by this signer, or not now. A refusal.",
     "403": "A refusal in mode `status`. In mode `signed` better say no with 200, which gives a reason.",
     "413": "Larger than a question can be. A refusal.",
