@@ -17,6 +17,10 @@ class Anchor(NamedTuple):
     wall_s: int
     peers_s: int | None = None
 
+    def behind_s(self) -> float:
+        """By how much counted time was furthest behind the peers'; nothing is less than what is not known."""
+        return -math.inf if self.peers_s is None else self.peers_s - self.counted_s
+
     def facts(self) -> dict[str, int | list[str]]:
         """For the audit entry of this moment, which says the wall clock itself."""
         facts: dict[str, int | list[str]] = {"counted_at": self.counted_s}

@@ -146,6 +146,8 @@ class LedgerKeeping:
     def on_peers(self, peers_s: float) -> None:
         """SPEC 7.8: the peers' clocks agree; the time of limits goes on from there, once the counters are read, too."""
         self._ledger.clock.hear(peers_s)
+        if self._settled:
+            self._tell_clock()
         self._settle()
 
     def _settle(self) -> None:
@@ -240,8 +242,8 @@ class LedgerKeeping:
         self._keep()
 
     def _tell_clock(self) -> None:
-        """SPEC 7.2: the wall clock was set, or nothing is known of the peers' then; the chain says so, for the next
-        start."""
+        """SPEC 7.2: the wall clock was set, or counted time is further behind the peers' than the chain knows; it says
+        so now, for the next start."""
         now = self._ledger.clock.now()
         if self._anchor is None or not self._attached:
             return
@@ -249,7 +251,7 @@ class LedgerKeeping:
         was_set = abs(set_by_s) > CLOCK_SET_S
         if was_set:
             self._log.warning("the clock was set: limits count on by the time that has passed", seconds=set_by_s)
-        if was_set or self._anchor.peers_s is None:
+        if was_set or now.behind_s() > self._anchor.behind_s() + CLOCK_SET_S:
             self._anchor = now
             self._effects.audit(self._audit.record("clock", set_by_s=set_by_s, **now.facts()))
 

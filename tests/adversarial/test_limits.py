@@ -637,6 +637,29 @@ def test_a_start_without_links_knows_nothing_and_waits_for_them() -> None:
     assert (unknown(desk), used(desk, 1)) == ("", 1)
 
 
+def test_the_chain_knows_at_once_that_peers_clocks_were_set() -> None:
+    """All clocks are set forward while all run, the signer's own once more while it is down, within the minute."""
+    desk = make_desk(HOURLY)
+    net = desk.net
+    assert [signs(desk), signs(desk), signs(desk)] == [True] * 3
+    net.wall_set_by_s = 7200.0
+    desk.client.clock = desk.gate.clock = net.wall
+    for j in (2, 3):
+        net.members[j].core._links.renew()
+    net.run()
+    told = [json.loads(entry.body) for entry in net.members[1].audit if b'"clock"' in entry.body]
+    assert told[-1]["peers_at"] - told[-1]["counted_at"] == 7200
+    net.own_set_by_s[1] = 7200.0
+    come_back(desk, 1)
+    net.own_set_by_s.clear()
+    net.advance(61)
+    come_back(desk, 1)
+    assert used(desk, 1) == 3
+    assert not signs(desk)
+    net.advance(3600 + 113)
+    assert signs(desk)
+
+
 def test_links_are_made_anew_where_a_clock_was_slewed() -> None:
     """A machine comes up with a clock that is 60 s behind, and its kernel lets it run faster until it is right."""
     desk = make_desk(HOURLY)
