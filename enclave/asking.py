@@ -144,7 +144,7 @@ class Gate:
             elif is_retriable(answer.status):
                 # SPEC 6.7
                 rule, reason = "gate/status", f"HTTP {answer.status}"
-                wait_s = max(backoff_s, float(answer.retry_after_s))
+                wait_s = min(max(backoff_s, float(answer.retry_after_s)), POLL_MOST_S)
                 self._count("gate_tries|retriable")
             else:
                 verdict = self._judge(answer, call)

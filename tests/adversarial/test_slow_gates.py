@@ -100,6 +100,24 @@ def test_a_request_that_was_carried_out_is_not_taken_hours_later(desk: Desk) -> 
     assert refusals(desk.net.authorise(request, desk.key_id, COMMITTEE, desk.name(3))) == {"request/expired"}
 
 
+def test_a_proxy_that_says_to_come_back_much_later_is_asked_again_in_five_minutes(desk: Desk) -> None:
+    uids: list[str] = []
+
+    def alter(member: int, call: wire.CallGate, reply: wire.GateReply) -> Any:
+        if member != 2:
+            return reply
+        uids.append(call.uid)
+        return msgspec.structs.replace(reply, status=503, retry_after_s=3600, body=b"") if len(uids) == 1 else reply
+
+    desk.gate.alter = alter
+    order(desk, desk.client.sign_hash(desk.key_id, H1), 2, desk.name())
+    desk.net.advance(299)
+    assert len(uids) == 1
+    desk.net.advance(2)
+    assert len(uids) == 2
+    assert len(set(uids)) == 1
+
+
 def test_whoever_orders_again_learns_at_once_that_the_gate_is_deciding(desk: Desk) -> None:
     """A coordinator that was away, or a signer process that was: the conversation goes on, with the one uid."""
     person, request = Away(desk), desk.client.sign_hash(desk.key_id, H1)
