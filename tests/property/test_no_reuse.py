@@ -8,12 +8,12 @@ check, tens of thousands in `make soak`. At the end, enclaves with a defect of e
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.exceptions import InvalidSignature
 from hypothesis import HealthCheck, Phase, settings
@@ -258,7 +258,7 @@ def name_the_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
         taken = honest(pool, name, committee, epoch)
         if batch is None or first == bytes(32):
             return taken
-        return dataclasses.replace(taken, inverse_share=int.from_bytes(first or b"", "big"))
+        return msgspec.structs.replace(taken, inverse_share=int.from_bytes(first or b"", "big"))
 
     monkeypatch.setattr(PresignaturePool, "take", take)
 
