@@ -54,8 +54,8 @@ class Store(Protocol):
     def audit_head(self) -> tuple[int, bytes]:
         """Number and hash of the last entry on disk."""
 
-    async def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> None:
-        """Returns when the records are on disk."""
+    def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> Awaitable[None]:
+        """Done when the records are on disk."""
 
     def append_audit(
         self,

@@ -126,7 +126,8 @@ class _StoredEntry(msgspec.Struct, frozen=True):
 
 
 class SignerStore:
-    """All of it is opaque here. Writes return once they are on disk; reads see what is committed."""
+    """All of it is opaque here. Writes are under way, in the order of their calls, before anybody awaits them, and done
+    once they are on disk; reads see what is committed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -142,11 +143,14 @@ class SignerStore:
         """Open or create the store at `path`. Raises `StoreFailed`, an `Unavailable`."""
         return cls(Database.open(path, "signer"))
 
-    async def put_records(self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()) -> None:
+    def put_records(
+        self, records: Sequence[wire.Record], audit: Sequence[wire.AuditEntry] = ()
+    ) -> asyncio.Future[None]:
         """Commit all of it together. A record replaces an older or a damaged one of its kind and name.
 
-        Raises `CallerError`, and nothing is written, where a newer version, or the same one with other content, is
-        stored, or where audit entries do not continue the chain; `Unavailable` where the disk does not take it.
+        Done once all is on disk. Raises `CallerError`, and nothing is written, where a newer version, or the same one
+        with other content, is stored, or where audit entries do not continue the chain; `Unavailable` where the disk
+        does not take it.
         """
 
         def write(connection: Connection) -> None:
@@ -154,9 +158,14 @@ class SignerStore:
                 _put(connection, record)
             _append(connection, audit)
 
-        await self._writer.submit(write)
-        for record in records:
-            self._cache.put(record)
+        def keep(done: asyncio.Future[None]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                for record in records:
+                    self._cache.put(record)
+
+        committed = self._writer.begin(write)
+        committed.add_done_callback(keep)
+        return committed
 
     def append_audit(
         self,

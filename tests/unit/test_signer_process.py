@@ -393,6 +393,31 @@ async def test_no_gate_in_the_configuration_is_no_answer(tmp_path: pathlib.Path,
         assert (reply.uid, "names no gate" in reply.reason) == ("u1", True)
 
 
+async def test_the_chain_is_written_in_the_order_of_what_the_enclave_says(
+    tmp_path: pathlib.Path, tls: TlsFiles
+) -> None:
+    """Records with entries that were held, entries by themselves and those of a report, all in one piece."""
+    entries = [wire.AuditEntry(seq, b"entry", bytes([seq]) * 32, b"") for seq in range(1, 41)]
+    async with network(tmp_path, tls) as (enclave, coordinator, _):
+        connection = await linked(enclave, coordinator)
+        said = b""
+        for ticket in range(10):
+            held, alone, reported, with_record = entries[4 * ticket : 4 * ticket + 4]
+            record = msgspec.structs.replace(RECORD, version=ticket + 1)
+            said += wire.frame(wire.Report("c1", wire.GatePending(CEREMONY, 60), (held,)))
+            said += wire.frame(wire.Store(2 * ticket, (record,)))
+            said += wire.frame(wire.Audit((alone,)))
+            said += wire.frame(wire.Report("c1", REFUSED, (reported,)))
+            said += wire.frame(wire.Report("c1", wire.GatePending(CEREMONY, 60), (with_record,)))
+            said += wire.frame(wire.Store(2 * ticket + 1, ()))
+        connection.send_raw(said)
+        for ticket in range(20):
+            assert await connection.next() == wire.Stored(ticket)
+        connection.close()
+        again = await enclave.connection()
+        assert (again.attach.audit_seq, again.attach.audit_head) == (40, entries[-1].hash)
+
+
 async def test_the_process_listens_on_nothing_and_stops_on_sigterm(tmp_path: pathlib.Path, tls: TlsFiles) -> None:
     async with (
         FakeEnclave.listening(tmp_path / "enclave.sock") as enclave,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pathlib
 import signal
 import sqlite3
@@ -42,6 +43,19 @@ def entry(seq: int, body: bytes = b"body") -> wire.AuditEntry:
 async def test_a_new_store_is_empty(store: SignerStore) -> None:
     assert store.audit_head() == (0, bytes(32))
     assert store.record("prss", "prss") is None
+
+
+async def test_writes_are_done_in_the_order_of_their_calls_whoever_awaits_them(store: SignerStore) -> None:
+    """A record's entries come before those that were said after it: the chain has no gap for a moment."""
+    calls = [
+        store.put_records([record(1)], [entry(1)]),
+        store.append_audit([entry(2)]),
+        store.put_records([record(2)], [entry(3)]),
+        store.append_audit([entry(4)]),
+    ]
+    await asyncio.gather(*reversed(calls))
+    assert store.audit_head() == (4, entry(4).hash)
+    assert store.record("key", KEY) == record(2)
 
 
 async def test_records_and_audit_are_there_after_reopening(tmp_path: pathlib.Path) -> None:
