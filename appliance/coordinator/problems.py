@@ -102,22 +102,19 @@ async def _named(request: web.Request, handler: Handler, strangers: Allowance) -
     asked = request.headers.get(REQUEST_ID_HEADER)
     named = asked is not None and re.fullmatch(wire.REQUEST_ID, asked) is not None
     request_id = request[REQUEST_ID] = asked if named and asked is not None else secrets.token_hex(16)
-    # One task serves all requests of a connection: who the last one was of must not stand in this one's lines.
+    # aiohttp gives each request a context of its own.
     structlog.contextvars.bind_contextvars(request_id=request_id, client="")
-    try:
-        if asked is not None and not named:
-            # What was sent is not repeated: neither log nor answer is for strangers to write in.
-            response: web.StreamResponse = problem(400, "bad-request", "Bad request", BAD_REQUEST_ID)
-        else:
-            response = await _answer(request, handler)
-        if isinstance(response, ProblemResponse):
-            response.name(request_id)
-        if not response.prepared:
-            response.headers[REQUEST_ID_HEADER] = request_id
-        if request.path not in PROBES:
-            _tell(request, response, strangers)
-    finally:
-        structlog.contextvars.unbind_contextvars("request_id", "client")
+    if asked is not None and not named:
+        # What was sent is not repeated: neither log nor answer is for strangers to write in.
+        response: web.StreamResponse = problem(400, "bad-request", "Bad request", BAD_REQUEST_ID)
+    else:
+        response = await _answer(request, handler)
+    if isinstance(response, ProblemResponse):
+        response.name(request_id)
+    if not response.prepared:
+        response.headers[REQUEST_ID_HEADER] = request_id
+    if request.path not in PROBES:
+        _tell(request, response, strangers)
     return response
 
 
