@@ -13,6 +13,9 @@ from structlog.typing import EventDict
 
 from policies.lines import STANDARD_ERROR, LineSink
 
+# A logger that was used once keeps what it was set up with, which is cheaper.
+LOGGERS_FOR_GOOD = True
+
 
 class LineLogger:
     """What structlog hands finished lines to. No method raises: a full disk costs lines, never the process."""
@@ -60,9 +63,8 @@ def _json(line: object) -> str:
         return json.dumps(line, sort_keys=True, default=repr)
 
 
-def configure_logging(process: str, *, for_good: bool = True) -> None:
-    """Set up structlog for this process; `process` stands in every line. Call it once, at the start. `for_good`: a
-    logger that was used keeps what it was set up with, which is cheaper."""
+def configure_logging(process: str) -> None:
+    """Set up structlog for this process; `process` stands in every line. Call it once, at the start."""
 
     def tell_lost(count: int) -> str:
         reason = f"{count} lines could not be written: see whether the log's disk was full"
@@ -74,5 +76,5 @@ def configure_logging(process: str, *, for_good: bool = True) -> None:
         processors=[Rendering(process, time.time)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=lambda *_: logger,
-        cache_logger_on_first_use=for_good,
+        cache_logger_on_first_use=LOGGERS_FOR_GOOD,
     )

@@ -41,6 +41,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         raise pytest.UsageError("pytest-xdist does not group tests with this version of pytest: install another")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def loggers_are_set_up_anew() -> Iterator[None]:
+    """A process sets its loggers up once for good; here one test's would be those of all that come after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("appliance.telemetry.LOGGERS_FOR_GOOD", False)
+        yield
+
+
 @pytest.fixture
 def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoftToken]:
     """A fresh SoftHSM token that this process's next module opening will see."""

@@ -439,7 +439,7 @@ async def test_a_result_that_finds_the_queue_of_the_store_full_is_written_once_i
         monkeypatch.setattr(writer, "_max_queued", 0)
         return net.signers[0].honest(order)
 
-    submit = writer._submit
+    submit = writer.submit
 
     async def counted(write: object) -> object:
         nonlocal turned_away
@@ -449,7 +449,7 @@ async def test_a_result_that_finds_the_queue_of_the_store_full_is_written_once_i
             turned_away += 1
             raise
 
-    monkeypatch.setattr(writer, "_submit", counted)
+    monkeypatch.setattr(writer, "submit", counted)
     net.signers[0].answers[wire.OnlineOrder] = share  # type: ignore[assignment]
     _, pending = await net.post(path, hash_body(), wait_s=0)
     await until(lambda: turned_away >= 2)

@@ -69,7 +69,7 @@ def test_nothing_that_a_terminal_acts_on_is_in_a_line(process: str, capfd: pytes
     if process == "enclave":
         Log("enclave").info("request", path=text)
     else:
-        configure_logging("test", for_good=False)
+        configure_logging("test")
         structlog.get_logger().info("request", path=text)
         structlog.reset_defaults()
         structlog.contextvars.clear_contextvars()

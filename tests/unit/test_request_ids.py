@@ -29,7 +29,7 @@ SIGNED = {"Keymoot-Signature": "aGVhZGVy..c2lnbmF0dXJl", "Content-Type": "applic
 @pytest.fixture
 def logged() -> Iterator[None]:
     """The log as a process has it, on the real standard error."""
-    configure_logging("coordinator", for_good=False)
+    configure_logging("coordinator")
     yield
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
