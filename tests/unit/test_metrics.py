@@ -152,9 +152,6 @@ class SilentEnclave:
         assert source == "metrics"
         self.sent.append(message)
 
-    def resume(self) -> None:
-        """It is read again."""
-
 
 async def test_an_enclave_that_does_not_answer_is_asked_once_and_waited_for_shortly(
     monkeypatch: pytest.MonkeyPatch,
