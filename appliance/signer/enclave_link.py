@@ -69,14 +69,18 @@ class EnclaveLink(asyncio.Protocol):
         messages, and what `deliver` raises."""
         self._deliver = deliver
         self.resume()
-        await self._ended.wait()
+        try:
+            await self._ended.wait()
+        finally:
+            self.pause()
         if self._why is not None:
             raise self._why
 
     def pause(self) -> None:
         """Deliver and read nothing until `resume`."""
         self._paused = True
-        self._transport.pause_reading()
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
 
     def resume(self) -> None:
         """Go on after `pause`."""

@@ -111,6 +111,22 @@ async def test_while_it_is_paused_the_enclave_is_not_read(tmp_path: pathlib.Path
         await within(link.close())
 
 
+async def test_who_serves_no_more_is_handed_nothing(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "enclave.sock"
+    async with FakeEnclave.listening(path) as enclave:
+        link, connection = await linked(path, enclave)
+        heard: asyncio.Queue[wire.FromEnclave] = asyncio.Queue()
+        serving = await serve(link, heard.put_nowait)
+        connection.send(audit(1))
+        assert await within(heard.get()) == audit(1)
+        serving.cancel()
+        await asyncio.wait([serving])
+        connection.send(audit(2))
+        with pytest.raises(TimeoutError):
+            await within(heard.get(), 0.1)
+        await within(link.close())
+
+
 async def test_what_an_enclave_does_not_read_waits_within_its_quota(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "enclave.sock"
     stop, go_on = asyncio.Event(), asyncio.Event()
