@@ -81,11 +81,12 @@ class Authoriser:
         try:
             self._vault.require_hsm()
             # A request that is known was verified, and may have been approved long after its JWS expired.
-            state, request = self.book.get(order.request.digest(self._rules.roster.network)), None
+            digest = order.request.digest(self._rules.roster.network)
+            state, request = self.book.get(digest), None
             if state is None:
                 request = self._deciding.verify(order.request)
                 waits = request.lifetime_s > MAX_LIFETIME_S
-                state = self.book.open(request.digest, *self._remembered_until_s(request), request.client_id, waits)
+                state = self.book.open(digest, *self._remembered_until_s(request), request.client_id, waits)
             self._begin_attempt(coordinator, state, order)
             begun = True
             if state.asking:

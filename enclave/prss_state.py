@@ -9,6 +9,9 @@ from enclave.errors import Unavailable
 from enclave.protocol.presign_material import derive_sub_seed
 from enclave.protocol.setup import Seeds
 
+# Whose seeds are looked up once: so many are in use at once.
+MAX_COMMITTEES = 64
+
 
 class PrssState:
     """Current seeds, or none before the first setup. `epoch` is 0 then."""
@@ -16,6 +19,8 @@ class PrssState:
     def __init__(self, me: int, tolerate: int) -> None:
         self._me, self._t = me, tolerate
         self._seeds: Seeds | None = None
+        # By committee, from `_seeds`.
+        self._online: dict[tuple[int, ...], Mapping[int, bytes]] = {}
 
     @property
     def epoch(self) -> int:
@@ -30,6 +35,7 @@ class PrssState:
     def install(self, seeds: Seeds) -> None:
         """Use these seeds from now on. The pools of the older epoch are gone by then (SPEC 1.6)."""
         self._seeds = seeds
+        self._online.clear()
 
     def sub_seeds(
         self, committee: tuple[int, ...], sid: bytes
@@ -49,8 +55,14 @@ class PrssState:
 
     def online_seeds(self, committee: tuple[int, ...]) -> Mapping[int, bytes]:
         """SPEC 4.5: `o_{me,i}` for every other member `i` of the committee."""
-        seeds = self._current()
-        return {i: seeds.of("online-pair", (min(i, self._me), max(i, self._me))) for i in committee if i != self._me}
+        found, seeds = self._online.get(committee), self._current()
+        if found is None:
+            others = (i for i in committee if i != self._me)
+            found = {i: seeds.of("online-pair", (min(i, self._me), max(i, self._me))) for i in others}
+            if len(self._online) >= MAX_COMMITTEES:
+                self._online.clear()
+            self._online[committee] = found
+        return found
 
     def _current(self) -> Seeds:
         if self._seeds is None:

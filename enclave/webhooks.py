@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nacl.bindings
-from nacl.exceptions import BadSignatureError
 
+from enclave.crypto import ed25519
 from enclave.errors import CallerError
 from enclave.secret import Secret
 
@@ -116,7 +116,7 @@ def verify(keys: Sequence[VerifyingKey], webhook_id: str, timestamp: str, header
             matches = [hmac.compare_digest(_decoded(encoded), mac) for mac in macs]
             fits = any(matches)
         elif version == ED25519_VERSION and points:
-            fits = any(_verifies(point, _decoded(encoded), content) for point in points)
+            fits = any(ed25519.verifies(point, content, _decoded(encoded)) for point in points)
         else:
             continue
         if fits:
@@ -141,19 +141,8 @@ def _signature(key: SigningKey, content: bytes) -> str:
     if isinstance(key, Secret):
         version, made = HMAC_VERSION, hmac.digest(key.reveal(), content, "sha256")
     else:
-        signed = nacl.bindings.crypto_sign(content, key.pair.reveal())
-        version, made = ED25519_VERSION, signed[: nacl.bindings.crypto_sign_BYTES]
+        version, made = ED25519_VERSION, ed25519.sign(key.pair.reveal(), content)
     return f"{version},{base64.b64encode(made).decode()}"
-
-
-def _verifies(point: bytes, signature: bytes, content: bytes) -> bool:
-    if len(signature) != nacl.bindings.crypto_sign_BYTES:
-        return False
-    try:
-        nacl.bindings.crypto_sign_open(signature + content, point)
-    except BadSignatureError:
-        return False
-    return True
 
 
 def _decoded(text: str) -> bytes:

@@ -8,7 +8,7 @@ agree. With so little allowed, the signature is checked directly over RFC 7515's
 
 from __future__ import annotations
 
-import base64
+import binascii
 import re
 from typing import Annotated, TypeVar
 
@@ -16,7 +16,7 @@ import msgspec
 
 from policies.clients import ALGORITHM_NAMES, Client
 from policies.errors import Refused
-from policies.json_strict import JsonInvalid, parse_json
+from policies.json_strict import JsonInvalid, decode_as, parse_json
 from policies.requests import request_name
 
 MAX_LIFETIME_S = 300
@@ -103,8 +103,8 @@ class _NamedBody(msgspec.Struct, frozen=True, rename="camel"):
 def claimed_name(network: str, jws: str, body: bytes) -> bytes | None:
     """The request's name (SPEC 4.10) as it claims to be, unverified; None where it can have none."""
     try:
-        header = msgspec.json.decode(decode_base64url(jws.partition(".")[0]), type=_NamedHeader)
-        return request_name(network, header.kid, msgspec.json.decode(body, type=_NamedBody).external_id)
+        header = decode_as(decode_base64url(jws.partition(".")[0]), _NamedHeader)
+        return request_name(network, header.kid, decode_as(body, _NamedBody).external_id)
     except (Refused, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
@@ -112,7 +112,7 @@ def claimed_name(network: str, jws: str, body: bytes) -> bytes | None:
 def claimed_client(jws: str) -> str:
     """The id of the client that a request claims to be of, unverified; empty where it names none."""
     try:
-        return msgspec.json.decode(decode_base64url(jws.partition(".")[0]), type=_NamedHeader).kid
+        return decode_as(decode_base64url(jws.partition(".")[0]), _NamedHeader).kid
     except (Refused, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
 
@@ -129,7 +129,7 @@ def parse_strictly(data: bytes, kind: type[T], rule: str) -> T:
     """`data` as JSON that no two parsers read differently. Raises `Refused` with `rule`, and nothing else."""
     try:
         parse_json(data)
-        return msgspec.json.decode(data, type=kind)
+        return decode_as(data, kind)
     except (JsonInvalid, msgspec.DecodeError) as error:
         raise Refused(rule, str(error)[:200]) from None
 
@@ -157,9 +157,10 @@ def decode_base64url(text: str, rule: str = "request/jws") -> bytes:
     if not _BASE64URL.fullmatch(text):
         raise Refused(rule, "not base64url")
     try:
-        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except ValueError:
+        plain = text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4)
+        data = binascii.a2b_base64(plain)
+    except binascii.Error:
         raise Refused(rule, "not base64url") from None
-    if base64.urlsafe_b64encode(data).rstrip(b"=").decode() != text:
+    if binascii.b2a_base64(data, newline=False).decode() != plain:
         raise Refused(rule, "not canonical base64url")
     return data

@@ -71,6 +71,8 @@ class Tag(StrEnum):
     AUDIT_HEAD = "keymoot/v1/audit/head"
 
 
+# Most parts are short.
+_LENGTHS = tuple(length.to_bytes(8, "big") for length in range(256))
 _PREFIXES = {tag: len(tag.value).to_bytes(8, "big") + tag.value.encode() for tag in Tag}
 
 
@@ -78,7 +80,8 @@ def encode_parts(tag: Tag, *parts: bytes) -> bytes:
     """The unambiguous encoding that `digest` hashes: also the `info` of HKDF and the data of a MAC."""
     pieces = [_PREFIXES[tag]]
     for part in parts:
-        pieces += (len(part).to_bytes(8, "big"), part)
+        length = len(part)
+        pieces += (_LENGTHS[length] if length < 256 else length.to_bytes(8, "big"), part)
     return b"".join(pieces)
 
 

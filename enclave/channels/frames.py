@@ -14,14 +14,14 @@ import struct
 from collections.abc import Sequence
 
 import msgspec
-import nacl.bindings
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
-from nacl.exceptions import BadSignatureError
 
 from enclave.bodies import BODY_VERSION, BROADCAST, BodyLog, BodyRef, body_digest
+from enclave.crypto import ed25519
+from enclave.crypto.ed25519 import SIGNATURE_BYTES
 from enclave.errors import LinkFault
 from enclave.wire import Bytes32, Wire
 from policies.roster import Index
@@ -31,7 +31,6 @@ VERSION = BODY_VERSION
 HANDSHAKE_FRAME, CEREMONY_FRAME = b"\x01", b"\x02"
 _HEADER = struct.Struct(">cB32sBBBQ")
 HEADER_BYTES = _HEADER.size
-SIGNATURE_BYTES = 64
 SIGNED_NONCE_BYTES = 32
 
 
@@ -66,16 +65,12 @@ def frame_context(frame: bytes) -> bytes:
 
 def sign_digest(frame_secret: bytes, message_digest: bytes) -> bytes:
     """64-byte Ed25519 signature by a 64-byte libsodium secret key."""
-    return nacl.bindings.crypto_sign(message_digest, frame_secret)[:SIGNATURE_BYTES]
+    return ed25519.sign(frame_secret, message_digest)
 
 
 def verify_digest(frame_key: bytes, message_digest: bytes, signature: bytes) -> bool:
     """Whether an Ed25519 signature over a digest verifies under a 32-byte frame key."""
-    try:
-        nacl.bindings.crypto_sign_open(signature + message_digest, frame_key)
-    except (BadSignatureError, ValueError):
-        return False
-    return True
+    return ed25519.verifies(frame_key, message_digest, signature)
 
 
 def verify_ref(frame_key: bytes, context: bytes, ref: BodyRef) -> bool:

@@ -151,6 +151,7 @@ COVERED: dict[str, str] = {
     "enclave.webhooks:_decode": "webhook",
     "enclave.wire:decode": "wire to enclave",
     "enclave.worker:serve": "to worker",
+    "policies.json_strict:decode_as": "body",
     "policies.json_strict:parse_json": "json",
     "policies.load:_Reader.read": "roster.yaml",
     "policies.load:load_policy": "policy.yaml",

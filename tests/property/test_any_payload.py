@@ -161,7 +161,7 @@ def test_a_batch_names_each_hash_with_its_path_or_is_refused(
     fields = {"kind": "HashBatch", "hashes": hashes, "derivationPaths": paths, "externalId": "e"}
     body = edit(msgspec.json.encode(fields), edits)
     try:
-        batch = parse_hash_batch(VerifiedRequest("client", "jti", 0, body, bytes(32)))
+        batch = parse_hash_batch(VerifiedRequest("client", "jti", 0, body))
     except Refused:
         assert edits or len(paths) not in (1, len(hashes))
         return

@@ -220,7 +220,7 @@ def shown(data: bytes) -> object:
 
 
 def verified(data: bytes) -> VerifiedRequest:
-    return VerifiedRequest("client", "jti", 0, data, bytes(32))
+    return VerifiedRequest("client", "jti", 0, data)
 
 
 def freezes(data: bytes) -> object:
