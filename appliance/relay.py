@@ -136,6 +136,10 @@ class Several(Wire, frozen=True, tag=15):
     messages: Annotated[tuple[FrameBytes, ...], msgspec.Meta(min_length=2, max_length=JOINED_MESSAGES)]
 
 
+# What one WebSocket message is of each way; made once, since a union is looked up by comparing all of its types.
+_IN_ONE: dict[Any, Any] = {Up: Up | Several, Down: Down | Several}
+
+
 def join(encoded: Sequence[bytes]) -> bytes:
     """One WebSocket message of encoded ones: at least one, at most `JOINED_MESSAGES`."""
     return encoded[0] if len(encoded) == 1 else encode(Several(tuple(encoded)))
@@ -143,5 +147,5 @@ def join(encoded: Sequence[bytes]) -> bytes:
 
 def split(data: bytes, kind: Any) -> list[Any]:
     """The messages of `kind` (`Up` or `Down`) in one WebSocket message. Raises `Malformed`, and then none is given."""
-    first = decode(data, kind | Several)
+    first = decode(data, _IN_ONE[kind])
     return [decode(one, kind) for one in first.messages] if isinstance(first, Several) else [first]
