@@ -170,6 +170,11 @@ class ProcessNet(Net):
         assert member.stream is not None
         self._selector.register(member.stream.socket, selectors.EVENT_READ, member)
 
+    def unwatch(self, member: Process) -> None:
+        """Take in nothing more of it: it is about to be stopped."""
+        assert member.stream is not None
+        self._selector.unregister(member.stream.socket)
+
     def stop(self) -> None:
         """Terminate all."""
         for member in self.members.values():

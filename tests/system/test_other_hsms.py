@@ -140,3 +140,38 @@ def test_three_kinds_of_hsm_sign_together_go_away_and_come_back(net: Mixed) -> N
     process = net.members[3].process
     assert process is not None
     assert process.poll() is None
+
+
+def links_up(net: Mixed) -> set[tuple[int, int]]:
+    """Who has told that a link came up, and with whom."""
+    return {
+        (j, report.peer)
+        for j, reports in net.reports.items()
+        for report in reports
+        if isinstance(report, wire.LinkReport) and report.up
+    }
+
+
+def test_an_nss_database_that_is_away_when_its_enclave_starts_is_waited_for(net: Mixed) -> None:
+    member = net.members[2]
+    databases = list((member.directory / "nss").glob("*.db"))
+    assert len(databases) == 2
+    net.setup()
+    key = net.keygen(net.client.create_key())[1].certificates[0][0].acknowledgement
+    net.unwatch(member)
+    member.stop()
+    for database in databases:
+        database.rename(database.with_suffix(".moved"))
+    member.start()
+    net.watch(member)
+    net.attach(2)
+    assert state(net, 2) == "hsm-away"
+    for database in databases:
+        database.with_suffix(".moved").rename(database)
+    net.wait(lambda: state(net, 2) == "ready")
+    net.drain()
+    for present in ((1, 3), COMMITTEE):
+        net.presence(present)
+    linked = {(j, peer) for j in COMMITTEE for peer in COMMITTEE if 2 in (j, peer) and j != peer}
+    net.wait(lambda: linked <= links_up(net))
+    sign(net, key, wire.PresignatureName(net.presign(COMMITTEE, 1)[1].sid, 1))
