@@ -91,16 +91,18 @@ class GateCaller:
         return reply
 
     async def _connected(self) -> Connection:
-        """A connection on which nothing has been said that was not asked for."""
+        """A connection on which nothing has been said that was not asked for. Raises `NoAnswer` where the handler talks
+        on every new one, too."""
         if self._place is None or self._place.ssl is not self.files.context:
             # A connection is used again only under the very context that it was made under.
             loop = asyncio.get_running_loop()
             self._place = aiohttp.ClientRequest("POST", self._url, loop=loop, ssl=self.files.context)
-        while True:
+        for _ in range(MAX_CONNECTIONS + 1):
             connection = await self._connector.connect(self._place, [], NO_TIMEOUT)
             if connection.protocol is not None and not connection.protocol.should_close:
                 return connection
             connection.close()
+        raise NoAnswer("http", "it talks before it is asked")
 
     def _request(self, call: wire.CallGate) -> bytes:
         """What is sent. Raises `ValueError` for a header that would be more than one."""

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 from aiohttp import web
 
 from appliance.signer.config import GateSettings
-from appliance.signer.gate_caller import GateCaller
+from appliance.signer.gate_caller import MAX_CONNECTIONS, GateCaller
 from appliance.tls import server_context
 from enclave import wire
 from tests.fakes.servers import serving
@@ -296,6 +297,25 @@ async def test_an_answer_that_comes_while_nobody_asks_answers_nothing(tls: TlsFi
                 await asyncio.sleep(0.01)
         assert (await caller.call(CALL, 3.0)).status == 403
     assert gate.connections == 2
+
+
+async def test_a_handler_that_talks_on_every_connection_is_given_up(
+    tls: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Mock] = []
+
+    async def connect(*_: object) -> Mock:
+        made.append(Mock())
+        made[-1].protocol.should_close = True
+        return made[-1]
+
+    async with raw(tls, RawGate(YES)) as caller:
+        with monkeypatch.context() as patch:
+            patch.setattr(caller._connector, "connect", connect)
+            reply = await caller.call(CALL, 3.0)
+    assert isinstance(reply, wire.GateUnreachable)
+    assert (reply.code, reply.reason) == ("http", "it talks before it is asked")
+    assert [one.close.call_count for one in made] == [1] * (MAX_CONNECTIONS + 1)
 
 
 async def test_answers_on_the_way_are_passed_over(tls: TlsFiles) -> None:
