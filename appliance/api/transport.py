@@ -22,6 +22,7 @@ MAX_ANSWER_BYTES = 8 * 1024 * 1024
 REQUEST_TIMEOUT_S = 30.0
 RETRIED = (429, 503)
 MAX_TRIES = 4
+MAX_AT_ONCE = 100
 MAX_RETRY_S = 10.0
 # What the JSON decoder raises: of bytes that are not UTF-8 the last but one.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -38,7 +39,8 @@ class Transport:
 
     Reading shows `credential`; a signed request is its own credential. What is answered 429 or 503 is asked again when
     `Retry-After` says, at most `MAX_TRIES` times and within `MAX_RETRY_S`: a signed request names its `externalId`, so
-    that nothing is done twice.
+    that nothing is done twice. At most `MAX_AT_ONCE` exchanges are under way; the others wait in the order in which
+    they were begun.
     """
 
     def __init__(self, url: str, ca: pathlib.Path, credential: Credential) -> None:
@@ -52,8 +54,10 @@ class Transport:
 
     def open(self) -> None:
         """Make ready for exchanges."""
+        # A limit of the connector's own lets whoever has just had a connection overtake those that wait for one.
+        self._turns = asyncio.Semaphore(MAX_AT_ONCE)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._tls),
+            connector=aiohttp.TCPConnector(ssl=self._tls, limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             # A few bytes of a compressed answer could fill the memory.
@@ -92,7 +96,10 @@ class Transport:
         if method == "GET":
             arguments = {**arguments, "headers": self._credential.headers()}
         try:
-            async with self._session.request(method, self._url + path, allow_redirects=False, **arguments) as response:
+            async with (
+                self._turns,
+                self._session.request(method, self._url + path, allow_redirects=False, **arguments) as response,
+            ):
                 return response.status, response.headers, await _read_bounded(response)
         except (aiohttp.ClientError, OSError) as error:
             raise NoAnswer(
