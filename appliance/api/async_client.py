@@ -61,7 +61,7 @@ class AsyncClient:
 
     `ca` is the pinned CA of the coordinator; `key` may be None for a client that only reads. `credential` is what it
     shows to read; a signed request needs none. `others`: further coordinators' URLs with their CAs, asked in turn where
-    one does not answer.
+    one does not answer or cannot do it now (503).
     """
 
     def __init__(
@@ -135,11 +135,7 @@ class AsyncClient:
     @at_any
     async def get_key(self, key_id: str) -> CertifiedKey:
         """The key, verified. Raises `ApiError`, `CertificateRefused`, and `Failed` where it is not active."""
-        answer = await self._get(f"{KEYS_PATH}/{key_id}", models.Key)
-        key = self._certify(require(answer, models.KeyState.ACTIVE))
-        if key.id != key_id:
-            raise CertificateRefused(f"asked for {key_id}, was shown {key.id}")
-        return key
+        return await self._ask_for_key(key_id)
 
     @at_any
     async def list_keys(self, *, limit: int | None = None) -> tuple[ListedKey, ...]:
@@ -321,7 +317,14 @@ class AsyncClient:
         return None
 
     async def _remembered(self, key_id: str) -> CertifiedKey:
-        return self._keys.get(key_id) or await self.get_key(key_id)
+        return self._keys.get(key_id) or await self._ask_for_key(key_id)
+
+    async def _ask_for_key(self, key_id: str) -> CertifiedKey:
+        answer = await self._get(f"{KEYS_PATH}/{key_id}", models.Key)
+        key = self._certify(require(answer, models.KeyState.ACTIVE))
+        if key.id != key_id:
+            raise CertificateRefused(f"asked for {key_id}, was shown {key.id}")
+        return key
 
     def _signing_key(self) -> ClientKey:
         if self._key is None:

@@ -8,8 +8,9 @@
         signature = client.sign(key.id, Hash("0x…", "payment-17"))
 
 Errors: `Rejected` (a signer's policy or gate said no), `Failed` (no result, and nobody decided so), `ApiError` with the
-problem's `code` (`Unauthorized`, `NotFound`, `Conflict`, `TooMany`), `Unavailable` (no answer), `CertificateRefused`
-and `SignatureRefused` (the answer is not to be believed). What is answered 429 or 503 is asked again, for 10 s at most.
+problem's `code` (`Unauthorized`, `NotFound`, `Conflict`, `TooMany`, `NotNow`), `Unavailable` (no answer),
+`CertificateRefused` and `SignatureRefused` (the answer is not to be believed). What is answered 429 or 503 is asked
+again, for 10 s at most, and of the next coordinator where it stays 503.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from appliance.api.results import (
     Failed,
     ListedKey,
     NotFound,
+    NotNow,
     Rejected,
     TooMany,
     Unauthorized,
@@ -58,6 +60,7 @@ __all__ = [
     "Failed",
     "ListedKey",
     "NotFound",
+    "NotNow",
     "Rejected",
     "SignatureRefused",
     "TooMany",

@@ -1,4 +1,4 @@
-"""Several coordinators as one API: where one does not answer, the same is asked of the next."""
+"""Several coordinators as one API: where one does not answer, or cannot do it now, the same is asked of the next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from appliance.api.credentials import Credential
-from appliance.api.results import NotFound
+from appliance.api.results import NotFound, NotNow
 from appliance.api.transport import NoAnswer, Transport
 from policies.errors import Bug, CallerError
 
@@ -40,7 +40,7 @@ class Transports:
             await each.close()
 
     def leave(self, failed: Transport) -> None:
-        """`failed` did not answer: the next one is tried, unless somebody else has seen to it."""
+        """`failed` was of no use: the next one is tried, unless somebody else has seen to it."""
         if self.current is failed:
             self.current = self._all[(self._all.index(failed) + 1) % len(self._all)]
 
@@ -57,7 +57,8 @@ C = TypeVar("C", bound=HasTransports)
 def at_any(
     method: Callable[Concatenate[C, P], Coroutine[Any, Any, R]],
 ) -> Callable[Concatenate[C, P], Coroutine[Any, Any, R]]:
-    """A method whose requests all go to one coordinator, and from the beginning to the next where it does not answer.
+    """A method whose requests all go to one coordinator, and from the beginning to the next where it does not answer or
+    cannot do it now.
 
     What is asked for has an `externalId`, so that it is not done twice.
     """
@@ -68,7 +69,7 @@ def at_any(
             used = client.transports.current
             try:
                 return await method(client, *arguments, **named)
-            except NoAnswer:
+            except (NoAnswer, NotNow):
                 client.transports.leave(used)
         return await method(client, *arguments, **named)
 
@@ -83,7 +84,7 @@ def where_it_is(
 
     @functools.wraps(method)
     async def tried(client: C, /, *arguments: P.args, **named: P.kwargs) -> R:
-        silent: NoAnswer | None = None
+        useless: NoAnswer | NotNow | None = None
         missing: NotFound | None = None
         for _ in range(len(client.transports)):
             used = client.transports.current
@@ -91,9 +92,9 @@ def where_it_is(
                 return await method(client, *arguments, **named)
             except NotFound as error:
                 missing = error
-            except NoAnswer as error:
-                silent = error
+            except (NoAnswer, NotNow) as error:
+                useless = error
             client.transports.leave(used)
-        raise silent or missing or Bug("there is no coordinator to ask")
+        raise useless or missing or Bug("there is no coordinator to ask")
 
     return tried

@@ -47,7 +47,11 @@ class TooMany(ApiError):
     """429: more than the coordinator's limits give one client, still so after asking again."""
 
 
-_BY_STATUS: dict[int, type[ApiError]] = {401: Unauthorized, 404: NotFound, 409: Conflict, 429: TooMany}
+class NotNow(ApiError):
+    """503: this coordinator cannot do it now (a signer is away, its disk is full), still so after asking again."""
+
+
+_BY_STATUS: dict[int, type[ApiError]] = {401: Unauthorized, 404: NotFound, 409: Conflict, 429: TooMany, 503: NotNow}
 
 
 def api_error(status: int, code: str, detail: str, retry_after_s: int | None = None, request_id: str = "") -> ApiError:

@@ -26,6 +26,7 @@ from appliance.api.client import (
     Client,
     Failed,
     NotFound,
+    NotNow,
     Rejected,
     SignatureRefused,
 )  # fmt: skip
@@ -455,6 +456,32 @@ async def test_a_request_is_looked_for_at_the_coordinator_that_took_it(tls: TlsF
             async with AsyncClient(apis[0][0], DEALER.roster, alice, tls.ca, others=[apis[1]]) as client:
                 with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1:"):
                     await client.get_signature(KEY_ID, "sig_1")
+
+
+async def test_where_a_coordinator_cannot_the_next_is_asked_for_the_same(tls: TlsFiles) -> None:
+    refused: list[str] = []
+
+    @web.middleware
+    async def full(request: web.Request, handler: object) -> web.StreamResponse:
+        refused.append(request.path)
+        return answer(models.Problem("about:blank", "Unavailable", 503, "unavailable", "the disk is full"), 503)
+
+    first, second = FakeApi(), FakeApi()
+    app = first.app()
+    app.middlewares.append(full)
+    alice = generate_client_key("alice")
+    async with serving(app, tls) as one, serving(second.app(), tls) as two:
+        here, there = ((f"https://127.0.0.1:{port}", tls.ca) for port in (one, two))
+        async with AsyncClient(here[0], DEALER.roster, alice, tls.ca, others=[there]) as client:
+            assert (await client.sign(KEY_ID, HASH)).status == "Signed"
+            assert len(refused) == 1
+        async with AsyncClient(here[0], DEALER.roster, alice, tls.ca, others=[there]) as client:
+            assert (await client.get_signature(KEY_ID, "sig_1")).status == "Signed"
+            assert len(refused) == 2
+        async with AsyncClient(here[0], DEALER.roster, alice, tls.ca, others=[here]) as client:
+            with pytest.raises(NotNow, match="the disk is full"):
+                await client.sign(KEY_ID, HASH)
+        assert (len(refused), first.seen) == (4, [])
 
 
 async def test_what_awaits_approvals_is_no_refusal(tls: TlsFiles) -> None:
