@@ -13,7 +13,7 @@ from enclave.errors import Refused
 from enclave.gate_keys import GateKeys
 from enclave.wire import MAX_GATE_REQUEST_BYTES, GateReply, GateUnreachable
 from policies.gate_messages import ANSWER_TYPE, LONGEST_YES_S, Answer, GateInfo, GateRequest, RequestInfo, parse_time
-from policies.json_strict import JsonInvalid, decode_as, parse_json
+from policies.json_strict import JsonInvalid, parse_as
 
 RETRIABLE = frozenset({429, 502, 503, 504})
 STATUS_YES_S = 60
@@ -114,8 +114,7 @@ def verify_reply(reply: GateReply, *, call: GateCall, keys: GateKeys, now_s: int
         webhooks.verify(
             keys.answer, reply.webhook_id, reply.webhook_timestamp, reply.webhook_signature, reply.body, now_s
         )
-        parse_json(reply.body)
-        answer = decode_as(reply.body, Answer)
+        answer = parse_as(reply.body, Answer)
     except webhooks.WebhookInvalid as error:
         raise Refused(UNSIGNED[error.code], f"unsigned answer: {error}") from None
     except (JsonInvalid, msgspec.DecodeError) as error:

@@ -15,7 +15,7 @@ from enclave import webhooks
 from enclave.errors import CallerError
 from enclave.secret import Secret
 from enclave.webhooks import PrivateKey, PublicKey, SigningKey, VerifyingKey
-from policies.json_strict import JsonInvalid, parse_json
+from policies.json_strict import JsonInvalid, parse_as
 
 Scheme = Literal["v1", "v1a"]
 KEY_NAMES = ("request_hmac", "answer_hmac", "request_ed25519", "answer_ed25519")
@@ -75,8 +75,7 @@ def scheme_of(key: SigningKey | VerifyingKey) -> str:
 def parse_secrets_file(data: bytes) -> SecretsFile:
     """The file's fields, not looked into. Raises `CallerError`, which never quotes them."""
     try:
-        parse_json(data)
-        return msgspec.json.decode(data, type=SecretsFile)
+        return parse_as(data, SecretsFile)
     except (JsonInvalid, msgspec.DecodeError):
         raise CallerError(SHAPE) from None
 

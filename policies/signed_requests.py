@@ -16,7 +16,7 @@ import msgspec
 
 from policies.clients import ALGORITHM_NAMES, Client
 from policies.errors import Refused
-from policies.json_strict import JsonInvalid, decode_as, parse_json
+from policies.json_strict import JsonInvalid, decode_as, parse_as
 from policies.requests import request_name
 
 MAX_LIFETIME_S = 300
@@ -128,8 +128,7 @@ def claimed_expiry_s(jws: str) -> int:
 def parse_strictly(data: bytes, kind: type[T], rule: str) -> T:
     """`data` as JSON that no two parsers read differently. Raises `Refused` with `rule`, and nothing else."""
     try:
-        parse_json(data)
-        return decode_as(data, kind)
+        return parse_as(data, kind)
     except (JsonInvalid, msgspec.DecodeError) as error:
         raise Refused(rule, str(error)[:200]) from None
 

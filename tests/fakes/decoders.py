@@ -14,7 +14,7 @@ DECODING = {
     "yaml.decode", "msgspec.convert", "wire.decode", "decode_message", "parse_json", "load_yaml", "parse_yaml",
     "parse_strictly", "load_pem_x509_certificate", "load_pem_x509_certificates", "load_der_x509_certificate",
     "load_pem_private_key", "load_der_private_key", "b64decode", "urlsafe_b64decode", "bytes.fromhex", "fromisoformat",
-    "from_encoded_point", "pickle.loads", "decode_as", "a2b_base64", "tomllib.load", "tomllib.loads",
+    "from_encoded_point", "pickle.loads", "decode_as", "parse_as", "a2b_base64", "tomllib.load", "tomllib.loads",
     "ElementTree.parse",
 }  # fmt: skip
 

@@ -152,6 +152,7 @@ COVERED: dict[str, str] = {
     "enclave.wire:decode": "wire to enclave",
     "enclave.worker:serve": "to worker",
     "policies.json_strict:decode_as": "body",
+    "policies.json_strict:parse_as": "body",
     "policies.json_strict:parse_json": "json",
     "policies.load:_Reader.read": "roster.yaml",
     "policies.load:load_policy": "policy.yaml",

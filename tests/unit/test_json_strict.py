@@ -6,12 +6,20 @@ import contextlib
 import json
 import sys
 import time
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.json_strict import MAX_DEPTH, JsonInvalid, parse_json
+from policies.json_strict import MAX_DEPTH, JsonInvalid, parse_as, parse_json
+
+
+class Pair(msgspec.Struct, forbid_unknown_fields=True):
+    a: int
+    b: dict[str, Any] = {}
+
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
@@ -74,3 +82,42 @@ def test_json_of_another_writer_is_read(value: object) -> None:
 def test_any_bytes_are_json_or_refused(data: bytes) -> None:
     with contextlib.suppress(JsonInvalid):
         parse_json(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a":1,"b":{}}', b'{"b":{},"a":1}', b'{"a":1}', b' { "a" : 1 } ', b'{"\\u0061":1}',
+        b'{"a":1,"b":{"a":1,"b":[2]}}', b'{"a":1,"b":{"c":' + b"9" * 40 + b"}}",
+    ],
+)  # fmt: skip
+def test_our_types_are_read_however_they_are_written(data: bytes) -> None:
+    assert parse_as(data, Pair) == Pair(**json.loads(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a":1,"a":1}', b'{"a":1,"b":{},"a":1}', b'{"a":1,"b":{},"\\u0061":1}', b'{"a":1,"b":{"c":1,"c":1}}',
+        b'{"a":1,"b":{"c":[{"d":1,"d":1}]}}', b'{"a":1,"b":{},"b":{}}', b'{"a":1,"b":{"c":NaN}}',
+        b'{"a":1,"b":{"c":"\xff"}}',
+        b'{"a":1,"b":{"c":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}}",
+    ],
+)  # fmt: skip
+def test_our_types_are_not_read_of_what_is_refused(data: bytes) -> None:
+    with pytest.raises((JsonInvalid, msgspec.DecodeError)):
+        parse_as(data, Pair)
+
+
+@given(VALUES)
+def test_our_types_are_read_as_all_else_is(value: object) -> None:
+    """Also of the text that our encoder writes, which nothing but the depth is looked at in."""
+    for data in (json.dumps({"a": 1, "b": {"c": value}}).encode(), msgspec.json.encode({"a": 1, "b": {"c": value}})):
+        try:
+            expected = parse_json(data)
+        except JsonInvalid:
+            with pytest.raises((JsonInvalid, msgspec.DecodeError)):
+                parse_as(data, Pair)
+        else:
+            with contextlib.suppress(msgspec.DecodeError):  # whole numbers of any length are no type of ours
+                assert parse_as(data, Pair).b == expected["b"]

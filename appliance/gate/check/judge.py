@@ -12,7 +12,7 @@ from appliance.gate.check.keys import Keys, signed_by
 from appliance.gate.check.questions import Question
 from enclave.wire import GateReply, GateUnreachable
 from policies.gate_messages import ANSWER_TYPE, Answer, parse_time
-from policies.json_strict import JsonInvalid, parse_json
+from policies.json_strict import JsonInvalid, parse_as
 
 TOLERANCE_S = 300
 RETRIED = frozenset({429, 502, 503, 504})
@@ -118,8 +118,7 @@ def judge(reply: GateReply | GateUnreachable, asked: Question, keys: Keys | None
         return Judged(Decision.NOTHING, reply.status, {Part.STATUS: f"HTTP {reply.status}"})
     faults = _signature_faults(reply, asked, keys, now_s)
     try:
-        parse_json(reply.body)
-        answer = msgspec.json.decode(reply.body, type=Answer)
+        answer = parse_as(reply.body, Answer)
     except (JsonInvalid, msgspec.DecodeError) as error:
         shown = str(error)[:100] if reply.body else "an empty body"
         return Judged(Decision.NOTHING, 200, faults | {Part.FORM: f"not an answer: {shown}"})
