@@ -231,7 +231,7 @@ class LocalNet:
 
     def _profile_of(self, coordinator: str) -> Profile:
         url, ca = self.api(coordinator)
-        return dataclasses.replace(load_profile(self.profile), api=url, ca=ca)
+        return dataclasses.replace(load_profile(self.profile), api=url, ca=ca, others=())
 
     def socket(self, index: int) -> Path:
         """The socket of a signer's enclave."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import pathlib
 import secrets
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,15 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from appliance.api.client import ApiError, CertifiedKey, Client, Failed
+from appliance.api import transport
+from appliance.api.client import ApiError, CertifiedKey, Client, Failed, NotNow
 from appliance.api.models import SignatureState, SignatureValue
 from appliance.cli import demo_inputs as inputs
 from appliance.localnet import LocalNet
 from appliance.profile import load_profile
 from policies.requests import Hash, HashBatch
+from tests.fakes.disks import small_disk
 
 A, B = "coordinator", "coordinator-2"
 POOL = (50, 150, 50)
+STORE_KIB = 6144
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +87,12 @@ def sign(client: Client, key: CertifiedKey, body: Hash) -> SignatureValue:
     assert value is not None
     assert inputs.libsecp256k1_verifies(key.public_key(body.derivation_path), value)
     return value
+
+
+def sign_until_it_fails(client: Client, key: CertifiedKey) -> None:
+    """A store has some room left on a disk that has none."""
+    for _ in range(100):
+        sign(client, key, a_hash())
 
 
 def make_key(client: Client, label: str, external_id: str) -> str:
@@ -195,6 +208,35 @@ def test_client_and_command_line_go_on_with_the_other_coordinator(net: LocalNet,
         assert "coordinator" in {one["subject"] for one in shown["findings"]}
     finally:
         net.restart(A)
+
+
+def test_a_client_goes_on_with_the_other_where_a_disk_is_full(
+    net: LocalNet, key: CertifiedKey, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The clients would ask A again for 10 s.
+    monkeypatch.setattr(transport, "MAX_RETRY_S", 0.5)
+    state, kept = net.root / A / "state", tmp_path / "state"
+    net.kill(A)
+    shutil.copytree(state, kept)
+    with small_disk(state, STORE_KIB) as disk:
+        shutil.copytree(kept, state, dirs_exist_ok=True)
+        with contextlib.closing(sqlite3.connect(state / "coordinator.db")) as store:
+            # What its log has grown to would be room for long.
+            store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        net.restart(A)
+        net.wait_for_pool(1)
+        disk.fill()
+        with net.client(A) as a, Client.of(load_profile(net.profile)) as client:
+            with pytest.raises(NotNow, match="the disk is full"):
+                sign_until_it_fails(a, key)
+            sign(client, key, a_hash())
+            make_key(client, "test/full", new_id())
+        disk.free()
+        with net.client(A) as a:
+            monkeypatch.undo()
+            sign(a, key, a_hash())
+        net.kill(A)
+    net.restart(A)
 
 
 def test_without_a_signer_a_request_fails_naming_it_and_succeeds_under_its_external_id_once_it_is_back(
