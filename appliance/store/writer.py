@@ -3,6 +3,10 @@
 Nothing is acknowledged before its commit has returned. A write that refuses (`KeymootError`) fails alone; a
 database that fails fails the whole transaction, and after a failure that leaves the disk's state uncertain nothing is
 written any more.
+
+Statements run on the event loop: they change pages in memory, within some ten microseconds. What waits for the disk or
+for a lock of the file is done by a thread. (One that ran the statements, too, would take the interpreter from the loop
+and give it back several times for each of them: that cost more than all that SQLite does.)
 """
 
 from __future__ import annotations
@@ -12,53 +16,68 @@ import queue
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from appliance.durations import Durations
-from appliance.store.database import Database
+from appliance.store.database import BUSY_TIMEOUT_S, Database
 from appliance.store.failures import DATABASE_ERRORS, QueueFull, StoreFailed, store_failure
 from appliance.store.recovery import Recovery
 from appliance.store.statements import driver
 from policies.errors import Bug, KeymootError, Unavailable
 
 MAX_QUEUED = 4096
-MAX_BATCH = 512
+# What one transaction takes the loop stays within some milliseconds.
+MAX_BATCH = 256
 INTEGRITY_ERRORS = (IntegrityError, sqlite3.IntegrityError)
+BEGIN, COMMIT = "BEGIN IMMEDIATE", "COMMIT"
 
 T = TypeVar("T")
+Then = Callable[[StoreFailed | None], None]
 
 
-@dataclass
 class _Write:
     """One submission. `run` may be run again, in another transaction, when a neighbour refused."""
 
-    run: Callable[[Connection], Any]
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Any]
-    outcome: Any = None
-    error: KeymootError | None = None
+    __slots__ = ("error", "future", "outcome", "run")
+
+    def __init__(self, run: Callable[[Connection], Any], future: asyncio.Future[Any]) -> None:
+        self.run, self.future = run, future
+        self.outcome: Any = None
+        self.error: KeymootError | None = None
 
 
 class GroupCommitWriter:
-    """Runs submitted writes in submission order on a thread of its own."""
+    """Runs submitted writes in submission order, for one event loop at a time."""
 
     def __init__(self, database: Database, max_queued: int = MAX_QUEUED, max_batch: int = MAX_BATCH) -> None:
+        """Raises `StoreFailed`."""
         self._database, self._max_batch = database, max_batch
-        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._queued: deque[_Write] = deque()
         self._max_queued = max_queued
         self._broken: KeymootError | None = None
-        self._lock = threading.Lock()  # between the check of `_broken` and the end of the thread
-        self._in_hand: list[_Write] = []
+        # The transaction that is under way: from `_step` to `_resolve`.
+        self._in_hand: Sequence[_Write] = ()
+        self._started_s = self._ended_s = 0.0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.commit_seconds = Durations()
         self.recovery = Recovery(self._probe)
         self.transactions = 0
         self.writes = 0
+        try:
+            self._connection = database.writer.connect()
+            self._sqlite = driver(self._connection)
+            # Whoever has to wait for the lock does so on the thread.
+            self._sqlite.execute("PRAGMA busy_timeout=0")
+        except DATABASE_ERRORS as error:
+            raise store_failure(database.path, error) from error
+        self._waits: queue.SimpleQueue[tuple[str, asyncio.AbstractEventLoop, Then] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -74,17 +93,20 @@ class GroupCommitWriter:
         """Take `write` on, behind those before it. What `submit` returns or raises is the future's."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        with self._lock:
-            refused = self._broken
-            if refused is None and self._queue.qsize() >= self._max_queued:
-                waiting = f"store {self._database.path}: {self._max_queued} writes are waiting"
-                refused = QueueFull(waiting, "try again shortly")
-            if refused is None:
-                self._queue.put(_Write(write, loop, future))
+        refused = self._broken
+        if refused is None and len(self._queued) >= self._max_queued:
+            waiting = f"store {self._database.path}: {self._max_queued} writes are waiting"
+            refused = QueueFull(waiting, "try again shortly")
         if refused is not None:
             if isinstance(refused, StoreFailed):
                 self.recovery.note(refused)
             future.set_exception(refused)
+            return future
+        self._queued.append(_Write(write, future))
+        if self._idle.is_set():
+            self._idle.clear()
+            # With all that is submitted before the loop comes to it.
+            loop.call_soon(self._step)
         return future
 
     async def _probe(self) -> None:
@@ -95,166 +117,162 @@ class GroupCommitWriter:
     @property
     def waiting(self) -> int:
         """Writes that no transaction has taken yet."""
-        return self._queue.qsize()
+        return len(self._queued)
 
     async def close(self) -> None:
         """Commit what was submitted, then end the thread. Later submissions are refused."""
         self.recovery.close()
-        with self._lock:
-            if self._broken is None:
-                self._broken = Unavailable("the store is closed", "the process is ending; restart it")
-        await asyncio.to_thread(self._stop)
+        if self._broken is None:
+            self._broken = Unavailable("the store is closed", "the process is ending; restart it")
+        await self._idle.wait()
+        self._waits.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._connection.close()
 
-    def _stop(self) -> None:
-        self._queue.put(None)
-        self._thread.join()
+    # --- a transaction, step by step ---
 
-    # --- on the writer's thread ---
-
-    def _run(self) -> None:
+    def _step(self) -> None:
+        """Begin the next one, if there is anything to write."""
+        if not self._queued:
+            self._idle.set()
+            return
+        self._in_hand = [self._queued.popleft() for _ in range(min(len(self._queued), self._max_batch))]
+        if isinstance(self._broken, StoreFailed):
+            self._resolve(self._broken)
+            return
+        self._started_s = time.perf_counter()
         try:
-            with self._database.writer.connect() as connection:
-                while self._step(connection):
-                    pass
-        finally:
-            self._end()
-
-    def _step(self, connection: Connection) -> bool:
-        batch, more = self._collect()
-        self._in_hand = batch
-        if batch:
-            broken = self._broken if isinstance(self._broken, StoreFailed) else None
-            if broken is not None:
-                _fail_all(batch, broken)
+            self._sqlite.execute(BEGIN)
+        except DATABASE_ERRORS as error:
+            if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+                self._wait_for(BEGIN, self._write)
             else:
-                self._commit(connection, batch)
-            self._deliver(batch)
-        self._in_hand = []
-        return more
+                self._resolve(store_failure(self._database.path, error))
+        else:
+            self._write(None)
 
-    def _collect(self) -> tuple[list[_Write], bool]:
-        batch: list[_Write] = []
-        item = self._queue.get()
-        while item is not None:
-            batch.append(item)
-            if len(batch) >= self._max_batch:
-                return batch, True
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, True
-        return batch, False
-
-    def _commit(self, connection: Connection, batch: Sequence[_Write]) -> None:
-        started_s = time.perf_counter()
+    def _write(self, failure: StoreFailed | None) -> None:
+        """It has begun, unless that was a `failure`."""
         try:
-            if not self._commit_together(connection, batch):
-                self._commit_apart(connection, batch)
+            if failure is None:
+                self._run_all()
         except DATABASE_ERRORS as error:
             failure = store_failure(self._database.path, error)
-            _fail_all(batch, failure)
-            if failure.lasting or connection.invalidated:
-                with self._lock:
-                    self._broken = failure
+        except BaseException:
+            self._end()
+            raise
+        if failure is None:
+            self._wait_for(COMMIT, self._resolve)
         else:
-            self.commit_seconds.observe(time.perf_counter() - started_s)
-            self.transactions += 1
-            self.writes += len(batch)
+            self._roll_back()
+            self._resolve(failure)
 
-    def _commit_together(self, connection: Connection, batch: Sequence[_Write]) -> bool:
-        """All in one transaction; False, and nothing written, where one of them refused."""
+    def _run_all(self) -> None:
+        """What one of them refuses is none of the others' business."""
         try:
-            with _transaction(connection):
-                for write in batch:
-                    write.outcome = write.run(connection)
+            for write in self._in_hand:
+                write.outcome = write.run(self._connection)
         except (KeymootError, *INTEGRITY_ERRORS):
-            return False
-        return True
+            self._roll_back()
+            self._sqlite.execute(BEGIN)
+            for write in self._in_hand:
+                self._run_apart(write)
 
-    def _commit_apart(self, connection: Connection, batch: Sequence[_Write]) -> None:
-        """One transaction again, in which each write can fail alone."""
-        with _transaction(connection):
-            for write in batch:
-                try:
-                    with _savepoint(connection):
-                        write.outcome = write.run(connection)
-                except KeymootError as error:
-                    write.error = error
-                except INTEGRITY_ERRORS as error:
-                    cause = error.orig if isinstance(error, DBAPIError) else error
-                    write.error = Bug(f"store {self._database.path}: {cause}")
+    def _run_apart(self, write: _Write) -> None:
+        """So that it can fail alone."""
+        try:
+            with _savepoint(self._sqlite):
+                write.outcome = write.run(self._connection)
+        except KeymootError as error:
+            write.error = error
+        except INTEGRITY_ERRORS as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            write.error = Bug(f"store {self._database.path}: {cause}")
+
+    def _resolve(self, failure: StoreFailed | None) -> None:
+        """It is on disk, or nothing of it is, because of a `failure`. What waits begins the next one."""
+        writes, self._in_hand = self._in_hand, ()
+        if failure is None:
+            self.commit_seconds.observe(self._ended_s - self._started_s)
+            self.transactions += 1
+            self.writes += len(writes)
+        elif failure.lasting or self._connection.invalidated:
+            self._broken = failure
+        for write in writes:
+            _settle(write.future, failure or write.error, write.outcome)
+        if failure is not None or any(write.error is None for write in writes):
+            self.recovery.note(failure)
+        self._step()
+
+    def _roll_back(self) -> None:
+        # SQLite has rolled back by itself after some errors.
+        if self._sqlite.in_transaction:
+            self._sqlite.execute("ROLLBACK")
 
     def _end(self) -> None:
-        """Whatever ended the thread: refuse from now on, and tell whoever still waits."""
+        """After an error that nobody foresaw: refuse from now on, and tell whoever still waits."""
         stopped = Unavailable("the store's writer has ended", "restart this process")
-        with self._lock:
-            if self._broken is None:
-                self._broken = stopped
-            waiting = self._in_hand
-            while not self._queue.empty():
-                item = self._queue.get_nowait()
-                if item is not None:
-                    waiting.append(item)
-        _fail_all(waiting, stopped)
-        self._deliver(waiting)
+        if self._broken is None:
+            self._broken = stopped
+        waiting, self._in_hand = [*self._in_hand, *self._queued], ()
+        self._queued.clear()
+        for write in waiting:
+            _settle(write.future, stopped, None)
+        self._idle.set()
+        self._roll_back()
 
-    def _deliver(self, batch: Sequence[_Write]) -> None:
-        """Resolve the futures: one wake-up for each event loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[_Write]] = {}
-        for write in batch:
-            by_loop.setdefault(write.loop, []).append(write)
-        for loop, writes in by_loop.items():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._resolve, writes)
+    # --- what takes time ---
 
-    # --- on the event loop ---
+    def _wait_for(self, statement: str, then: Then) -> None:
+        """Run it on the thread, `then` go on with what came of it."""
+        self._waits.put((statement, asyncio.get_running_loop(), then))
 
-    def _resolve(self, writes: Sequence[_Write]) -> None:
-        failure, committed = None, False
-        for write in writes:
-            if isinstance(write.error, StoreFailed):
-                failure = write.error
-            committed = committed or write.error is None
-            if write.future.done():
-                continue
-            if write.error is not None:
-                write.future.set_exception(write.error)
-            else:
-                write.future.set_result(write.outcome)
-        if failure is not None or committed:
-            self.recovery.note(failure)
+    def _run(self) -> None:
+        """The thread."""
+        while (waiting := self._waits.get()) is not None:
+            statement, loop, then = waiting
+            failure, done = None, False
+            try:
+                self._execute(statement)
+                done = True
+            except DATABASE_ERRORS as error:
+                failure, done = store_failure(self._database.path, error), True
+            finally:
+                self._ended_s = time.perf_counter()
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(*((then, failure) if done else (self._end,)))
 
-
-@contextmanager
-def _transaction(connection: Connection) -> Iterator[None]:
-    """One transaction, which has the write lock from its begin on."""
-    beneath = driver(connection)
-    beneath.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        beneath.execute("COMMIT")
-    except BaseException:
-        # SQLite has rolled back by itself after some errors.
-        if beneath.in_transaction:
-            beneath.execute("ROLLBACK")
-        raise
+    def _execute(self, statement: str) -> None:
+        if statement == BEGIN:
+            self._sqlite.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_S * 1000:.0f}")
+        try:
+            self._sqlite.execute(statement)
+        except BaseException:
+            self._roll_back()
+            raise
+        finally:
+            if statement == BEGIN:
+                self._sqlite.execute("PRAGMA busy_timeout=0")
 
 
 @contextmanager
-def _savepoint(connection: Connection) -> Iterator[None]:
+def _savepoint(sqlite: sqlite3.Connection) -> Iterator[None]:
     """A part of a transaction that can fail alone."""
-    beneath = driver(connection)
-    beneath.execute("SAVEPOINT write")
+    sqlite.execute("SAVEPOINT write")
     try:
         yield
     except (KeymootError, *INTEGRITY_ERRORS):
-        beneath.execute("ROLLBACK TO write")
+        sqlite.execute("ROLLBACK TO write")
         raise
     finally:
-        if beneath.in_transaction:
-            beneath.execute("RELEASE write")
+        if sqlite.in_transaction:
+            sqlite.execute("RELEASE write")
 
 
-def _fail_all(batch: Sequence[_Write], error: KeymootError) -> None:
-    for write in batch:
-        write.error = error
+def _settle(future: asyncio.Future[Any], error: KeymootError | None, outcome: object) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(outcome)

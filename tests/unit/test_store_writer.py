@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 
@@ -45,22 +46,25 @@ def stored(database: Database) -> list[int]:
 
 
 class Barrier:
-    """A write that holds the writer's thread until `release`."""
+    """Holds what the writer's thread is to do until `release`: from the next commit on."""
 
-    def __init__(self) -> None:
+    def __init__(self, writer: GroupCommitWriter) -> None:
         self.entered, self._released = threading.Event(), threading.Event()
+        self._execute = writer._execute
+        writer._execute = self._held  # type: ignore[method-assign]
 
-    def __call__(self, connection: Connection) -> None:
+    def _held(self, statement: str) -> None:
         self.entered.set()
         assert self._released.wait(10)
+        self._execute(statement)
 
     def release(self) -> None:
         self._released.set()
 
 
 async def held(writer: GroupCommitWriter) -> tuple[Barrier, asyncio.Task[None]]:
-    barrier = Barrier()
-    task = asyncio.create_task(writer.submit(barrier))
+    barrier = Barrier(writer)
+    task = asyncio.create_task(writer.submit(lambda _: None))
     await asyncio.to_thread(barrier.entered.wait, 10)
     return barrier, task
 
@@ -80,13 +84,8 @@ async def test_what_is_submitted_meanwhile_goes_into_one_transaction(
 
 
 async def test_nothing_is_acknowledged_before_the_commit(writer: GroupCommitWriter, database: Database) -> None:
-    barrier = Barrier()
-
-    def write_and_hold(connection: Connection) -> None:
-        put(1)(connection)
-        barrier(connection)
-
-    task = asyncio.create_task(writer.submit(write_and_hold))
+    barrier = Barrier(writer)
+    task = asyncio.create_task(writer.submit(put(1)))
     await asyncio.to_thread(barrier.entered.wait, 10)
     assert stored(database) == []
     assert not task.done()
@@ -148,9 +147,10 @@ async def test_a_read_only_database_is_unavailable(writer: GroupCommitWriter) ->
 
 
 async def test_after_an_unforeseen_error_nothing_hangs_and_nothing_is_written(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database,
 ) -> None:
-    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
     writer = GroupCommitWriter(database)
 
     def break_it(connection: Connection) -> None:
@@ -166,9 +166,59 @@ async def test_after_an_unforeseen_error_nothing_hangs_and_nothing_is_written(
             await asyncio.wait_for(task, 10)
     with pytest.raises(Unavailable, match="writer has ended"):
         await writer.submit(put(3))
+    assert [type(error) for error in told] == [ZeroDivisionError]
     assert stored(database) == []
     await writer.close()
     database.close()
+
+
+async def test_after_an_unforeseen_error_of_the_thread_nothing_hangs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    writer = GroupCommitWriter(database)
+
+    def break_it(statement: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(writer, "_execute", break_it)
+    for task in [asyncio.create_task(writer.submit(put(i))) for i in range(2)]:
+        with pytest.raises(Unavailable, match="writer has ended"):
+            await asyncio.wait_for(task, 10)
+    with pytest.raises(Unavailable, match="writer has ended"):
+        await writer.submit(put(3))
+    assert stored(database) == []
+    await writer.close()
+    database.close()
+
+
+async def test_a_lock_of_another_process_is_waited_for_beside_the_loop(
+    writer: GroupCommitWriter, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sqlite3.connect(database.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waited_for = threading.Event()
+    execute = writer._execute
+
+    def seen(statement: str) -> None:
+        waited_for.set()
+        execute(statement)
+
+    monkeypatch.setattr(writer, "_execute", seen)
+    writes = [asyncio.create_task(writer.submit(put(i))) for i in range(3)]
+    # The loop goes on, or nobody would let the lock go.
+    await asyncio.to_thread(waited_for.wait, 10)
+    assert not any(write.done() for write in writes)
+    other.execute("ROLLBACK")
+    assert await asyncio.gather(*writes) == [0, 1, 2]
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr("appliance.store.writer.BUSY_TIMEOUT_S", 0.1)
+    with pytest.raises(StoreFailed, match="another process holds the file") as caught:
+        await writer.submit(put(3))
+    assert not caught.value.lasting
+    other.close()
+    assert await writer.submit(put(4)) == 4
+    assert stored(database) == [0, 1, 2, 4]
 
 
 async def test_closing_commits_what_was_submitted_and_refuses_the_rest(database: Database) -> None:
