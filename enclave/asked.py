@@ -123,8 +123,10 @@ def check_policy(policy: Policy, asked: Asked, label: str, counters: Counters, n
     # SPEC 4.13: an approval counts while it lasts, and its client's key is in the policy that decides.
     lasting = (one for one in asked.approvers if one.expires_at_s > now_s)
     approved_at_s = {one.id: one.given_s for one in lasting if policy.client(one.id) == one.client}
-    charge, anomalies, to_gate = NOTHING, set[Anomaly](), set[Anomaly]()
-    count_of = dict[tuple[int, ...], int]()
+    charge = NOTHING
+    anomalies: set[Anomaly] = set()
+    to_gate: set[Anomaly] = set()
+    count_of: dict[tuple[int, ...], int] = {}
     for item in asked.items:
         count_of[item.path] = count_of.get(item.path, 0) + 1
     for path, signatures in count_of.items():

@@ -86,7 +86,8 @@ class Ledger:
         """What counts now, for a decision that is made at once. `unknown`, `clock_doubt`: see `Counters`. Left out is
         what counts of the request `but` itself: what is held and seized for it, and `counted`, which it was charged."""
         self._expire()
-        hold, own = self._holds.get(but), dict[str, int]()
+        hold = self._holds.get(but)
+        own: dict[str, int] = {}
         for charge in (counted, self._seized.get(but, NOTHING), hold.charge if hold is not None else NOTHING):
             for count in charge.counts:
                 own[count.key] = own.get(count.key, 0) + count.amount

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -22,6 +23,8 @@ VERSION = "1"
 REQUEST_TYPE: Literal["validation.request"] = "validation.request"
 ANSWER_TYPE: Literal["validation.answer"] = "validation.answer"
 LONGEST_YES_S = 24 * 3600
+# All that is asked and answered within a second or two names the same times.
+TIMES_CACHED = 16
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 
 _sorted_json = msgspec.json.Encoder(order="sorted")
@@ -206,11 +209,13 @@ class GateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls(VERSION, REQUEST_TYPE, uid, attempt, show_time(deadline_s), dry_run, shown, request)
 
 
+@lru_cache(maxsize=TIMES_CACHED)
 def show_time(at_s: int) -> str:
     """Unix seconds as both messages write a time: UTC, `2026-01-01T00:00:00Z`."""
     return "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z".format(*time.gmtime(at_s)[:6])
 
 
+@lru_cache(maxsize=TIMES_CACHED)
 def parse_time(text: str) -> int:
     """Unix seconds of a UTC time, fractions cut off. Raises `ValueError` for all else."""
     if not _TIME.fullmatch(text):

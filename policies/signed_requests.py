@@ -9,7 +9,6 @@ agree. With so little allowed, the signature is checked directly over RFC 7515's
 from __future__ import annotations
 
 import binascii
-import re
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -25,7 +24,8 @@ MAX_APPROVED_S = 72 * 3600
 APPROVE = "APPROVE"
 CLOCK_SKEW_S = 30
 SIGNATURE_BYTES = 64
-_BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
+# To the alphabet of the decoder; what would only be base64 there becomes what is in none.
+_PLAIN = bytes.maketrans(b"-_+/=", b"+/***")
 
 T = TypeVar("T")
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
@@ -153,13 +153,12 @@ def _check_times(header: ProtectedHeader, now_s: int, longest_s: int) -> None:
 
 def decode_base64url(text: str, rule: str = "request/jws") -> bytes:
     """Canonical base64url without padding. Raises `Refused` with `rule`."""
-    if not _BASE64URL.fullmatch(text):
-        raise Refused(rule, "not base64url")
+    plain = text.encode("ascii", "replace").translate(_PLAIN) + b"=" * (-len(text) % 4)
     try:
-        plain = text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4)
         data = binascii.a2b_base64(plain)
     except binascii.Error:
         raise Refused(rule, "not base64url") from None
-    if binascii.b2a_base64(data, newline=False).decode() != plain:
+    # The decoder passes over what is not of its alphabet; nothing but canonical text is what the encoder writes.
+    if not data or binascii.b2a_base64(data, newline=False) != plain:
         raise Refused(rule, "not canonical base64url")
     return data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from enclave.wire import ClientRequest
 from policies.clients import Algorithm, Client
 from policies.model import Policy
 from policies.requests import KEYS_PATH, BitcoinBip143Preimage, Hash, KeyCreation
+from policies.signed_requests import decode_base64url
 
 ED25519 = ed25519.Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
 P256 = ec.derive_private_key(5, ec.SECP256R1())
@@ -313,3 +315,16 @@ def test_any_jws_and_body_verify_or_are_refused(jws: str, body: bytes) -> None:
     with pytest.raises(Refused) as caught:
         parse_signing_body(VerifiedRequest("ed", "j", 0, body))
     assert caught.value.rule == "request/body"
+
+
+@given(st.text(alphabet="AQgw-_+/=* \né\u2028", max_size=9) | st.binary(max_size=9).map(b64))
+def test_base64url_is_read_of_one_text_only(text: str) -> None:
+    data = b""
+    if re.fullmatch("[A-Za-z0-9_-]+", text) and len(text) % 4 != 1:
+        data = base64.urlsafe_b64decode(text + "==")
+    if data and b64(data) == text:
+        assert decode_base64url(text) == data
+    else:
+        with pytest.raises(Refused, match="base64url") as refused:
+            decode_base64url(text, "stop/jws")
+        assert refused.value.rule == "stop/jws"
