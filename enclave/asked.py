@@ -39,43 +39,42 @@ class AskedItem(msgspec.Struct, frozen=True):
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """One request, understood. `shown`: its body as the gate sees it. `decoded` is None for what is blind.
-    `approvers`: whose approvals verified; `lifetime_s`: for how long it was signed."""
+    """One request, understood. `decoded` is None for what is blind. `approvers`: whose approvals verified;
+    `lifetime_s`: for how long it was signed."""
 
     client_id: str
     batch: bool
     kind: Kind
     blind: bool
     external_id: str
-    shown: dict[str, Any]
     decoded: Decoded | None
     items: tuple[AskedItem, ...]
     approvers: tuple[GivenApproval, ...] = ()
     lifetime_s: int = 0
 
 
-def understand(request: VerifiedRequest, batch: bool) -> Asked:
-    """Parse the body. Raises `Refused`."""
+def understand(request: VerifiedRequest, batch: bool) -> tuple[Asked, dict[str, Any]]:
+    """Parse the body; it, and how the gate sees it, which can be large. Raises `Refused`."""
     if batch:
         return _understand_batch(request)
     body = parse_signing_body(request)
     payload = decode_payload(body)
     sign.message_scalar(payload.h, SECP256K1)
-    return Asked(
+    asked = Asked(
         client_id=request.client_id,
         batch=False,
         kind=payload.kind,
         blind=payload.blind,
         external_id=body.external_id,
-        shown=msgspec.to_builtins(body),
         decoded=payload.decoded,
         items=(AskedItem(body.derivation_path, payload.h),),
         approvers=request.approvers,
         lifetime_s=request.lifetime_s,
     )
+    return asked, msgspec.to_builtins(body)
 
 
-def _understand_batch(request: VerifiedRequest) -> Asked:
+def _understand_batch(request: VerifiedRequest) -> tuple[Asked, dict[str, Any]]:
     # SPEC 4.7
     body = parse_hash_batch(request)
     items = tuple(
@@ -83,19 +82,19 @@ def _understand_batch(request: VerifiedRequest) -> Asked:
     )
     for item in items:
         sign.message_scalar(item.h, SECP256K1)
-    return Asked(
+    asked = Asked(
         client_id=request.client_id,
         batch=True,
         kind=Kind.HASH_BATCH,
         blind=True,
         external_id=body.external_id,
-        # The hashes and paths themselves are in what the enclave says.
-        shown={"kind": Kind.HASH_BATCH.value, "externalId": body.external_id, "count": len(items)},
         decoded=None,
         items=items,
         approvers=request.approvers,
         lifetime_s=request.lifetime_s,
     )
+    # The hashes and paths themselves are in what the enclave says.
+    return asked, {"kind": Kind.HASH_BATCH.value, "externalId": body.external_id, "count": len(items)}
 
 
 async def derive_items(asked: Asked, key: Acknowledgement, pause: Pause) -> tuple[Item, ...]:
@@ -121,8 +120,11 @@ class Permitted(msgspec.Struct, frozen=True):
 def check_policy(policy: Policy, asked: Asked, label: str, counters: Counters, now_s: int) -> Permitted:
     """Raises `Refused` unless the policy permits every path that is signed with."""
     # SPEC 4.13: an approval counts while it lasts, and its client's key is in the policy that decides.
-    lasting = (one for one in asked.approvers if one.expires_at_s > now_s)
-    approved_at_s = {one.id: one.given_s for one in lasting if policy.client(one.id) == one.client}
+    approved_at_s = {
+        one.id: one.given_s
+        for one in asked.approvers
+        if one.expires_at_s > now_s and policy.client(one.id) == one.client
+    }
     charge = NOTHING
     anomalies: set[Anomaly] = set()
     to_gate: set[Anomaly] = set()
@@ -151,11 +153,12 @@ def check_policy(policy: Policy, asked: Asked, label: str, counters: Counters, n
         )
         if isinstance(decision, Refuse):
             raise Refused(decision.rule, decision.reason)
-        if isinstance(decision, AskGate) and decision.charge:
-            charge = charge.plus(decision.charge)
-        if isinstance(decision, AskGate) and decision.anomalies:
-            anomalies.update(decision.anomalies)
-            to_gate.update(decision.to_gate)
+        if isinstance(decision, AskGate):
+            if decision.charge:
+                charge = charge.plus(decision.charge)
+            if decision.anomalies:
+                anomalies.update(decision.anomalies)
+                to_gate.update(decision.to_gate)
     if len(charge.counts) > MAX_COUNTS:
         raise Refused("policy/limits", f"more than {MAX_COUNTS} counters would count one request")
     return Permitted(charge, tuple(sorted(anomalies)), tuple(sorted(to_gate)))
@@ -170,13 +173,12 @@ def signer_info(
     anomalies: tuple[Anomaly, ...] = (),
 ) -> SignerInfo | BatchSignerInfo:
     """What this enclave itself tells its gate (SPEC 6.4)."""
-    infos = tuple(BatchItemInfo(item.h.hex(), item.path, item.child.hex()) for item in items)
     if asked.batch:
         return BatchSignerInfo(
             kind="SigningBatch",
             key_id=key.key_id,
             public_key=key.public_key.hex(),
-            items=infos,
+            items=tuple(BatchItemInfo(item.h.hex(), item.path, item.child.hex()) for item in items),
             signer_id=signer_name,
             scheme="ECDSA",
             curve=key.curve,
@@ -185,13 +187,14 @@ def signer_info(
             blind=asked.blind,
             anomalies=anomalies,
         )
+    (item,) = items
     return SignerInfo(
         kind="Signing",
         key_id=key.key_id,
         public_key=key.public_key.hex(),
-        tx_hash=infos[0].tx_hash,
-        derivation_path=infos[0].derivation_path,
-        child_public_key=infos[0].child_public_key,
+        tx_hash=item.h.hex(),
+        derivation_path=item.path,
+        child_public_key=item.child.hex(),
         signer_id=signer_name,
         scheme="ECDSA",
         curve=key.curve,
@@ -202,12 +205,12 @@ def signer_info(
     )
 
 
-def request_info(asked: Asked, network: str) -> RequestInfo:
-    """What the client says, for the gate."""
+def request_info(asked: Asked, shown: dict[str, Any], network: str) -> RequestInfo:
+    """What the client says, for the gate. `shown`: see `understand`."""
     return RequestInfo(
         requester=asked.client_id,
         external_id=asked.external_id,
         network=network,
-        payload=asked.shown,
+        payload=shown,
         decoded=show_decoded(asked.decoded),
     )

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from enclave.anomalies import AnomalyWatch
 from enclave.asked import Asked, Permitted, check_policy
 from enclave.errors import Refused
@@ -18,7 +16,7 @@ from enclave.ledger_keeping import LedgerKeeping
 from enclave.reload import SigningRules
 from enclave.request_log import RequestLog
 from policies.clients import Client
-from policies.counters import NOTHING, Charge
+from policies.counters import NOTHING, Charge, Counters
 from policies.limits import Anomaly
 from policies.model import Policy
 
@@ -59,8 +57,6 @@ class Counting:
         _check_same(policy, client)
         found = self.check(policy, asked, label, request)
         self.tell(found.anomalies, client, request, request_id)
-        # What only the gate is shown can be large, and this may be remembered for long.
-        asked = msgspec.structs.replace(asked, shown={})
         return Permission(self, policy, client, asked, label, request, request_id, found)
 
     def tell(self, anomalies: Sequence[Anomaly], client: Client, request: bytes, request_id: str) -> None:
@@ -73,10 +69,14 @@ class Counting:
     def check(self, policy: Policy, asked: Asked, label: str, request: bytes, charged: Charge = NOTHING) -> Permitted:
         """What `policy` says now; what counts of the request itself, such as what it was `charged`, is not in its way.
         Raises `Refused`."""
-        unknown = (self.keeping.unknown or self._unstored()) if policy.counts else ""
         # SPEC 7.8
         doubt = self._wall_doubt() if policy.has_hours else ""
-        counters = self.ledger.present(self.watch.observed(), unknown, request, charged, doubt)
+        observed = self.watch.observed()
+        if policy.counts:
+            unknown = self.keeping.unknown or self._unstored()
+            counters = self.ledger.present(observed, unknown, request, charged, doubt)
+        else:
+            counters = Counters(observed=observed, clock_doubt=doubt)
         found = check_policy(policy, asked, label, counters, int(self._clock()))
         if found.to_gate and self.rules.gate_mode == "none":
             raise Refused("policy/anomaly", f"{found.to_gate[0]}, and there is no gate to ask")

@@ -69,10 +69,11 @@ class Deciding:
         key = await self._key(order.key_id, record)
         acknowledgement, batch = key.acknowledgement, isinstance(order, BatchSignOrder)
         self._counting.freezes.check(acknowledgement.label)
-        approved_by = frozenset(one.id for one in request.approvers)
+        approvers = request.approver_ids
+        approved_by = frozenset(approvers)
         state.lacking.check(approved_by, self._clock())
         state.count_question()
-        asked = understand(request, batch)
+        asked, shown = understand(request, batch)
         try:
             self._claim(state, order, request.client_id, asked.external_id, stored)
         except AlreadyAnswered:
@@ -95,10 +96,9 @@ class Deciding:
         if self._rules.gate_mode != "none":
             name = self._rules.roster.signer(self._session.index).name
             info = signer_info(asked, items, acknowledgement, order.committee, name, permission.to_gate)
-            told = request_info(asked, self._rules.roster.network)
+            told = request_info(asked, shown, self._rules.roster.network)
             until_s = await self._ask_gate(state, order, info, told, permission)
             permission.again()
-        approvers = tuple(one.id for one in request.approvers)
         return Approval(request.client_id, key, batch, items, order.committee, until_s, permission.again, approvers)
 
     def _claim(

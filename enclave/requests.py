@@ -51,6 +51,11 @@ class VerifiedRequest(msgspec.Struct, frozen=True):
         """Whose it is."""
         return self.client.id
 
+    @property
+    def approver_ids(self) -> tuple[str, ...]:
+        """Whose approvals of it verify."""
+        return tuple([approval.client.id for approval in self.approvers])
+
 
 def verify_request(
     request: ClientRequest, *, policy: Policy, network: str, now_s: int, boot_s: int, present_s: int | None = None

@@ -8,7 +8,11 @@ from policies.counters import NOTHING, Charge, Counters
 from policies.facts import Request, Situation
 from policies.limits import Anomaly
 from policies.model import Action, Policy, Rule
-from policies.rules import CHECKS, limits
+from policies.rules import CHECKS, OF_PAYLOADS, Check, limits
+
+# With their places in `CHECKS`.
+_ALL: tuple[tuple[int, Check], ...] = tuple((step, check) for step, (_, check) in enumerate(CHECKS))
+_OF_ANY_PAYLOAD = tuple((step, check) for step, check in _ALL if CHECKS[step][0] not in OF_PAYLOADS)
 
 
 class Allow(msgspec.Struct, frozen=True):
@@ -66,7 +70,7 @@ def decide(policy: Policy, request: Request, counters: Counters, now_s: int, bef
 
 def _first_miss(rule: Rule, situation: Situation) -> tuple[int, str]:
     """The first check of `rule` that the request fails (its place in `CHECKS`) and why; `""` where it fits."""
-    for step, (_, check) in enumerate(CHECKS):
+    for step, check in _ALL if rule.constrains else _OF_ANY_PAYLOAD:
         if reason := check(rule, situation):
             return step, reason
     return len(CHECKS), ""

@@ -52,3 +52,11 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("hours", hours.check),
     ("approvals", approvals.check),
 )
+
+# Those that nothing misses of a rule that constrains no payloads (`Rule.constrains`).
+OF_PAYLOADS = frozenset(
+    {
+        *("payload", "chain", "destination", "method", "primary-type"),
+        *("message-hash", "sighash", "token", "value", "fee"),
+    }
+)

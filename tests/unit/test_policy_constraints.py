@@ -11,7 +11,7 @@ from enclave.payloads import decode_payload
 from policies.counters import Counters
 from policies.decide import AskGate, Refuse, decide
 from policies.errors import CallerError
-from policies.facts import Request
+from policies.facts import Request, Situation
 from policies.load import find_wrong, parse_yaml
 from policies.methods import check_method
 from policies.model import Action, Kind, Policy
@@ -25,6 +25,7 @@ from policies.requests import (
     SigningBody,
     TypedData,
 )
+from policies.rules import CHECKS, OF_PAYLOADS
 from tests.fakes.payloads import TO, encoded_transaction, legacy_transaction, preimage
 from tests.fakes.typed_data import ether_mail
 
@@ -212,6 +213,25 @@ def test_what_is_not_decoded_fits_no_constraint() -> None:
         assert isinstance(decision, Refuse)
         assert decision.rule in ("policy/payload", "policy/blind")
     assert ask(chosen, Hash("0x" + "11" * 32, "e")) == "policy/kind"
+
+
+def test_payloads_are_nothing_to_a_rule_that_constrains_none() -> None:
+    """These checks are left out of what decides by such a rule."""
+    chosen = policy("    kinds: [Message, EthereumTransaction, Eip712TypedData, BitcoinBip143Preimage]")
+    checks = [check for name, check in CHECKS if name in OF_PAYLOADS]
+    assert len(checks) == len(OF_PAYLOADS)
+    bodies = (
+        transaction(),
+        transaction(to=b"", data=b"abc"),
+        BitcoinBip143Preimage("0x" + preimage().hex(), "e"),
+        Eip712TypedData(msgspec.convert(ether_mail(), TypedData), "e"),
+        Message("0x00", MessageHash.SHA_256, "e"),
+        Hash("0x" + "11" * 32, "e"),
+    )
+    for payload in map(decode_payload, bodies):
+        request = Request("a", Action.SIGN, "hot/1", payload.kind, payload.blind, (), payload.decoded)
+        situation = Situation(chosen, request, Counters(), 0)
+        assert [check(chosen.rules[0], situation) for check in checks] == [""] * len(checks)
 
 
 HOURS = """
