@@ -10,8 +10,8 @@ from itertools import islice
 from enclave.errors import Malformed
 from enclave.wire import LENGTH_BYTES, MAX_MESSAGE_BYTES
 
-# More than a Unix socket holds by default, so that one call takes all that has come.
-READ_BYTES = 256 * 1024
+# More costs more: from 128 KiB on, the C library maps memory for each call, and unmaps it afterwards.
+READ_BYTES = 64 * 1024
 # So much that waits for `flush` is written at once: nobody waits for a long turn to end.
 FLUSH_BYTES = 256 * 1024
 # Messages in one call.
