@@ -165,6 +165,17 @@ class Attempting(ABC, Generic[R, N, A, S, V]):
             online.order_all(self._online_order(online.id, request, authorizations))
             return await online.one_each(self._share_type(), self.online_timeout_s)
 
+    def _order_all(
+        self, approval: Ceremony, request: R, names: tuple[wire.PresignatureName, ...], after: After
+    ) -> None:
+        """Put the request to every member, with these presignatures."""
+        members = approval.members
+        if not after:
+            approval.order_all(self._order(approval.id, request, members, names, None))
+            return
+        for index in members:
+            approval.order(index, self._order(approval.id, request, members, names, after.get(index)))
+
     # --- what one hash and a batch do differently ---
 
     @abstractmethod

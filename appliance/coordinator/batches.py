@@ -122,8 +122,7 @@ class BatchSigning(
         """SPEC 4.7: every member's authorization of the whole batch, for the presignatures of the last round."""
         for _ in range(MAX_ROUNDS):
             names, members = reservation.names, approval.members
-            for index in members:
-                approval.order(index, self._order(approval.id, request, members, names, after.get(index)))
+            self._order_all(approval, request, names, after)
             got, unknown = await self._answers(approval, names, gates)
             if not unknown:
                 _check_terms(got, request, names)

@@ -61,27 +61,45 @@ class Ceremony:
 
     def order(self, index: int, body: wire.OrderBody) -> None:
         """Send an order. Raises `CeremonyEnded` where the signer is away."""
+        self._order((index,), body)
+
+    def order_all(self, body: wire.OrderBody) -> None:
+        """Send one order to every member. Raises `CeremonyEnded` where one is away."""
+        self._order(self.members, body)
+
+    def _order(self, indices: Sequence[int], body: wire.OrderBody) -> None:
         if isinstance(body, wire.PrepareOrder):
             self.kind, self.stage = body.purpose, "prepare"
         else:
             self.kind, self.stage = KINDS.get(type(body), self.kind), "ordered"
-        if not self._send(index, body):
-            raise CeremonyEnded("signer-away", f"signer {index} is not connected", index)
-
-    def order_all(self, body: wire.OrderBody) -> None:
-        """Send one order to every member. Raises `CeremonyEnded` where one is away."""
-        for index in self.members:
-            self.order(index, body)
+        for index in indices:
+            if not self._send(index, body):
+                raise CeremonyEnded("signer-away", f"signer {index} is not connected", index)
 
     def abandon(self) -> None:
         """Tell every member that can be reached to forget this ceremony."""
         for index in self.members:
             self._send(index, wire.AbandonOrder(self.id))
 
-    async def next(self, deadline_s: float, awaited: Collection[int], quiet: Quiet = ()) -> tuple[int, wire.ReportBody]:
-        """The next report. One of a `quiet` kind waits until as many do as members are `awaited`: under load, most of
-        what a report costs is to wake up for it. Raises `CeremonyEnded` at `deadline_s` (of the loop's clock), naming
-        who is awaited, or when a member is lost or floods."""
+    async def next(self, deadline_s: float, awaited: Collection[int]) -> tuple[int, wire.ReportBody]:
+        """The next report. Raises `CeremonyEnded` at `deadline_s` (of the loop's clock), naming who is `awaited`, or
+        when a member is lost or floods."""
+        await self._due(deadline_s, awaited, ())
+        return self._pop()
+
+    async def several(
+        self, deadline_s: float, awaited: Collection[int], quiet: Quiet
+    ) -> list[tuple[int, wire.ReportBody]]:
+        """All reports that wait, one at least, once as many do as members are `awaited`, or one that is not of the
+        `quiet` kind: under load, most of what a report costs is to wake up for it. Raises as `next`."""
+        await self._due(deadline_s, awaited, quiet)
+        reports = [self._pop()]
+        while self._inbox and not isinstance(self._inbox[0][1], CeremonyEnded):
+            reports.append(self._pop())
+        return reports
+
+    async def _due(self, deadline_s: float, awaited: Collection[int], quiet: Quiet) -> None:
+        """Raises `CeremonyEnded` when time is over."""
         self._enough, self._quiet = max(len(awaited), 1), quiet
         if not self._is_due():
             try:
@@ -92,6 +110,8 @@ class Ceremony:
                 raise CeremonyEnded(
                     "timeout", f"no answer in time from signer {names}", silent[0] if len(silent) == 1 else 0
                 ) from None
+
+    def _pop(self) -> tuple[int, wire.ReportBody]:
         if self._flooded is not None:
             raise self._flooded
         index, report = self._inbox.popleft()
@@ -106,13 +126,13 @@ class Ceremony:
         started_s = time.monotonic()
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while len(got) < len(self.members):
-            index, report = await self.next(deadline_s, self.members_without(got), kind)
-            if not isinstance(report, kind):
-                raise failure(index, report)
-            if index in got:
-                raise CeremonyEnded("unexpected-report", f"{kind.__name__} came twice", index)
-            got[index] = report
-            self.took_s[index] = self._came_s[index] - started_s
+            for index, report in await self.several(deadline_s, self.members_without(got), kind):
+                if not isinstance(report, kind):
+                    raise failure(index, report)
+                if index in got:
+                    raise CeremonyEnded("unexpected-report", f"{kind.__name__} came twice", index)
+                got[index] = report
+                self.took_s[index] = self._came_s[index] - started_s
         return got
 
     def members_without(self, others: Collection[int]) -> list[int]:
@@ -137,7 +157,9 @@ class Ceremony:
         else:
             self._waiting[index], self._came_s[index] = waiting + 1, time.monotonic()
             self._inbox.append((index, report))
-        if self._waiter is not None and not self._waiter.done() and self._is_due():
+        # Of what waited before, nothing was due.
+        due = self._flooded is not None or len(self._inbox) >= self._enough or not isinstance(report, self._quiet)
+        if due and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def _is_due(self) -> bool:

@@ -12,3 +12,9 @@ def windows(circle: tuple[int, ...], size: int) -> tuple[tuple[int, ...], ...]:
         return ()
     twice = circle + circle
     return tuple(sorted({tuple(sorted(twice[start : start + size])) for start in range(len(circle))}))
+
+
+@lru_cache(maxsize=256)
+def kept(circle: tuple[int, ...], there: tuple[int, ...], size: int) -> tuple[tuple[int, ...], ...]:
+    """The windows of the circle that are all `there`; where there is none, those of the ones that are there."""
+    return tuple(window for window in windows(circle, size) if set(window) <= set(there)) or windows(there, size)

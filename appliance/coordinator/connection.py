@@ -44,9 +44,10 @@ class Connection:
         if self._bytes + len(data) > self._max_bytes or len(self._waiting) >= MAX_WAITING_MESSAGES:
             self.end(WSCloseCode.TRY_AGAIN_LATER, "messages are taken too slowly")
             return
+        if not self._waiting:
+            self._wake.set()
         self._waiting.append(data)
         self._bytes += len(data)
-        self._wake.set()
 
     def end(self, code: WSCloseCode, reason: str) -> None:
         """Close with `code` and `reason`, which the signer sees; the first reason stays."""
@@ -57,6 +58,10 @@ class Connection:
 
     def _take(self) -> list[bytes]:
         """What goes into one WebSocket message."""
+        if self._bytes <= relay.JOINED_BYTES and len(self._waiting) <= relay.JOINED_MESSAGES:
+            taken = list(self._waiting)
+            self._waiting.clear()
+            return taken
         taken = [self._waiting.popleft()]
         size = len(taken[0])
         while size < relay.JOINED_BYTES and len(taken) < relay.JOINED_MESSAGES and self._waiting:

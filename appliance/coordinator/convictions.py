@@ -27,6 +27,7 @@ FILE = "convicted.json"
 REREAD_S = 1.0
 MAX_WORDS = 64
 MAX_FILE_BYTES = 64 * 1024
+NOBODY: frozenset[int] = frozenset()
 
 log = structlog.get_logger()
 
@@ -75,6 +76,8 @@ class Convictions:
     def indices(self) -> frozenset[int]:
         """Who is left out now."""
         self._reread()
+        if not self._convicted:
+            return NOBODY
         return frozenset(self._indices[name] for name in self._convicted if name in self._indices)
 
     def of(self, name: str) -> Conviction | None:

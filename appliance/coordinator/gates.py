@@ -7,7 +7,7 @@ say so once they have approved. Only then are all members asked, with presignatu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import Awaitable, Callable, Collection, Set
 
 from appliance.coordinator.ceremonies import Ceremonies
 from appliance.coordinator.errors import SPENT_RULES, CeremonyEnded, GatesTakeTime, failure
@@ -70,9 +70,9 @@ class Gates:
         """The gate of signer `index` has said yes."""
         self._until_s.pop(index, None)
 
-    def leave(self, answered: set[int]) -> None:
+    def leave(self, answered: Collection[int]) -> None:
         """Raises `GatesTakeTime` where every member has `answered` or waits for its gate, and one does."""
-        if self._until_s and answered | self._until_s.keys() >= set(self.committee):
+        if self._until_s and self._until_s.keys() | answered >= set(self.committee):
             raise GatesTakeTime
 
     async def decided(self, after: After) -> None:

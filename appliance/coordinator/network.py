@@ -181,10 +181,12 @@ class Network:
             raise CeremonyEnded("no-committee", missing) from None
 
     def _best(self, count: int, prefer: tuple[int, ...] = ()) -> tuple[int, ...] | None:
-        avoided = self.standing.avoided()
         able = [committee for committee in self._candidates() if self.pools.available(committee) >= count]
         if prefer in able:
             return prefer
+        if len(able) == 1:
+            return able[0]
+        avoided = self.standing.avoided()
         return min(able, key=lambda c: (len(avoided.intersection(c)), -self.pools.available(c)), default=None)
 
     async def _next_change(self, change: asyncio.Event, needed: int, patient: bool) -> None:

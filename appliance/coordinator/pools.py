@@ -31,6 +31,8 @@ class Batch:
     reserved: int = 0
     spent: int = 0
     available: int = 0
+    left: int = 0
+    """How many are available."""
 
     @property
     def complete(self) -> bool:
@@ -39,13 +41,18 @@ class Batch:
 
     def update(self) -> None:
         """Work out what is available: what every member has said it holds, and nobody has named."""
-        if not self.complete:
-            self.available = 0
-            return
-        bits = ~(self.reserved | self.spent)
+        bits = ~(self.reserved | self.spent) if self.complete else 0
         for held in self.holds.values():
             bits &= held
-        self.available = bits
+        self.available, self.left = bits, bits.bit_count()
+
+    def take(self) -> int:
+        """The number of an available one, which is reserved now."""
+        bit = self.available & -self.available
+        self.reserved |= bit
+        self.available ^= bit
+        self.left -= 1
+        return bit.bit_length()
 
 
 class Pools:
@@ -65,7 +72,7 @@ class Pools:
         """How many presignatures can be named now: none before every member has told what it holds."""
         if not self.synced(committee):
             return 0
-        return sum(batch.available.bit_count() for batch in self._batches.values() if batch.committee == committee)
+        return sum([batch.left for batch in self._batches.values() if batch.committee == committee])
 
     def synced(self, members: Iterable[int]) -> bool:
         """Whether all of these have said what they hold, since they connected."""
@@ -79,13 +86,11 @@ class Pools:
         """Name the next presignature, oldest batch first. Raises `CeremonyEnded` where there is none."""
         if self.synced(committee):
             for batch in self._batches.values():
-                if batch.committee == committee and batch.available:
-                    bit = batch.available & -batch.available
-                    batch.reserved |= bit
-                    batch.available ^= bit
-                    if not batch.available or self.available(committee) == self._low - 1:
+                if batch.left and batch.committee == committee:
+                    number = batch.take()
+                    if not batch.left or self.available(committee) == self._low - 1:
                         self._changes.notify()
-                    return wire.PresignatureName(batch.sid, bit.bit_length())
+                    return wire.PresignatureName(batch.sid, number)
         raise CeremonyEnded("no-presignatures", "the pool of this committee is empty")
 
     def take_all(self, committee: tuple[int, ...], count: int) -> tuple[wire.PresignatureName, ...]:

@@ -11,7 +11,7 @@ import structlog
 
 from appliance.coordinator.ceremonies import Ceremonies
 from appliance.coordinator.changes import Changes
-from appliance.coordinator.committees import windows
+from appliance.coordinator.committees import kept
 from appliance.coordinator.config import MAX_MARK, PoolSettings
 from appliance.coordinator.consumption import Marks
 from appliance.coordinator.errors import CeremonyEnded, Rejected
@@ -81,14 +81,13 @@ class Refill:
         """The highest mark that the memory of the signers allows a pool."""
         return marks_of(self.roster, msgspec.structs.replace(self.settings, high=MAX_MARK)).high
 
-    def preferred(self) -> list[tuple[int, ...]]:
+    def preferred(self) -> tuple[tuple[int, ...], ...]:
         """The committees whose pools are kept filled: neighbours in the roster's circle that are all there; where
         there is no such committee, neighbours in the circle of those that are there. Signers that failed or are slow
         count as away as long as enough others are there."""
         size = self.roster.committee_size
         there = self.standing.without_avoided(self.signers.online(), size)
-        kept = [window for window in windows(self.roster.indices, size) if set(window) <= set(there)]
-        return kept or list(windows(there, size))
+        return kept(self.roster.indices, there, size)
 
     async def step(self) -> bool:
         """Make the next batch; False where none is needed. Raises `CeremonyEnded` where it failed."""

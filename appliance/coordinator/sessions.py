@@ -17,6 +17,9 @@ from enclave import wire
 from policies.errors import Refused
 from policies.roster import Roster
 
+# Groups of signers of which it is kept whether they are ready.
+MAX_GROUPS = 256
+
 
 class Listener(Protocol):
     """Who is told about signers."""
@@ -58,12 +61,14 @@ class Session:
         self.index = self.enclave.index
         self.prss_epoch = self.enclave.prss_epoch
         self.connections: dict[bool, Connection] = {}
+        self.online = False
+        """Whether both connections are announced."""
         self.links: set[int] = set()
 
-    @property
-    def online(self) -> bool:
-        """Whether both connections are announced."""
-        return len(self.connections) == 2
+    def add(self, connection: Connection, *, bulk: bool) -> None:
+        """One of the two is announced."""
+        self.connections[bulk] = connection
+        self.online = len(self.connections) == 2
 
     @property
     def waiting(self) -> int:
@@ -78,9 +83,13 @@ class Session:
 
     def send(self, message: relay.Down, *, bulk: bool) -> None:
         """Queue a message on one connection, where it is there."""
+        self.pass_on(wire.encode(message), bulk=bulk)
+
+    def pass_on(self, encoded: bytes, *, bulk: bool) -> None:
+        """As `send`, of what is encoded already."""
         connection = self.connections.get(bulk)
         if connection is not None:
-            connection.send(wire.encode(message))
+            connection.send(encoded)
 
     @property
     def certificate_expires_s(self) -> float | None:
@@ -104,6 +113,11 @@ class Signers:
         """How often each signer came online."""
         self._boots = {signer.index: Boots(signer.name) for signer in roster.signers}
         self._absences = {index: Absence(None, "") for index in roster.indices}
+        self._online: tuple[int, ...] = ()
+        # The newest order: what several are ordered is encoded once.
+        self._ordered: tuple[wire.OrderBody | None, bytes] = (None, b"")
+        # What `ready` has found out, until something changes.
+        self._ready: dict[tuple[int, ...], bool] = {}
 
     # --- coming and going ---
 
@@ -121,7 +135,8 @@ class Signers:
             session = None
         if session is None:
             session = self._sessions[index] = Session(announced, self._wall_clock())
-        session.connections[bulk] = connection
+        session.add(connection, bulk=bulk)
+        self._ready.clear()
         if session.online:
             try:
                 self._boots[index].on_online(enclave.boot_nonce)
@@ -143,6 +158,7 @@ class Signers:
         if self._sessions.get(session.index) is not session:
             return
         del self._sessions[session.index]
+        self._ready.clear()
         if session.online:
             self._absences[session.index] = Absence(self._wall_clock(), (why or reason)[:300])
             for other in self._sessions.values():
@@ -170,7 +186,8 @@ class Signers:
             session.end(WSCloseCode.GOING_AWAY, reason)
 
     def _tell_online(self) -> None:
-        online = relay.Online(self.online())
+        self._online = tuple(sorted(index for index, session in self._sessions.items() if session.online))
+        online = relay.Online(self._online)
         for index in online.indices:
             self._sessions[index].send(online, bulk=False)
 
@@ -206,22 +223,27 @@ class Signers:
                     session.links.add(peer)
                 else:
                     session.links.discard(peer)
-                self._changes.notify()
+                self._changed()
             case wire.SetupDone(_, epoch):
                 session.prss_epoch = epoch
-                self._changes.notify()
+                self._changed()
             case _:
                 pass
+
+    def _changed(self) -> None:
+        """Links or epochs have."""
+        self._ready.clear()
+        self._changes.notify()
 
     def order(self, index: int, body: wire.OrderBody) -> bool:
         """Send an order to signer `index`; False where it is away. Presigning goes on bulk (see `relay`)."""
         session = self._sessions.get(index)
         if session is None or not session.online:
             return False
-        presigning = isinstance(body, wire.PresignOrder) or (
-            isinstance(body, wire.PrepareOrder) and body.purpose == "presign"
-        )
-        session.send(relay.OrderDown(body), bulk=presigning)
+        if body is not self._ordered[0]:
+            self._ordered = (body, wire.encode(relay.OrderDown(body)))
+        presigning = type(body) is wire.PresignOrder or (type(body) is wire.PrepareOrder and body.purpose == "presign")
+        session.pass_on(self._ordered[1], bulk=presigning)
         return True
 
     def ask_keys(self, index: int, question: relay.KeysAfter) -> None:
@@ -234,7 +256,7 @@ class Signers:
 
     def online(self) -> tuple[int, ...]:
         """Indices of the signers that are connected on both connections, in order."""
-        return tuple(sorted(index for index, session in self._sessions.items() if session.online))
+        return self._online
 
     def session(self, index: int) -> Session | None:
         """What signer `index` has announced and reported; None while it is not connected on both connections."""
@@ -266,8 +288,13 @@ class Signers:
     def ready(self, members: Iterable[int]) -> bool:
         """Whether these are linked and of one PRSS epoch: they can presign and sign together."""
         group = tuple(members)
-        epochs = self.epochs(group)
-        return self.linked(group) and len(epochs) == 1 and 0 not in epochs
+        ready = self._ready.get(group)
+        if ready is None:
+            if len(self._ready) >= MAX_GROUPS:
+                self._ready.clear()
+            epochs = self.epochs(group)
+            ready = self._ready[group] = self.linked(group) and len(epochs) == 1 and 0 not in epochs
+        return ready
 
     def name(self, index: int) -> str:
         """The roster's name of signer `index`; empty for 0."""

@@ -65,44 +65,37 @@ class Signing(Attempting[SigningRequest, Reservation, wire.SignedAuthorization, 
         got: dict[int, wire.SignedAuthorization] = {}
         deadline_s = asyncio.get_running_loop().time() + ANSWER_TIMEOUT_S
         renames = 0
-        self._order_signing(approval, request, reservation, after)
+        self._order_all(approval, request, (reservation.name,), after)
         while len(got) < len(members):
             awaited = approval.members_without(got.keys() | gates.undecided)
-            index, report = await approval.next(deadline_s, awaited, wire.Authorized)
-            match report:
-                case wire.Authorized(_, signed):
-                    if signed.authorization.index != index:
-                        raise CeremonyEnded("unexpected-report", "another signer's authorization", index)
-                    # One that names an earlier presignature was under way when it was renamed.
-                    if signed.authorization.terms.presignature == reservation.name:
-                        got[index] = signed
-                        gates.approved(index)
-                case wire.GatePending(_, until_s):
-                    await gates.pending(index, until_s, members)
-                case wire.UnknownPresignature(_, unknown) if unknown != reservation.name:
-                    pass
-                case wire.UnknownPresignature():
-                    renames += 1
-                    self._network.resync(members)
-                    if renames > MAX_RENAMES:
-                        raise CeremonyEnded("no-presignatures", "the pools of the signers do not agree", index)
-                    reservation.rename(index)
-                    got.clear()
-                    self._order_signing(approval, request, reservation, after)
-                case wire.Recalled():
-                    raise Earlier(index)
-                case _:
-                    raise failure(index, report)
-            gates.leave(set(got))
+            for index, report in await approval.several(deadline_s, awaited, wire.Authorized):
+                match report:
+                    case wire.Authorized(_, signed):
+                        if signed.authorization.index != index:
+                            raise CeremonyEnded("unexpected-report", "another signer's authorization", index)
+                        # One that names an earlier presignature was under way when it was renamed.
+                        if signed.authorization.terms.presignature == reservation.name:
+                            got[index] = signed
+                            gates.approved(index)
+                    case wire.GatePending(_, until_s):
+                        await gates.pending(index, until_s, members)
+                    case wire.UnknownPresignature(_, unknown) if unknown != reservation.name:
+                        pass
+                    case wire.UnknownPresignature():
+                        renames += 1
+                        self._network.resync(members)
+                        if renames > MAX_RENAMES:
+                            raise CeremonyEnded("no-presignatures", "the pools of the signers do not agree", index)
+                        reservation.rename(index)
+                        got.clear()
+                        self._order_all(approval, request, (reservation.name,), after)
+                    case wire.Recalled():
+                        raise Earlier(index)
+                    case _:
+                        raise failure(index, report)
+                gates.leave(got)
         _check_terms(got, request)
         return tuple(got[index] for index in members)
-
-    def _order_signing(
-        self, approval: Ceremony, request: SigningRequest, reservation: Reservation, after: After
-    ) -> None:
-        for index in approval.members:
-            order = self._order(approval.id, request, approval.members, (reservation.name,), after.get(index))
-            approval.order(index, order)
 
     async def _combine(self, request: SigningRequest, shares: Mapping[int, wire.ShareReport]) -> SignatureValue:
         return combine(request.h, shares, request.public_key)

@@ -80,6 +80,7 @@ class Standing:
     def answered(self, took_s: Mapping[int, float]) -> None:
         """Every member of a committee has answered one step, after so many seconds each."""
         limit_s, now_s = max(LAG_FROM_S, LAG_FACTOR * statistics.median_low(took_s.values())), self._clock()
+        avoided = self.avoided()
         for index, seconds in took_s.items():
             lags, pace = seconds > limit_s, self._paces.setdefault(index, _Pace())
             pace.note(lags, now_s)
@@ -87,11 +88,13 @@ class Standing:
                 # It is measured anew when it is asked again.
                 del self._paces[index]
                 self._avoid(index, "slow")
-            elif pace.answers >= MIN_ANSWERS and index not in self.avoided():
+            elif pace.answers >= MIN_ANSWERS and index not in avoided:
                 self._failures.pop(index, None)
 
     def avoided(self) -> frozenset[int]:
         """The signers to leave out now."""
+        if not self._avoided_until_s:
+            return self._convicted()
         now_s = self._clock()
         failed = frozenset(index for index, until_s in self._avoided_until_s.items() if until_s > now_s)
         return failed | self._convicted()

@@ -73,26 +73,34 @@ async def test_a_time_out_names_who_is_silent(ceremonies: Ceremonies) -> None:
 async def test_quiet_reports_are_given_together_and_any_other_at_once(ceremonies: Ceremonies) -> None:
     with ceremonies.open(C) as ceremony:
         deadline_s = asyncio.get_running_loop().time() + 10
-        task = asyncio.create_task(ceremony.next(deadline_s, C, wire.SetupDone))
+        task = asyncio.create_task(ceremony.several(deadline_s, C, wire.SetupDone))
         for index in (1, 2):
             ceremonies.on_report(index, done(ceremony.id))
             await asyncio.wait([task], timeout=0.01)
             assert not task.done()
         ceremonies.on_report(3, done(ceremony.id))
-        assert await task == (1, done(ceremony.id))
-        # The others are there already: nobody waits for them.
-        assert await ceremony.next(0.0, (2, 3), wire.SetupDone) == (2, done(ceremony.id))
-        assert await ceremony.next(0.0, (3,), wire.SetupDone) == (3, done(ceremony.id))
-        task = asyncio.create_task(ceremony.next(deadline_s, C, wire.SetupDone))
+        assert await task == [(index, done(ceremony.id)) for index in C]
+        task = asyncio.create_task(ceremony.several(deadline_s, C, wire.SetupDone))
         ceremonies.on_report(2, done(ceremony.id))
         ceremonies.on_report(3, wire.OrderRefused(ceremony.id, "no"))
-        assert await task == (2, done(ceremony.id))
-        assert await ceremony.next(deadline_s, C, wire.SetupDone) == (3, wire.OrderRefused(ceremony.id, "no"))
+        assert await task == [(2, done(ceremony.id)), (3, wire.OrderRefused(ceremony.id, "no"))]
+
+
+async def test_what_came_before_a_member_was_lost_is_given_first(ceremonies: Ceremonies) -> None:
+    with ceremonies.open(C) as ceremony:
+        deadline_s = asyncio.get_running_loop().time() + 10
+        ceremonies.on_report(1, done(ceremony.id))
+        ceremonies.on_report(2, done(ceremony.id))
+        ceremonies.on_lost(3)
+        assert await ceremony.several(deadline_s, C, wire.SetupDone) == [(index, done(ceremony.id)) for index in (1, 2)]
+        # Nobody waits for the rest: it is there.
+        with pytest.raises(CeremonyEnded, match="signer 3 has disconnected"):
+            await ceremony.several(0.0, (3,), wire.SetupDone)
 
 
 async def test_who_repeats_a_quiet_report_too_often_is_a_flood_at_once(ceremonies: Ceremonies) -> None:
     with ceremonies.open(C) as ceremony:
-        task = asyncio.create_task(ceremony.next(asyncio.get_running_loop().time() + 10, range(99), wire.SetupDone))
+        task = asyncio.create_task(ceremony.several(asyncio.get_running_loop().time() + 10, range(99), wire.SetupDone))
         for _ in range(REPORTS_PER_MEMBER + 1):
             await asyncio.sleep(0)
             ceremonies.on_report(1, done(ceremony.id))

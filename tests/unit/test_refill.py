@@ -216,7 +216,7 @@ async def test_marks_are_recommended_for_a_burst_that_all_pools_share(five: Fake
 async def test_a_signer_that_failed_is_asked_where_it_is_needed(net: FakeNetwork) -> None:
     network = net.coordinator.network
     network.standing.failed(2, "timeout")
-    assert network.refill.preferred() == [C]
+    assert network.refill.preferred() == (C,)
     assert await network.committee() == C
 
 
@@ -309,7 +309,7 @@ async def only_one_three_and_five(network: Network) -> None:
     for index in (2, 4):
         network.standing.failed(index, "timeout")
     network._changes.notify()
-    assert network.refill.preferred() == [(1, 3, 5)]
+    assert network.refill.preferred() == ((1, 3, 5),)
     await until(lambda: network.pools.available((1, 3, 5)) == 8, 20)
 
 
