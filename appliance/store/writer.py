@@ -154,18 +154,23 @@ class GroupCommitWriter:
     def _write(self, failure: StoreFailed | None) -> None:
         """It has begun, unless that was a `failure`."""
         try:
-            if failure is None:
-                self._run_all()
-        except DATABASE_ERRORS as error:
-            failure = store_failure(self._database.path, error)
+            failure = failure or self._try()
         except BaseException:
             self._end()
             raise
         if failure is None:
             self._wait_for(COMMIT, self._resolve)
         else:
-            self._roll_back()
             self._resolve(failure)
+
+    def _try(self) -> StoreFailed | None:
+        """What the database said that failed; nothing of it is left then."""
+        try:
+            self._run_all()
+        except DATABASE_ERRORS as error:
+            self._roll_back()
+            return store_failure(self._database.path, error)
+        return None
 
     def _run_all(self) -> None:
         """What one of them refuses is none of the others' business."""

@@ -172,6 +172,34 @@ async def test_after_an_unforeseen_error_nothing_hangs_and_nothing_is_written(
     database.close()
 
 
+class CannotRollBack:
+    """A connection to a database that fails, and cannot undo it either."""
+
+    in_transaction = True
+
+    def execute(self, statement: str) -> None:
+        if statement == "ROLLBACK":
+            raise sqlite3.OperationalError("disk I/O error")
+
+
+async def test_where_nothing_can_be_rolled_back_nothing_hangs_and_nothing_more_is_written(
+    writer: GroupCommitWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(str(context["exception"])))
+    monkeypatch.setattr(writer, "_sqlite", CannotRollBack())
+
+    def fail(_: Connection) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    for task in [asyncio.create_task(writer.submit(write)) for write in (put(1), fail)]:
+        with pytest.raises(Unavailable, match="writer has ended"):
+            await asyncio.wait_for(task, 10)
+    with pytest.raises(Unavailable, match="writer has ended"):
+        await writer.submit(put(3))
+    assert told == ["disk I/O error"]
+
+
 async def test_after_an_unforeseen_error_of_the_thread_nothing_hangs(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
