@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from enclave.errors import KeymootError
 
@@ -21,6 +22,7 @@ MAX_STANDSTILL_S = 60.0
 # The clocks are read one after the other: where this process had to wait in between, they are read again.
 MAX_READING_S = 0.05
 READINGS = 5
+_boottime = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
 
 class MemoryInDoubt(KeymootError):
@@ -40,7 +42,7 @@ class Clocks:
 
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
-    boottime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
+    boottime: Callable[[], float] = _boottime
 
     def slewed(self) -> float:
         """By how many seconds the kernel has let all three run faster, or slower, than the machine's oscillator."""
@@ -65,8 +67,8 @@ class ClockWatch:
     def __init__(self, clocks: Clocks) -> None:
         self._clocks = clocks
         self._signalled = False
-        self._highest_wall_s = clocks.wall()
-        self._look()
+        self._last = clocks.read()
+        self._highest_wall_s = self._last[0]
 
     def signal(self) -> None:
         """The machine says that its memory was copied or put back: the next `check` raises."""
@@ -74,11 +76,13 @@ class ClockWatch:
 
     def check(self) -> None:
         """Raises `MemoryInDoubt`, once for each reason. Call it before anything is done for anybody."""
-        wall_s, monotonic_s, boottime_s = self._wall_s, self._monotonic_s, self._boottime_s
-        self._look()
-        passed_s = self._monotonic_s - monotonic_s
-        stepped_s = (self._wall_s - wall_s) - passed_s
-        suspended_s = (self._boottime_s - boottime_s) - passed_s
+        wall_before_s, monotonic_before_s, boottime_before_s = self._last
+        self._last = wall_s, monotonic_s, boottime_s = self._clocks.read()
+        if wall_s > self._highest_wall_s:
+            self._highest_wall_s = wall_s
+        passed_s = monotonic_s - monotonic_before_s
+        stepped_s = (wall_s - wall_before_s) - passed_s
+        suspended_s = (boottime_s - boottime_before_s) - passed_s
         reason = ""
         if self._signalled:
             reason = "the machine says that its memory was copied or put back (SIGUSR1)"
@@ -91,7 +95,3 @@ class ClockWatch:
         if reason:
             self._signalled = False
             raise MemoryInDoubt(reason, self._highest_wall_s)
-
-    def _look(self) -> None:
-        self._wall_s, self._monotonic_s, self._boottime_s = self._clocks.read()
-        self._highest_wall_s = max(self._highest_wall_s, self._wall_s)

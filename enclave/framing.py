@@ -28,7 +28,7 @@ class Stream:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         sock.setblocking(False)
-        self.socket = sock
+        self.socket, self.descriptor = sock, sock.fileno()
         self._incoming = bytearray()
         self._outgoing: deque[memoryview] = deque()
         self._queued_bytes = 0
@@ -48,14 +48,30 @@ class Stream:
     def read(self) -> Iterator[bytes]:
         """Whole messages that have arrived. Raises `Malformed` for an oversized one, `EOFError` at the end."""
         try:
-            data = self.socket.recv(READ_BYTES)
+            data: bytes | bytearray = self.socket.recv(READ_BYTES)
         except BlockingIOError:
             return
         except OSError as error:
             raise EOFError(str(error)) from None
         if not data:
             raise EOFError("closed by the other side")
-        yield from self._messages(data)
+        # With what was left of the last time; the rest is kept.
+        if self._incoming:
+            self._incoming += data
+            data = self._incoming
+        position, size = 0, len(data)
+        while (start := position + LENGTH_BYTES) <= size:
+            length = int.from_bytes(data[position:start], "big")
+            if length > self._max_message_bytes:
+                raise Malformed(f"a message of {length} bytes exceeds {self._max_message_bytes}")
+            if size < start + length:
+                break
+            position = start + length
+            yield bytes(data[start:position])
+        if data is self._incoming:
+            del self._incoming[:position]
+        elif position < size:
+            self._incoming += data[position:]
 
     def queue(self, message: bytes) -> None:
         """Queue a message, to be written with others by `flush`. Raises `EOFError` as `write`."""
@@ -95,23 +111,3 @@ class Stream:
         self._outgoing.clear()
         self._queued_bytes = 0
         self.socket.close()
-
-    def _messages(self, data: bytes | bytearray) -> Iterator[bytes]:
-        """The whole ones in what was left of the last time and `data`; the rest is kept."""
-        if self._incoming:
-            self._incoming += data
-            data = self._incoming
-        position = 0
-        while len(data) - position >= LENGTH_BYTES:
-            start = position + LENGTH_BYTES
-            length = int.from_bytes(data[position:start], "big")
-            if length > self._max_message_bytes:
-                raise Malformed(f"a message of {length} bytes exceeds {self._max_message_bytes}")
-            if len(data) < start + length:
-                break
-            position = start + length
-            yield bytes(data[start:position])
-        if data is self._incoming:
-            del self._incoming[:position]
-        else:
-            self._incoming += data[position:]

@@ -1,9 +1,9 @@
-"""The enclave's loop: one blocking selector over the signer's socket, the presign worker, the HSM thread and timers."""
+"""The enclave's loop: one blocking epoll over the signer's socket, the presign worker, the HSM thread and timers."""
 
 from __future__ import annotations
 
 import os
-import selectors
+import select
 import signal
 import socket
 import struct
@@ -27,7 +27,9 @@ MAX_QUEUED_TO_WORKER_BYTES = 256 * 1024 * 1024
 LONGEST_WAIT_S = 1.0
 _UCRED = struct.Struct("3i")
 
-Selector = selectors.DefaultSelector
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+# The listener, the signer, the worker, the HSM thread and signals.
+MOST_READY = 8
 
 
 class WorkerGone(Exception):
@@ -54,7 +56,10 @@ class Server:
         self._worker, self._timers, self._log = worker, core.timers, log
         self._hsm_fd, self._drain_hsm = hsm
         self._clocks = clocks
-        self._selector = Selector()
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], object]] = {}
+        # Of which streams' descriptors it is told when they can be written to.
+        self._blocked: set[int] = set()
         self._signer: Stream | None = None
         self._stopping = self._hung_up = False
         self._repeats = Repeats(time.monotonic)
@@ -63,12 +68,11 @@ class Server:
         """Serve until SIGTERM or SIGINT. Raises `WorkerGone`, and `MemoryInDoubt` before anything else is done."""
         handlers = {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGUSR1: self._clocks.signal}
         handlers[signal.SIGHUP] = self._on_hangup
-        with self._selector, _listening(self._path) as listener, _wakeup(handlers) as wakeup_fd:
-            register = self._selector.register
-            register(listener, selectors.EVENT_READ, lambda _: self._accept(listener))
-            register(wakeup_fd, selectors.EVENT_READ, lambda _: os.read(wakeup_fd, 4096))
-            register(self._worker.socket, selectors.EVENT_READ, self._serve_worker)
-            register(self._hsm_fd, selectors.EVENT_READ, lambda _: self._drain_hsm())
+        with self._epoll, _listening(self._path) as listener, _wakeup(handlers) as wakeup_fd:
+            self._watch(listener.fileno(), lambda _: self._accept(listener))
+            self._watch(wakeup_fd, lambda _: os.read(wakeup_fd, 4096))
+            self._watch(self._worker.descriptor, self._serve_worker)
+            self._watch(self._hsm_fd, lambda _: self._drain_hsm())
             ready()
             try:
                 while not self._stopping:
@@ -105,16 +109,19 @@ class Server:
             raise WorkerGone(str(error)) from None
 
     def _turn(self) -> None:
-        self._watch_writes()
-        due_s = self._timers.next_in_s()
-        timeout_s = LONGEST_WAIT_S if due_s is None else min(due_s, LONGEST_WAIT_S)
-        ready = self._selector.select(timeout_s)
+        self._watch_writes(self._worker)
+        if self._signer is not None:
+            self._watch_writes(self._signer)
+        ready = self._epoll.poll(self._timers.next_in_s(LONGEST_WAIT_S), MOST_READY)
         self._clocks.check()
         if self._hung_up:
             self._hung_up = False
             self._reload()
-        for key, events in ready:
-            key.data(events)
+        for descriptor, events in ready:
+            # One that is watched no more since: nothing is due.
+            handler = self._handlers.get(descriptor)
+            if handler is not None:
+                handler(events)
         self._timers.fire()
         self._flush()
 
@@ -126,14 +133,17 @@ class Server:
             except EOFError as error:
                 self._disconnect(str(error))
 
-    def _watch_writes(self) -> None:
-        streams = [(self._worker, self._serve_worker)]
-        if self._signer is not None:
-            streams.append((self._signer, self._serve_signer))
-        for stream, handler in streams:
-            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if stream.wants_to_write else 0)
-            if self._selector.get_key(stream.socket).events != wanted:
-                self._selector.modify(stream.socket, wanted, handler)
+    def _watch(self, descriptor: int, handler: Callable[[int], object]) -> None:
+        """Call `handler(events)` when it can be read from."""
+        self._epoll.register(descriptor, READ)
+        self._handlers[descriptor] = handler
+
+    def _watch_writes(self, stream: Stream) -> None:
+        """Be told when it can be written to, where something is left to write."""
+        descriptor = stream.descriptor
+        if stream.wants_to_write != (descriptor in self._blocked):
+            self._blocked ^= {descriptor}
+            self._epoll.modify(descriptor, READ | WRITE if stream.wants_to_write else READ)
 
     # --- the signer ---
 
@@ -152,7 +162,7 @@ class Server:
             connection.close()
         else:
             self._signer = Stream(connection, MAX_QUEUED_TO_SIGNER_BYTES)
-            self._selector.register(connection, selectors.EVENT_READ, self._serve_signer)
+            self._watch(self._signer.descriptor, self._serve_signer)
             self._effects.attach(self.emit)
 
     def _refused(self, reason: str) -> None:
@@ -165,9 +175,9 @@ class Server:
         if stream is None:
             return
         try:
-            if events & selectors.EVENT_WRITE:
+            if events & WRITE:
                 stream.flush()
-            if events & selectors.EVENT_READ:
+            if events & ~WRITE:
                 for data in stream.read():
                     if self._signer is not stream:
                         return
@@ -179,7 +189,9 @@ class Server:
         if self._signer is None:
             return
         stream, self._signer = self._signer, None
-        self._selector.unregister(stream.socket)
+        self._epoll.unregister(stream.descriptor)
+        del self._handlers[stream.descriptor]
+        self._blocked.discard(stream.descriptor)
         stream.close()
         self._dispatch.on_detached()
         self._log.info("signer detached", reason=reason)
@@ -188,9 +200,9 @@ class Server:
 
     def _serve_worker(self, events: int) -> None:
         try:
-            if events & selectors.EVENT_WRITE:
+            if events & WRITE:
                 self._worker.flush()
-            if events & selectors.EVENT_READ:
+            if events & ~WRITE:
                 for data in self._worker.read():
                     self._batches.on_worker(decode(data, FromWorker))  # type: ignore[arg-type]
         except (EOFError, Malformed) as error:

@@ -161,8 +161,8 @@ class Timers:
                 self._live.discard(number)
                 callback()
 
-    def next_in_s(self) -> float | None:
-        """Seconds until something is due, None if nothing is."""
+    def next_in_s(self, most_s: float) -> float:
+        """Seconds until something is due, `most_s` where nothing is before."""
         while self._heap and self._heap[0][1] not in self._live:
             heapq.heappop(self._heap)
-        return max(0.0, self._heap[0][0] - self._clock()) if self._heap else None
+        return min(max(0.0, self._heap[0][0] - self._clock()), most_s) if self._heap else most_s
