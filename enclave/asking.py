@@ -55,9 +55,11 @@ class Gate:
     ) -> None:
         self.mode, self._keys, self._timers = mode, keys, timers
         self._clock, self._random, self._emit = wall_clock, random, emit
-        self._awaited: dict[str, Promise[GateReply | GateUnreachable]] = {}
-        # How many are under way, by client.
-        self._conversations: dict[str, int] = {}
+        # What each exchange resolves; what ends its timer; when it began, in ns.
+        self._awaited: dict[str, tuple[Promise[GateReply | GateUnreachable], Callable[[], None], int]] = {}
+        self.under_way = 0
+        """Conversations."""
+        self._of_client: dict[str, int] = {}
         self.counters: dict[str, int] = {}
         self.seconds = Durations()
         """Whole conversations."""
@@ -77,7 +79,8 @@ class Gate:
         `request_id`: what logs call the request; the handler gets it too.
         """
         client_id = request.requester
-        self._conversations[client_id] = self._check_room(client_id) + 1
+        self._of_client[client_id] = self._check_room(client_id) + 1
+        self.under_way += 1
         started_ns = time.perf_counter_ns()
         try:
             allowed = await self._converse(info, request, deadline_s, pending, request_id)
@@ -91,34 +94,33 @@ class Gate:
             self._count("gate|invalid")
             raise
         finally:
-            self._conversations[client_id] -= 1
-            if not self._conversations[client_id]:
-                del self._conversations[client_id]
+            self.under_way -= 1
+            self._of_client[client_id] -= 1
+            if not self._of_client[client_id]:
+                del self._of_client[client_id]
             self.seconds.observe_ns(time.perf_counter_ns() - started_ns)
         self._count("gate|allowed")
         return allowed
-
-    @property
-    def under_way(self) -> int:
-        """Conversations under way."""
-        return sum(self._conversations.values())
 
     def _check_room(self, client_id: str) -> int:
         """How many conversations are under way for the client. Raises `Refused` where there is room for no more."""
         if self.under_way >= MAX_CONVERSATIONS:
             raise Refused("gate/busy", f"{MAX_CONVERSATIONS} gate calls are under way")
-        of_client = self._conversations.get(client_id, 0)
+        of_client = self._of_client.get(client_id, 0)
         if of_client >= MAX_CONVERSATIONS_OF_CLIENT:
             raise Refused("gate/busy", f"{MAX_CONVERSATIONS_OF_CLIENT} gate calls for {client_id} are under way")
         return of_client
 
     def on_answer(self, answer: GateReply | GateUnreachable) -> None:
         """What the signer brought back. One that nobody awaits is dropped."""
-        promise = self._awaited.pop(answer.uid, None)
-        if promise is None:
+        awaited = self._awaited.pop(answer.uid, None)
+        if awaited is None:
             self._count("gate_tries|late")
-        else:
-            promise.resolve(answer)
+            return
+        promise, cancel, started_ns = awaited
+        cancel()
+        self.timed((time.perf_counter_ns() - started_ns) / 1e9)
+        promise.resolve(answer)
 
     async def _converse(
         self,
@@ -131,11 +133,19 @@ class Gate:
         # SPEC 6.1: for this conversation alone.
         uid = self._random(16).hex()
         attempt, backoff_s, rule, reason = 0, RETRY_FIRST_S, "gate/unreachable", "no answer"
-        while self._clock() < deadline_s:
+        while (now_s := self._clock()) < deadline_s:
             attempt += 1
-            keys, now_s = self._present_keys(), int(self._clock())
-            call = build_call(info, request, uid=uid, attempt=attempt, deadline_s=deadline_s, now_s=now_s, keys=keys)
-            answer = await self._exchange(call, self._try_timeout_ms(deadline_s), request_id)
+            call = build_call(
+                info,
+                request,
+                uid=uid,
+                attempt=attempt,
+                deadline_s=deadline_s,
+                now_s=int(now_s),
+                keys=self._present_keys(),
+            )
+            timeout_ms = max(1, int(min(TRY_TIMEOUT_S, deadline_s - now_s) * 1000))
+            answer = await self._exchange(call, timeout_ms, request_id)
             if isinstance(answer, GateUnreachable):
                 (rule, _), reason, wait_s = NO_ANSWER[answer.code], answer.reason, backoff_s
                 self._count("gate_tries|unreachable")
@@ -171,24 +181,18 @@ class Gate:
         # Those of now: an answer may come after its key was retired.
         return verify_reply(answer, call=call, keys=self._present_keys(), now_s=now_s)
 
-    async def _exchange(self, call: GateCall, timeout_ms: int, request_id: str) -> GateReply | GateUnreachable:
+    def _exchange(self, call: GateCall, timeout_ms: int, request_id: str) -> Promise[GateReply | GateUnreachable]:
+        """What `on_answer` resolves: in the end there is always an answer, if only that there is none."""
         uid = call.uid
         promise: Promise[GateReply | GateUnreachable] = Promise()
-        self._awaited[uid] = promise
-        late = GateUnreachable(uid, "no answer from the signer process in time", "timeout")
-        cancel = self._timers.after(timeout_ms / 1000 + 1.0, lambda: self.on_answer(late))
+        told = "no answer from the signer process in time"
+        cancel = self._timers.after(
+            timeout_ms / 1000 + 1.0, lambda: self.on_answer(GateUnreachable(uid, told, "timeout"))
+        )
+        self._awaited[uid] = (promise, cancel, time.perf_counter_ns())
         signed = (call.webhook_id, call.webhook_timestamp, call.webhook_signature, call.body)
-        started_ns = time.perf_counter_ns()
         self._emit(CallGate(uid, *signed, timeout_ms, request_id))
-        try:
-            return await promise
-        finally:
-            self.timed((time.perf_counter_ns() - started_ns) / 1e9)
-            cancel()
-            self._awaited.pop(uid, None)
-
-    def _try_timeout_ms(self, deadline_s: int) -> int:
-        return max(1, int(min(TRY_TIMEOUT_S, deadline_s - self._clock()) * 1000))
+        return promise
 
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1

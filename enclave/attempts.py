@@ -145,6 +145,16 @@ class RequestState(msgspec.Struct):
         if self.release is not None:
             self.release()
 
+    def is_approved(self, committee: tuple[int, ...], now_s: float) -> bool:
+        """Whether policy and gate have said yes to it for this committee, and that still counts."""
+        approval = self.approval
+        return approval is not None and approval.committee == committee and approval.until_s > now_s
+
+    def lapse(self) -> None:
+        """What was approved counts no longer."""
+        self.approval = None
+        self.withdraw()
+
     def check_permitted(self, *, anew: bool = False) -> Charge:
         """Whether what was approved may still be done, and what is to be charged for it; `anew`: by all that counts
         now. Raises `Refused`."""

@@ -92,8 +92,18 @@ class Authoriser:
             if state.asking:
                 self._deciding.tell_pending(state)
                 return
-            while not await self._is_authorized(state, order, request, record, stored):
-                pass
+            authorized = False
+            while not authorized:
+                try:
+                    if not state.is_approved(order.committee, self._clock()):
+                        # SPEC 6.9: it verified when it came; another gate may have taken hours.
+                        request = request or self._deciding.verify(order.request, state.verified_s)
+                        await self._approve(state, order, request, record, stored)
+                    self._authorize(state)
+                    authorized = True
+                except Lapsed:
+                    # Decided anew, which `count_question` bounds.
+                    state.lapse()
         except AlreadyAnswered as earlier:
             self._recall(coordinator, order, state, earlier.answer)
         except Refused as refusal:
@@ -124,31 +134,6 @@ class Authoriser:
         request_id = order.request.request_id
         attempt = Attempt(coordinator, order.ceremony, order.committee, presignatures, request_id, order.after)
         self.book.begin(state, attempt)
-
-    async def _is_authorized(
-        self,
-        state: RequestState,
-        order: AnyOrder,
-        request: VerifiedRequest | None,
-        record: Record | None,
-        stored: Answer | None,
-    ) -> bool:
-        """False where it must be decided anew, which `count_question` bounds. Raises `Refused`."""
-        try:
-            if not self._is_approved(state, order):
-                # SPEC 6.9: it verified when it came; another gate may have taken hours.
-                request = request or self._deciding.verify(order.request, state.verified_s)
-                await self._approve(state, order, request, record, stored)
-            self._authorize(state)
-        except Lapsed:
-            state.approval = None
-            state.withdraw()
-            return False
-        return True
-
-    def _is_approved(self, state: RequestState, order: AnyOrder) -> bool:
-        approval = state.approval
-        return approval is not None and approval.committee == order.committee and approval.until_s > self._clock()
 
     async def _approve(
         self,

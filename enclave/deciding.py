@@ -4,7 +4,8 @@ then the gate; nothing is reserved or spent by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from enclave.answers import AlreadyAnswered
 from enclave.asked import derive_items, request_info, signer_info, understand
@@ -13,6 +14,7 @@ from enclave.attempts import Approval, RequestState
 from enclave.counting import Counting, Permission
 from enclave.effects import Effects
 from enclave.errors import Refused
+from enclave.gate import GateAllowed
 from enclave.online import Holdings
 from enclave.reload import SigningRules
 from enclave.request_book import RequestBook
@@ -66,7 +68,7 @@ class Deciding:
         """The yes of policy and gate. Raises `Refused`, `AlreadyAnswered`, `CallerError`, `Unavailable`."""
         if state.name:
             self._book.answers.check(state.name, order.after)
-        key = await self._key(order.key_id, record)
+        key = self._check_key(order.key_id, await self._vault.key_facts(record, order.key_id))
         acknowledgement, batch = key.acknowledgement, isinstance(order, BatchSignOrder)
         self._counting.freezes.check(acknowledgement.label)
         approvers = request.approver_ids
@@ -97,7 +99,7 @@ class Deciding:
             name = self._rules.roster.signer(self._session.index).name
             info = signer_info(asked, items, acknowledgement, order.committee, name, permission.to_gate)
             told = request_info(asked, shown, self._rules.roster.network)
-            until_s = await self._ask_gate(state, order, info, told, permission)
+            until_s = (await self._ask_gate(state, order, info, told, permission)).expires_at_s
             permission.again()
         return Approval(request.client_id, key, batch, items, order.committee, until_s, permission.again, approvers)
 
@@ -109,22 +111,21 @@ class Deciding:
         self._book.claim(state, name, body_digest(order.request.path, order.request.body), stored)
         self._book.answers.check(name, order.after)
 
-    async def _key(self, key_id: str, record: Record | None) -> KeyFacts:
-        key = await self._vault.key_facts(record, key_id)
+    def _check_key(self, key_id: str, key: KeyFacts) -> KeyFacts:
         if not key.active:
             raise Refused("key/pending", f"{key_id} is not activated here: its certificate is missing")
         if key.acknowledgement.roster_digest != self._roster_digest:
             raise Refused("key/roster", f"{key_id} belongs to another roster")
         return key
 
-    async def _ask_gate(
+    def _ask_gate(
         self,
         state: RequestState,
         order: AnyOrder,
         info: SignerInfo | BatchSignerInfo,
         told: RequestInfo,
         permission: Permission,
-    ) -> int:
+    ) -> Coroutine[Any, Any, GateAllowed]:
         def pending(until_s: int) -> None:
             # A person is not asked on for what would be refused after all.
             permission.again()
@@ -132,8 +133,7 @@ class Deciding:
             self.tell_pending(state)
 
         deadline_s = int(self._clock()) + self._rules.gate_deadline_s
-        allowed = await self._gate.ask(info, told, deadline_s, pending, order.request.request_id)
-        return allowed.expires_at_s
+        return self._gate.ask(info, told, deadline_s, pending, order.request.request_id)
 
     def tell_pending(self, state: RequestState) -> None:
         """The newest attempt learns that the gate needs time, perhaps after its coordinator was away."""

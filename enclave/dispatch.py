@@ -135,9 +135,10 @@ class Dispatch:
 
     def handle(self, message: ToEnclave) -> None:
         """One message from the signer. Raises `CallerError` for one that is not due; nothing else escapes."""
-        allowed = (Attach, StatusQuery) if self._phase is Phase.DETACHED else (StatusQuery, Stored)
-        if self._phase is not Phase.ATTACHED and not isinstance(message, allowed):
-            raise CallerError(f"{type(message).__name__} while {self._phase.value}")
+        if self._phase is not Phase.ATTACHED:
+            allowed = (Attach, StatusQuery) if self._phase is Phase.DETACHED else (StatusQuery, Stored)
+            if not isinstance(message, allowed):
+                raise CallerError(f"{type(message).__name__} while {self._phase.value}")
         self._routes[type(message)](message)
 
     def on_detached(self) -> None:
@@ -231,9 +232,10 @@ class Dispatch:
 
     def _know(self, coordinator: str) -> None:
         """Bounds what is kept by coordinator. Raises `CallerError` beyond."""
-        self._coordinators.add(coordinator)
-        if len(self._coordinators) > MAX_COORDINATORS:
-            raise CallerError(f"more than {MAX_COORDINATORS} coordinators")
+        if coordinator not in self._coordinators:
+            if len(self._coordinators) >= MAX_COORDINATORS:
+                raise CallerError(f"more than {MAX_COORDINATORS} coordinators")
+            self._coordinators.add(coordinator)
 
     def _on_order(self, order: Order) -> None:
         self._know(order.coordinator)
@@ -269,11 +271,11 @@ class Dispatch:
     async def _presign(self, order: Order, body: PresignOrder) -> None:
         self._batches.start(order.coordinator, body)
 
-    async def _sign(self, order: Order, body: SignOrder | BatchSignOrder) -> None:
-        await self._authoriser.authorise(order.coordinator, body, order.key, order.answer)
+    def _sign(self, order: Order, body: SignOrder | BatchSignOrder) -> Coroutine[Any, Any, None]:
+        return self._authoriser.authorise(order.coordinator, body, order.key, order.answer)
 
-    async def _online(self, order: Order, body: OnlineOrder | BatchOnlineOrder) -> None:
-        await self._authoriser.online.give(order.coordinator, body, order.key)
+    def _online(self, order: Order, body: OnlineOrder | BatchOnlineOrder) -> Coroutine[Any, Any, None]:
+        return self._authoriser.online.give(order.coordinator, body, order.key)
 
     async def _recall(self, order: Order, body: RecallOrder) -> None:
         self._told.tell(order.coordinator, body, order.answer)
@@ -298,11 +300,11 @@ class Dispatch:
     # --- tasks ---
 
     def _run(self, routine: Coroutine[Any, Any, None]) -> None:
-        def ended(task: Task[None]) -> None:
-            if isinstance(task.outcome, KeymootError):
-                self._count("tasks_failed")
+        Task(routine, self._on_end).start()
 
-        Task(routine, ended).start()
+    def _on_end(self, task: Task[None]) -> None:
+        if isinstance(task.outcome, KeymootError):
+            self._count("tasks_failed")
 
     def _count(self, name: str) -> None:
         self.counters[name] = self.counters.get(name, 0) + 1

@@ -32,6 +32,7 @@ NO_ANSWER: dict[str, tuple[str, bool]] = {
     "not-configured": ("gate/not-configured", False),
     "no-mtls": ("gate/no-mtls", False),
 }
+ECHOED = ("type", "uid", "request_digest", "signer_id", "kind", "dryRun")
 # SPEC 6.5, by `WebhookInvalid.code`.
 UNSIGNED = {"unsigned": "gate/unsigned", "stale": "gate/stale", "signature": "gate/signature"}
 
@@ -144,14 +145,8 @@ def judge_status(reply: GateReply, *, now_s: int) -> GateAllowed:
 
 
 def _check_echo(answer: Answer, call: GateCall) -> None:
-    echoes = {
-        "type": (answer.type, ANSWER_TYPE),
-        "uid": (answer.uid, call.uid),
-        "request_digest": (answer.request_digest, call.request_digest),
-        "signer_id": (answer.signer_id, call.info.signer_id),
-        "kind": (answer.kind, call.info.kind),
-        "dryRun": (answer.dryRun, call.dry_run),
-    }
-    for name, (found, expected) in echoes.items():
-        if found != expected:
-            raise Refused("gate/echo", f"the answer is to something else: {name}")
+    found = (answer.type, answer.uid, answer.request_digest, answer.signer_id, answer.kind, answer.dryRun)
+    expected = (ANSWER_TYPE, call.uid, call.request_digest, call.info.signer_id, call.info.kind, call.dry_run)
+    if found != expected:
+        name = next(name for name, one, other in zip(ECHOED, found, expected, strict=True) if one != other)
+        raise Refused("gate/echo", f"the answer is to something else: {name}")

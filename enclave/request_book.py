@@ -89,8 +89,7 @@ class RequestBook:
         if state.asking or state.answering:
             return
         if state.approval is not None and state.approval.until_s <= self._clock():
-            state.approval = None
-            state.withdraw()
+            state.lapse()
         if state.attempt is not None:
             state.attempt = msgspec.structs.replace(state.attempt, presignatures=())
         kept, answer = len(state.approval.items) if state.approval is not None else 0, self.answers.newest(state.name)

@@ -7,7 +7,6 @@ key is held count, the others are passed over: who holds none but Ed25519 keys c
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hmac
 import re
@@ -92,7 +91,7 @@ def parse_public_key(text: str) -> PublicKey:
 def sign(keys: Sequence[SigningKey], webhook_id: str, timestamp_s: int, body: bytes) -> str:
     """The `webhook-signature` header: one signature for each key (several while rotating)."""
     content = _content(webhook_id, str(timestamp_s), body)
-    return " ".join(_signature(key, content) for key in keys)
+    return " ".join([_signature(key, content) for key in keys])
 
 
 def verify(keys: Sequence[VerifyingKey], webhook_id: str, timestamp: str, header: str, body: bytes, now_s: int) -> None:
@@ -107,16 +106,22 @@ def verify(keys: Sequence[VerifyingKey], webhook_id: str, timestamp: str, header
     if len(given) > MAX_SIGNATURES:
         raise WebhookInvalid("unsigned", f"more than {MAX_SIGNATURES} signatures")
     content = _content(webhook_id, timestamp, body)
-    macs = [hmac.digest(key.reveal(), content, "sha256") for key in keys if isinstance(key, Secret)]
-    points = [key.point for key in keys if isinstance(key, PublicKey)]
+    macs, points = [], []
+    for key in keys:
+        if isinstance(key, Secret):
+            macs.append(hmac.digest(key.reveal(), content, "sha256"))
+        else:
+            points.append(key.point)
     for signature in given:
         version, _, encoded = signature.partition(",")
         if version == HMAC_VERSION and macs:
             # Every key is compared, so that the time taken does not say which one fits.
-            matches = [hmac.compare_digest(_decoded(encoded), mac) for mac in macs]
+            made = _decoded(encoded)
+            matches = [hmac.compare_digest(made, mac) for mac in macs]
             fits = any(matches)
         elif version == ED25519_VERSION and points:
-            fits = any(ed25519.verifies(point, content, _decoded(encoded)) for point in points)
+            made = _decoded(encoded)
+            fits = any(ed25519.verifies(point, content, made) for point in points)
         else:
             continue
         if fits:
@@ -142,7 +147,7 @@ def _signature(key: SigningKey, content: bytes) -> str:
         version, made = HMAC_VERSION, hmac.digest(key.reveal(), content, "sha256")
     else:
         version, made = ED25519_VERSION, ed25519.sign(key.pair.reveal(), content)
-    return f"{version},{base64.b64encode(made).decode()}"
+    return f"{version},{_encode(made)}"
 
 
 def _decoded(text: str) -> bytes:
@@ -152,12 +157,14 @@ def _decoded(text: str) -> bytes:
         raise WebhookInvalid("signature", "webhook-signature is not canonical base64") from None
 
 
+def _encode(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
 def _decode(text: str) -> bytes:
     """Canonical base64. Raises `ValueError`."""
-    try:
-        data = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None
-    if base64.b64encode(data).decode() != text:
+    data = binascii.a2b_base64(text)
+    # The decoder passes over what is not of its alphabet.
+    if _encode(data) != text:
         raise ValueError("not canonical base64")
     return data
