@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import structlog
@@ -28,6 +28,32 @@ class LineLogger:
         self._sink.write(line)
 
     log = debug = info = warn = warning = error = err = critical = failure = fatal = exception = msg
+
+
+def _telling(level: str) -> Callable[..., None]:
+    def tell(self: structlog.BoundLoggerBase, event: str, **told: Any) -> None:
+        line: Any = {**self._context, **told, "event": event}
+        try:
+            for processor in self._processors:
+                line = processor(self._logger, level, line)
+        except structlog.DropEvent:
+            return
+        self._logger.msg(line)
+
+    return tell
+
+
+class Lines(structlog.BoundLoggerBase):
+    """structlog's bound logger with what is used of it: an event, and facts by name. `debug` says nothing."""
+
+    info, warning, error = _telling("info"), _telling("warning"), _telling("error")
+
+    def debug(self, event: str, **told: Any) -> None:
+        """Nothing."""
+
+    def exception(self, event: str, **told: Any) -> None:
+        """As `error`, with the exception that is being handled."""
+        self.error(event, **{"exc_info": True, **told})
 
 
 class Rendering:
@@ -74,7 +100,7 @@ def configure_logging(process: str) -> None:
     logger = LineLogger(LineSink(STANDARD_ERROR, tell_lost))
     structlog.configure(
         processors=[Rendering(process, time.time)],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=Lines,
         logger_factory=lambda *_: logger,
         cache_logger_on_first_use=LOGGERS_FOR_GOOD,
     )

@@ -42,7 +42,7 @@ from appliance.store.keys import KeyRow
 from appliance.store.rows import Page
 from appliance.store.signatures import SignatureRow
 from policies.errors import CallerError
-from policies.json_strict import JsonInvalid, parse_json
+from policies.json_strict import JsonInvalid, parse_as, parse_json
 from policies.requests import KEY_ID_PATTERN, KEYS_PATH, HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
 
@@ -252,11 +252,16 @@ async def _refuse_unknown_queries(request: web.Request, handler: Handler) -> web
 def _parse(body: bytes, kind: type[T]) -> T:
     """As strictly as enclaves do. Raises `CallerError`; `Unprocessable` for what only its parts together make wrong."""
     try:
-        parse_json(body)
-        return msgspec.json.decode(body, type=kind)
+        return parse_as(body, kind)
     except (JsonInvalid, msgspec.DecodeError) as error:
-        wrong = Unprocessable if isinstance(error.__cause__, ValueError) else CallerError
-        raise wrong(f"body: {str(error)[:300]}") from None
+        refusal: Exception = error
+    try:
+        # What is wrong with it as JSON is told first.
+        parse_json(body)
+    except JsonInvalid as error:
+        refusal = error
+    wrong = Unprocessable if isinstance(refusal.__cause__, ValueError) else CallerError
+    raise wrong(f"body: {str(refusal)[:300]}")
 
 
 def _cursor(request: web.Request) -> int:

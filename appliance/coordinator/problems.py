@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -91,7 +91,7 @@ def answering_problems(clock: Callable[[], float]) -> Middleware:
 
 def name_afresh(response: web.Response) -> str:
     """Give the answer to what came past the middleware a request id of its own, for the log too."""
-    request_id = secrets.token_hex(16)
+    request_id = os.urandom(16).hex()
     if isinstance(response, ProblemResponse):
         response.name(request_id)
     response.headers[REQUEST_ID_HEADER] = request_id
@@ -101,7 +101,7 @@ def name_afresh(response: web.Response) -> str:
 async def _named(request: web.Request, handler: Handler, strangers: Allowance) -> web.StreamResponse:
     asked = request.headers.get(REQUEST_ID_HEADER)
     named = asked is not None and re.fullmatch(wire.REQUEST_ID, asked) is not None
-    request_id = request[REQUEST_ID] = asked if named and asked is not None else secrets.token_hex(16)
+    request_id = request[REQUEST_ID] = asked if named and asked is not None else os.urandom(16).hex()
     # aiohttp gives each request a context of its own.
     structlog.contextvars.bind_contextvars(request_id=request_id, client="")
     if asked is not None and not named:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pathlib
-import secrets
 import signal
 import time
 from contextlib import AsyncExitStack
@@ -146,12 +146,12 @@ class Coordinator:
         keybook = KeyBook(store, time.time)
         convicted = config.state.parent / CONVICTED_FILE
         self.network = network = Network(
-            roster, config.pool, Changes(), keybook, secrets.token_bytes, convicted=convicted, wait=config.wait
+            roster, config.pool, Changes(), keybook, os.urandom, convicted=convicted, wait=config.wait
         )
         signing = Signing(network.ceremonies, network.pools, network, network.recall, time.time)
         batches = BatchSigning(network.ceremonies, network.pools, network, network.recall, time.time)
         execution = Execution(store, roster, network, signing, batches, keybook)
-        work = Work(store, roster, network, keybook, execution, secrets.token_bytes, time.time, self._fail)
+        work = Work(store, roster, network, keybook, execution, os.urandom, time.time, self._fail)
         stack.push_async_callback(work.close)
         await work.resume()
         self.deadlines = Deadlines(store, time.time)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TypeVar
 
 import msgspec
@@ -148,5 +149,10 @@ def _reason(row: RequestState) -> Reason | None:
 
 
 def _time(ms: int) -> str:
-    moment = datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    second, rest_ms = divmod(ms, 1000)
+    return f"{_second(second)}.{rest_ms:03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(unix_s: int) -> str:
+    return datetime.datetime.fromtimestamp(unix_s, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")

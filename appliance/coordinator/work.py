@@ -145,7 +145,7 @@ class Work:
         task = self._tasks.get(request_id)
         if task is None:
             return None
-        await asyncio.wait([task], timeout=timeout_s)
+        await _done(task, timeout_s)
         return task.result() if task.done() and not task.cancelled() and task.exception() is None else None
 
     def _log_accepted(self, name: str, kind: str, signed: Admitted, *, new: bool) -> None:
@@ -278,3 +278,23 @@ class Work:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _done(task: asyncio.Task[Ended], timeout_s: float) -> None:
+    """Until the task is done, or the time is over."""
+    if task.done():
+        return
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    task.add_done_callback(wake)
+    timer = loop.call_later(timeout_s, wake)
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        task.remove_done_callback(wake)
