@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import NoReturn
 
 import structlog
 
-from appliance.signer.gate_caller import GateCaller, unreachable
+from appliance.signer.gate_caller import MAX_CONNECTIONS, GateCaller, unreachable
 from appliance.signer.metrics import SignerMetrics
 from enclave import wire
 from policies.repeats import Repeats
 
 MAX_WAITING = 256
-AT_ONCE = 16
+AT_ONCE = MAX_CONNECTIONS
 
 log = structlog.get_logger()
 
@@ -33,24 +34,34 @@ class GateCalls:
         """`needs_mtls`: the enclave's gate mode is `status`, so the handler must know that we ask."""
         self._needs_mtls = needs_mtls
         self._gate, self._answer, self._metrics, self._repeats = gate, answer, metrics, repeats
-        self._waiting: asyncio.Queue[tuple[wire.CallGate, float]] = asyncio.Queue(MAX_WAITING)
+        self._waiting: deque[tuple[wire.CallGate, float]] = deque()
+        # Workers that wait for a call: whoever came last is woken first, so that few connections are kept in use.
+        self._idle: list[asyncio.Future[None]] = []
 
     def __len__(self) -> int:
-        return self._waiting.qsize()
+        return len(self._waiting)
 
     def put(self, call: wire.CallGate) -> None:
         """Queue a call; one too many is answered at once, as unreachable."""
-        deadline_s = asyncio.get_running_loop().time() + call.timeout_ms / 1000
-        try:
-            self._waiting.put_nowait((call, deadline_s))
-        except asyncio.QueueFull:
+        if len(self._waiting) >= MAX_WAITING:
             self._answer(unreachable(call, f"more than {MAX_WAITING} gate calls are waiting", "busy"))
+            return
+        self._waiting.append((call, asyncio.get_running_loop().time() + call.timeout_ms / 1000))
+        while self._idle:
+            worker = self._idle.pop()
+            if not worker.done():
+                worker.set_result(None)
+                break
 
     async def work(self) -> NoReturn:
         """One of the workers; time spent waiting for a worker counts."""
         loop = asyncio.get_running_loop()
         while True:
-            call, deadline_s = await self._waiting.get()
+            while not self._waiting:
+                idle = loop.create_future()
+                self._idle.append(idle)
+                await idle
+            call, deadline_s = self._waiting.popleft()
             timeout_s = deadline_s - loop.time()
             if self._gate is None:
                 answer: wire.GateReply | wire.GateUnreachable = unreachable(

@@ -11,9 +11,12 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 
 from appliance.signer.config import GateSettings
-from appliance.signer.gate_caller import MAX_CONNECTIONS, GateCaller
+from appliance.signer.gate_caller import KEPT_IDLE_S, GateCaller
+from appliance.signer.gate_connection import MAX_HEAD_BYTES, Answer, GateConnection, NoAnswer
 from appliance.tls import server_context
 from enclave import wire
 from tests.fakes.servers import serving
@@ -121,7 +124,7 @@ async def test_a_gate_that_stops_in_its_body(tls: TlsFiles) -> None:
         request.transport.abort()
         return response
 
-    assert "ClientPayloadError" in unreachable(await call(tls, Gate(half)))
+    assert unreachable(await call(tls, Gate(half))) == "it closed the connection within its answer"
 
 
 @pytest.mark.parametrize("chunked", [True, False])
@@ -290,32 +293,101 @@ async def test_an_answer_that_comes_while_nobody_asks_answers_nothing(tls: TlsFi
     gate = Early()
     async with raw(tls, gate) as caller:
         assert (await caller.call(CALL, 3.0)).status == 403
-        (pool,) = caller._connector._conns.values()
+        ((kept, _),) = caller._idle
         came.set()
         async with asyncio.timeout(10):
-            while pool and pool[0][0].is_connected() and not pool[0][0].should_close:  # noqa: ASYNC110
+            while kept.usable:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert (await caller.call(CALL, 3.0)).status == 403
     assert gate.connections == 2
 
 
-async def test_a_handler_that_talks_on_every_connection_is_given_up(
-    tls: TlsFiles, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[Mock] = []
+async def test_who_talks_before_he_is_asked_is_not_asked() -> None:
+    connection, transport = GateConnection(), Mock()
+    connection.connection_made(transport)
+    connection.data_received(YES)
+    transport.abort.assert_called_once_with()
+    with pytest.raises(NoAnswer, match="it talks before it is asked"):
+        await connection.ask(b"question", 3.0)
+    transport.write.assert_not_called()
 
-    async def connect(*_: object) -> Mock:
-        made.append(Mock())
-        made[-1].protocol.should_close = True
-        return made[-1]
 
-    async with raw(tls, RawGate(YES)) as caller:
-        with monkeypatch.context() as patch:
-            patch.setattr(caller._connector, "connect", connect)
-            reply = await caller.call(CALL, 3.0)
+async def test_what_nobody_needs_is_closed_and_what_was_made_under_older_files_is_not_used(tls: TlsFiles) -> None:
+    gate = RawGate(YES, YES, YES)
+    async with raw(tls, gate) as caller:
+        await caller.call(CALL, 3.0)
+        caller.files.reload()
+        await caller.call(CALL, 3.0)
+        assert gate.connections == 2
+        ((kept, _),) = caller._idle
+        caller._sweep(asyncio.get_running_loop())
+        assert caller._idle
+        kept.idle_since_s -= KEPT_IDLE_S
+        caller._sweep(asyncio.get_running_loop())
+        assert (caller._idle, kept.usable) == ([], False)
+        await caller.call(CALL, 3.0)
+    assert gate.connections == 3
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n3\r\nyes\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ncontent-length: 3\r\n\r\nyes",
+        b"HTTP/1.1 200 OK\ncontent-length: 3\n\nyes",
+        b"HTTP/1.1 200 OK\r\ncontent-length : 3\r\n\r\nyes",
+        b"HTTP/1.1 200 OK\r\nwebhook-id: a\r\n b\r\ncontent-length: 3\r\n\r\nyes",
+        b"HTTP/1.1 200 OK\r\nwebhook-id: a\x00\r\ncontent-length: 3\r\n\r\nyes",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-3\r\nyes\r\n0\r\n\r\n",
+        b"HTTP/1.1 000 OK\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 600 OK\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 101 OK\r\nconnection: upgrade\r\nupgrade: yes\r\n\r\n" + YES,
+        b"HTTP/1.1 101 OK\r\n\r\n" + YES,
+        b"HTTP/1.1 200 OK\r\nx: " + b"y" * MAX_HEAD_BYTES,
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" * 4096,
+    ],
+)
+async def test_what_two_parsers_could_read_differently_is_no_answer(tls: TlsFiles, said: bytes) -> None:
+    async with raw(tls, RawGate(said)) as caller:
+        reply = await caller.call(CALL, 3.0)
     assert isinstance(reply, wire.GateUnreachable)
-    assert (reply.code, reply.reason) == ("http", "it talks before it is asked")
-    assert [one.close.call_count for one in made] == [1] * (MAX_CONNECTIONS + 1)
+    assert reply.code == "http"
+
+
+async def test_no_field_behind_the_body_counts(tls: TlsFiles) -> None:
+    said = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3;x=y\r\nyes\r\n0\r\nwebhook-id: x\r\n\r\n"
+    async with raw(tls, RawGate(said, said)) as caller:
+        for _ in range(2):
+            assert await caller.call(CALL, 3.0) == wire.GateReply("uid-1", 200, "", "", "", 0, b"yes")
+
+
+async def test_fields_of_answers_on_the_way_do_not_count(tls: TlsFiles) -> None:
+    async with raw(tls, RawGate(b"HTTP/1.1 103 Early Hints\r\nwebhook-id: x\r\n\r\n" + YES)) as caller:
+        assert await caller.call(CALL, 3.0) == wire.GateReply("uid-1", 200, "", "", "", 0, b"yes")
+
+
+@given(st.lists(st.binary(max_size=40) | st.sampled_from([YES, NO, YES[:20], b"\r\n", b"0\r\n\r\n"]), max_size=6))
+def test_any_bytes_are_an_answer_or_none(pieces: list[bytes]) -> None:
+    answer = Answer()
+    with contextlib.suppress(NoAnswer):
+        for piece in pieces:
+            answer.feed(piece)
+            if answer.whole:
+                return
+        answer.end()
+        assert answer.whole
+
+
+@pytest.mark.parametrize(
+    "said", [YES, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nye\r\n1\r\ns\r\n0\r\n\r\n"]
+)
+def test_an_answer_comes_in_any_pieces(said: bytes) -> None:
+    for cut in range(1, len(said)):
+        answer = Answer()
+        answer.feed(said[:cut])
+        assert not answer.whole
+        answer.feed(said[cut:])
+        assert (answer.whole, answer.ends_connection, answer.status, answer.body) == (True, False, 200, b"yes")
 
 
 async def test_answers_on_the_way_are_passed_over(tls: TlsFiles) -> None:
