@@ -48,9 +48,11 @@ class Effects:
 
     def emit(self, message: FromEnclave) -> None:
         """Say something to the signer. The first thing it hears is `Attached`; what would come before is dropped."""
-        if isinstance(message, Attached):
-            self._greeted = True
-        if self._sink is not None and (self._greeted or isinstance(message, Status)):
+        if not self._greeted:
+            self._greeted = isinstance(message, Attached)
+            if not self._greeted and not isinstance(message, Status):
+                return
+        if self._sink is not None:
             self._sink(message)
 
     def report(

@@ -25,18 +25,15 @@ class Log:
 
     def info(self, event: str, **facts: Fact) -> None:
         """Something an operator may want to see."""
-        self._write("info", event, facts)
+        self._write_line(self._line("info", event, facts))
 
     def warning(self, event: str, **facts: Fact) -> None:
         """Something an operator should look at."""
-        self._write("warning", event, facts)
+        self._write_line(self._line("warning", event, facts))
 
     def error(self, event: str, **facts: Fact) -> None:
         """Something that keeps the enclave from working."""
-        self._write("error", event, facts)
-
-    def _write(self, level: str, event: str, facts: dict[str, Fact]) -> None:
-        self._write_line(self._line(level, event, facts))
+        self._write_line(self._line("error", event, facts))
 
     def _line(self, level: str, event: str, facts: dict[str, Fact]) -> str:
         line = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from enclave.asked import Pause
 from enclave.attempts import Outstanding, RequestState
@@ -67,18 +68,9 @@ class Holdings:
     pause: Pause
 
 
-class Phases:
-    """Wall time of the phases of one online step, in ns, in their order. `unsealing`: what of it the check of the
-    authorizations, during which it goes on, did not cover."""
-
-    def __init__(self, started_ns: int) -> None:
-        self.took_ns: dict[str, int] = {}
-        self._since_ns = started_ns
-
-    def ended(self, phase: str) -> None:
-        """`phase` ends now, and the next one begins."""
-        now_ns = time.perf_counter_ns()
-        self.took_ns[phase], self._since_ns = now_ns - self._since_ns, now_ns
+PHASES = tuple(f"online_us|{phase}" for phase in ("authorizations", "unsealing", "share", "report"))
+"""Wall time of the phases of one online step, as it is counted, in their order. `unsealing`: what of it the check of
+the authorizations, during which it goes on, did not cover."""
 
 
 class OnlineStep:
@@ -102,7 +94,7 @@ class OnlineStep:
 
     async def give(self, coordinator: str, order: OnlineOrder | BatchOnlineOrder, record: Record | None) -> None:
         """Answer all members' authorizations: `ShareReport`, `BatchShareReport` or `OnlineRefused`."""
-        started_cpu_ns, phases = time.process_time_ns(), Phases(time.perf_counter_ns())
+        started_cpu_ns, phases_ns = time.process_time_ns(), [time.perf_counter_ns()]
         spent, opening, holdings = False, None, self._holdings
         state: RequestState | None = None
         try:
@@ -111,7 +103,7 @@ class OnlineStep:
             # The HSM unseals while the others' signatures are verified.
             opening = holdings.vault.begin_to_open(record, order.key_id)
             self._check_others(coordinator, order, outstanding)
-            phases.ended("authorizations")
+            phases_ns.append(time.perf_counter_ns())
             charge = state.check_permitted()
             holdings.vault.require_hsm()
             terms = outstanding.authorization.terms
@@ -119,8 +111,8 @@ class OnlineStep:
             spent = True
             # SPEC 4.10: until the share is out, nobody is told that there is none.
             state.outstanding, state.answering = None, True
-            shares = await self._shares(order, opening, outstanding, presignatures, phases)
-            phases.ended("share")
+            shares = await self._shares(order, opening, outstanding, presignatures, phases_ns)
+            phases_ns.append(time.perf_counter_ns())
             # SPEC 4.11: while it was computed, its label may have been frozen.
             state.check_permitted()
         except (Refused, CallerError, Unavailable) as error:
@@ -153,9 +145,9 @@ class OnlineStep:
         self._effects.report(coordinator, report, (entry,), kept)
         request_id = state.attempt.request_id if state.attempt is not None else ""
         self._log.told("share given", terms.request_digest, request_id, count=len(shares))
-        phases.ended("report")
-        for phase, took_ns in phases.took_ns.items():
-            self._count(f"online_us|{phase}", took_ns // 1000)
+        phases_ns.append(time.perf_counter_ns())
+        for phase, (began_ns, ended_ns) in zip(PHASES, pairwise(phases_ns), strict=True):
+            self._count(phase, (ended_ns - began_ns) // 1000)
         self._count("online_cpu_us_total", (time.process_time_ns() - started_cpu_ns) // 1000)
 
     def _spend(self, state: RequestState, outstanding: Outstanding, charge: Charge) -> list[sign.Presignature]:
@@ -174,10 +166,11 @@ class OnlineStep:
         self, order: OnlineOrder | BatchOnlineOrder, shares: list[sign.SignatureShare]
     ) -> ShareReport | BatchShareReport:
         me = self._holdings.session.index
-        numbers = tuple(share.s.to_bytes(32, "big") for share in shares)
         if isinstance(order, BatchOnlineOrder):
+            numbers = tuple(share.s.to_bytes(32, "big") for share in shares)
             return BatchShareReport(order.ceremony, me, tuple(share.R for share in shares), numbers)
-        return ShareReport(order.ceremony, me, shares[0].R, numbers[0])
+        (share,) = shares
+        return ShareReport(order.ceremony, me, share.R, share.s.to_bytes(32, "big"))
 
     def _find_own(self, order: OnlineOrder | BatchOnlineOrder) -> tuple[RequestState, Outstanding]:
         """SPEC 4.2: our own outstanding authorization. Raises `Refused`; nothing has changed then."""
@@ -192,7 +185,7 @@ class OnlineStep:
         # The pool was replaced by a new epoch's since.
         if own.terms.prss_epoch != self._holdings.prss.epoch:
             raise Refused("epoch", "a new PRSS epoch has begun")
-        indices = tuple(signed.authorization.index for signed in order.authorizations)
+        indices = tuple([signed.authorization.index for signed in order.authorizations])
         if indices != own.terms.committee or order.key_id != own.terms.key_id:
             raise Refused("authorization", "one authorization of each committee member, in order")
         return state, outstanding
@@ -233,13 +226,13 @@ class OnlineStep:
         opening: Opening,
         outstanding: Outstanding,
         presignatures: list[sign.Presignature],
-        phases: Phases,
+        phases_ns: list[int],
     ) -> list[sign.SignatureShare]:
         terms, holdings = outstanding.authorization.terms, self._holdings
         # Of this epoch: a new one must not come in between the shares of a batch.
         seeds = holdings.prss.online_seeds(terms.committee)
         opened = await holdings.vault.opened(opening)
-        phases.ended("unsealing")
+        phases_ns.append(time.perf_counter_ns())
         acknowledgement = opened.acknowledgement
         if not opened.active or (acknowledgement.public_key, acknowledgement.key_epoch) != (
             terms.public_key,

@@ -99,22 +99,26 @@ class PresignaturePool:
 
     def take(self, name: PresignatureName, committee: tuple[int, ...], prss_epoch: int) -> Presignature:
         """SPEC 4.3: the presignature, gone from the pool. Raises `UnknownPresignatureError`."""
-        if not self.holds(name, committee, prss_epoch):
-            raise UnknownPresignatureError
-        batch = self._batches[name.sid]
-        taken = batch.take(name.index)
-        if not batch.left:
-            del self._batches[name.sid]
-        return taken
+        return self.take_all((name,), committee, prss_epoch)[0]
 
     def take_all(
         self, names: Sequence[PresignatureName], committee: tuple[int, ...], prss_epoch: int
     ) -> list[Presignature]:
         """SPEC 4.8: all of them, gone from the pool. Raises `UnknownPresignatureError` where one is not here, or is
         named twice, and takes none then."""
-        if len(set(names)) != len(names) or not all(self.holds(name, committee, prss_epoch) for name in names):
+        if len(set(names)) != len(names):
             raise UnknownPresignatureError
-        return [self.take(name, committee, prss_epoch) for name in names]
+        for name in names:
+            if not self.holds(name, committee, prss_epoch):
+                raise UnknownPresignatureError
+        return [self._take(name) for name in names]
+
+    def _take(self, name: PresignatureName) -> Presignature:
+        batch = self._batches[name.sid]
+        taken = batch.take(name.index)
+        if not batch.left:
+            del self._batches[name.sid]
+        return taken
 
     def drop(self, condition: Callable[[bytes, BatchKey], bool]) -> int:
         """Destroy every batch for which `condition(sid, key)` holds; how many presignatures that cost."""

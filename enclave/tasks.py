@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from policies.errors import Bug, KeymootError
@@ -31,7 +32,8 @@ class Promise(Generic[T]):
         """Deliver the value to whoever awaits."""
         if not self.done:
             self.done, self._value = True, value
-            self._notify()
+            if self._callbacks:
+                self._notify()
 
     def reject(self, error: BaseException) -> None:
         """Raise `error` at whoever awaits."""
@@ -110,7 +112,7 @@ class Task(Generic[T]):
             self._end(failure)
         else:
             self._awaiting = promise
-            promise.on_done(lambda: self._resume(promise))
+            promise.on_done(partial(self._resume, promise))
 
     def _end(self, outcome: T | KeymootError) -> None:
         if isinstance(outcome, Bug):

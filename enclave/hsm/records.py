@@ -8,6 +8,7 @@ HSM key means sealing 32 bytes anew and touches no share.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from typing import Annotated, Final
 
 import msgspec
@@ -51,7 +52,7 @@ class RecordContext(msgspec.Struct, frozen=True):
     version: int
 
     def __post_init__(self) -> None:
-        if not all(0 <= number < 2**63 for number in (self.signer, self.epoch, self.version)):
+        if min(self.signer, self.epoch, self.version) < 0 or max(self.signer, self.epoch, self.version) >= 2**63:
             raise CallerError("a record's signer, epoch and version are numbers from 0 to 2^63 - 1")
 
 
@@ -65,12 +66,11 @@ class Binding(msgspec.Struct, frozen=True):
 
     def payload_aad(self) -> bytes:
         """Associated data of the payload: survives a change of the HSM key."""
-        return encode_parts(Tag.SEAL_RECORD, b"payload", *self._what())
+        return associated_data(self)[0]
 
     def key_aad(self) -> bytes:
         """Associated data of the sealed share-encryption key."""
-        how = (self.profile.encode(), self.key_label.encode())
-        return encode_parts(Tag.SEAL_RECORD, b"key", *self._what(), *how)
+        return associated_data(self)[1]
 
     def derivation_input(self, salt: bytes) -> bytes:
         """What the HSM's HMAC turns into a wrapping key (profile `hmac-kdf`)."""
@@ -84,18 +84,26 @@ class Binding(msgspec.Struct, frozen=True):
             salt,
         )
 
-    def _what(self) -> tuple[bytes, ...]:
-        context = self.context
-        return (
-            _number(RECORD_FORMAT),
-            context.network.encode(),
-            _number(context.signer),
-            self.fingerprint.encode(),
-            context.kind.encode(),
-            context.name.encode(),
-            _number(context.epoch),
-            _number(context.version),
-        )
+
+@lru_cache(maxsize=256)
+def associated_data(binding: Binding) -> tuple[bytes, bytes]:
+    """That of the payload, and that of the sealed share-encryption key: a key in use is unsealed for each signature."""
+    context = binding.context
+    what = (
+        _number(RECORD_FORMAT),
+        context.network.encode(),
+        _number(context.signer),
+        binding.fingerprint.encode(),
+        context.kind.encode(),
+        context.name.encode(),
+        _number(context.epoch),
+        _number(context.version),
+    )
+    how = (binding.profile.encode(), binding.key_label.encode())
+    return (
+        encode_parts(Tag.SEAL_RECORD, b"payload", *what),
+        encode_parts(Tag.SEAL_RECORD, b"key", *what, *how),
+    )
 
 
 class SealedRecord(Wire, frozen=True):

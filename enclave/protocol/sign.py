@@ -100,7 +100,8 @@ def share_under(
 
 def online_zero(committee: tuple[int, ...], me: int, ctx: bytes, seeds: Mapping[int, bytes]) -> int:
     """SPEC 4.5: the degree-2t share of zero over `o_ij` and `ctx`, not reduced."""
-    others = (i for i in sorted(committee) if i != me)  # in the order of their pairs with `me`
-    masks = (int.from_bytes(digest(Tag.ONLINE_ZERO, seeds[other], ctx), "big") for other in others)
-    weights = prss.zero_weights(committee, me).weights
-    return sum(weight * mask for weight, mask in zip(weights, masks, strict=True))
+    others = [i for i in sorted(committee) if i != me]  # in the order of their pairs with `me`
+    total = 0
+    for weight, other in zip(prss.zero_weights(committee, me).weights, others, strict=True):
+        total += weight * int.from_bytes(digest(Tag.ONLINE_ZERO, seeds[other], ctx), "big")
+    return total
