@@ -10,15 +10,17 @@ import base64
 import os
 import pathlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import msgspec
+import nacl.bindings
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, utils
 
 from appliance.private_files import read_private
 from policies.errors import CallerError
 from policies.requests import may_wait
-from policies.signed_requests import APPROVE, MAX_APPROVED_S, MAX_LIFETIME_S
+from policies.signed_requests import APPROVE, MAX_APPROVED_S, MAX_LIFETIME_S, SIGNATURE_BYTES
 
 SIGNATURE_HEADER = "Keymoot-Signature"
 DEFAULT_LIFETIME_S = 120
@@ -56,10 +58,16 @@ class ClientKey:
             return public.public_bytes_raw()
         return public.public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
 
+    @cached_property
+    def _libsodium_key(self) -> bytes:
+        """An Ed25519 key as libsodium wants it, which signs in half of OpenSSL's time."""
+        assert isinstance(self.private_key, ed25519.Ed25519PrivateKey)
+        return nacl.bindings.crypto_sign_seed_keypair(self.private_key.private_bytes_raw())[1]
+
     def sign(self, data: bytes) -> bytes:
         """The 64-byte JWS signature of `data`."""
         if isinstance(self.private_key, ed25519.Ed25519PrivateKey):
-            return self.private_key.sign(data)
+            return nacl.bindings.crypto_sign(data, self._libsodium_key)[:SIGNATURE_BYTES]
         der = self.private_key.sign(data, ec.ECDSA(hashes.SHA256()))
         r, s = utils.decode_dss_signature(der)
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
