@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from enclave.crypto.curve import AFFINE_POINT_BYTES, SCALAR_BYTES, compress
+from enclave.crypto.curve import AFFINE_POINT_BYTES, SCALAR_BYTES
 from enclave.errors import Refused
 from enclave.protocol.sign import Presignature
 from enclave.wire import MAX_PRESIGNATURES, BatchState, PresignatureName
@@ -56,7 +56,7 @@ class _Batch:
         self.remaining[(l - 1) // 8] &= 0xFF ^ (1 << (l - 1) % 8)
         self.left -= 1
         point = self.points[(l - 1) * AFFINE_POINT_BYTES : l * AFFINE_POINT_BYTES]
-        return Presignature(share, compress(point))
+        return Presignature(share, point)
 
     def wipe(self) -> None:
         self.inverse_shares[:] = bytes(len(self.inverse_shares))

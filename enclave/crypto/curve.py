@@ -18,6 +18,7 @@ WIDE_SCALAR_BYTES = 64
 COMPRESSED_POINT_BYTES = 33
 AFFINE_POINT_BYTES = 64
 _UNCOMPRESSED_BYTES = 65
+_UNCOMPRESSED = b"\x04"
 _EC_COMPRESSED = 258
 _EC_UNCOMPRESSED = 2
 _CONTEXT_NONE = 1
@@ -42,6 +43,10 @@ class Curve(Protocol):
 
     def multiply(self, point: bytes, scalar: int) -> bytes:
         """`scalar·point`, compressed; variable time, so for public values. Raises `InvalidPoint` on identity."""
+        ...
+
+    def multiply_affine(self, affine: bytes, scalar: int) -> bytes:
+        """`multiply` for a point in 64 bytes `x ‖ y`, which spares it a square root. Raises `InvalidPoint`."""
         ...
 
     def add(self, points: Sequence[bytes]) -> bytes:
@@ -77,7 +82,12 @@ class Secp256k1:
         return self.serialize(key)
 
     def multiply(self, point: bytes, scalar: int) -> bytes:
-        key = self.parse(point)
+        return self._multiply(self.parse(point), scalar)
+
+    def multiply_affine(self, affine: bytes, scalar: int) -> bytes:
+        return self._multiply(self._parse(_UNCOMPRESSED + affine, _UNCOMPRESSED_BYTES), scalar)
+
+    def _multiply(self, key: Any, scalar: int) -> bytes:
         data = (scalar % self.q).to_bytes(SCALAR_BYTES, "big")
         if not lib.secp256k1_ec_pubkey_tweak_mul(self.context, key, data):
             raise InvalidPoint("0·P is the identity")
@@ -99,11 +109,12 @@ class Secp256k1:
 
     def parse(self, point: bytes) -> Any:
         """The library's form of a compressed point. Raises `InvalidPoint`."""
+        return self._parse(point, COMPRESSED_POINT_BYTES)
+
+    def _parse(self, point: bytes, size: int) -> Any:
         key = ffi.new("secp256k1_pubkey *")
-        if len(point) != COMPRESSED_POINT_BYTES or not lib.secp256k1_ec_pubkey_parse(
-            self.context, key, point, COMPRESSED_POINT_BYTES
-        ):
-            raise InvalidPoint(f"not a compressed point of {self.name}")
+        if len(point) != size or not lib.secp256k1_ec_pubkey_parse(self.context, key, point, size):
+            raise InvalidPoint(f"not a point of {self.name} in {size} bytes")
         return key
 
     def serialize(self, key: Any) -> bytes:
@@ -111,7 +122,7 @@ class Secp256k1:
         out = ffi.new("unsigned char[33]")
         size = ffi.new("size_t *", COMPRESSED_POINT_BYTES)
         lib.secp256k1_ec_pubkey_serialize(self.context, out, size, key, _EC_COMPRESSED)
-        return bytes(out)
+        return bytes(ffi.buffer(out))
 
 
 SECP256K1 = Secp256k1()

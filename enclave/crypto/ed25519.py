@@ -6,12 +6,17 @@ import nacl.bindings  # initialises the library
 from nacl._sodium import ffi, lib
 
 PUBLIC_KEY_BYTES = nacl.bindings.crypto_sign_PUBLICKEYBYTES
+SECRET_KEY_BYTES = nacl.bindings.crypto_sign_SECRETKEYBYTES
 SIGNATURE_BYTES = nacl.bindings.crypto_sign_BYTES
 
 
 def sign(secret_key: bytes, message: bytes) -> bytes:
     """The 64-byte signature of a 64-byte libsodium secret key."""
-    return nacl.bindings.crypto_sign(message, secret_key)[:SIGNATURE_BYTES]
+    if len(secret_key) != SECRET_KEY_BYTES:
+        raise ValueError(f"a secret key has {SECRET_KEY_BYTES} bytes")
+    signed = ffi.new("unsigned char[]", SIGNATURE_BYTES + len(message))
+    lib.crypto_sign(signed, ffi.NULL, message, len(message), secret_key)
+    return bytes(ffi.buffer(signed, SIGNATURE_BYTES))
 
 
 def verifies(public_key: bytes, message: bytes, signature: bytes) -> bool:

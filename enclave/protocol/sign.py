@@ -7,17 +7,22 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from enclave.crypto import prss
-from enclave.crypto.curve import SCALAR_BYTES, Curve
+from enclave.crypto.curve import SCALAR_BYTES, Curve, compress
 from enclave.errors import Refused
 from enclave.wire import Authorization, encode
 from policies.transcript import Tag, digest
 
 
 class Presignature(msgspec.Struct, frozen=True):
-    """One presignature, out of its pool: the share of the inverse nonce (a scalar) and `R` (compressed). Secret."""
+    """One presignature, out of its pool: the share of the inverse nonce (a scalar), and `R` in 64 bytes. Secret."""
 
     inverse_share: int
-    R: bytes
+    affine: bytes
+
+    @property
+    def R(self) -> bytes:
+        """Compressed."""
+        return compress(self.affine)
 
     def __repr__(self) -> str:
         return "Presignature(…)"
@@ -86,7 +91,7 @@ def share_under(
     delta = int.from_bytes(digest(Tag.ONLINE_DELTA, ctx, b"0") + digest(Tag.ONLINE_DELTA, ctx, b"1"), "big") % q
     if delta == 0:
         raise Refused("delta", "the re-randomiser is zero")
-    R = curve.multiply(presignature.R, delta)
+    R = curve.multiply_affine(presignature.affine, delta)
     r = curve.x_mod_q(R)
     if r == 0:
         raise Refused("r", "r is zero")

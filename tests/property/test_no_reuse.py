@@ -250,17 +250,16 @@ def mask_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def name_the_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool that takes the named presignature out and gives the batch's first one."""
-    honest = PresignaturePool.take
+    honest = PresignaturePool._take
 
-    def take(pool: Any, name: PresignatureName, committee: tuple[int, ...], epoch: int) -> Any:
-        batch = pool._batches.get(name.sid)
-        first = None if batch is None else bytes(batch.inverse_shares[:32])
-        taken = honest(pool, name, committee, epoch)
-        if batch is None or first == bytes(32):
+    def take(pool: Any, name: PresignatureName) -> Any:
+        first = bytes(pool._batches[name.sid].inverse_shares[:32])
+        taken = honest(pool, name)
+        if first == bytes(32):
             return taken
-        return msgspec.structs.replace(taken, inverse_share=int.from_bytes(first or b"", "big"))
+        return msgspec.structs.replace(taken, inverse_share=int.from_bytes(first, "big"))
 
-    monkeypatch.setattr(PresignaturePool, "take", take)
+    monkeypatch.setattr(PresignaturePool, "_take", take)
 
 
 def rerandomise_not(monkeypatch: pytest.MonkeyPatch) -> None:

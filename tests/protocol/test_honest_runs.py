@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
 from enclave.crypto import bip32, polynomials, prss
-from enclave.crypto.curve import SECP256K1, compress
+from enclave.crypto.curve import SECP256K1
 from enclave.protocol import keygen, presign, setup, sign
 from enclave.protocol.presign_material import SubSeeds, derive_sub_seed
 from enclave.wire import (
@@ -82,7 +82,7 @@ def sign_once(keys, seeds, batches, C, t, l, path, h) -> None:
         batch = batches[j]
         taken = sign.Presignature(
             int.from_bytes(batch.inverse_shares[32 * (l - 1) : 32 * l], "big"),
-            compress(batch.points[64 * (l - 1) : 64 * l]),
+            batch.points[64 * (l - 1) : 64 * l],
         )
         online = {i: seeds[j].of("online-pair", tuple(sorted((i, j)))) for i in C if i != j}
         shares[j] = sign.online_share(SECP256K1, j, C, taken, authorizations, h, epsilon, keys[j][0].share, online)

@@ -52,6 +52,8 @@ def test_generate_many_refuses_scalars_without_a_point(place: int, bad: int) -> 
 def test_multiply_and_add_are_coincurves(scalar: int) -> None:
     point = SECP256K1.generate(77)
     assert SECP256K1.multiply(point, scalar) == PublicKey(point).multiply(scalar.to_bytes(32, "big")).format()
+    affine = PublicKey(point).format(compressed=False)[1:]
+    assert SECP256K1.multiply_affine(affine, scalar) == SECP256K1.multiply(point, scalar)
     if scalar != Q - 77:
         expected = PublicKey.combine_keys([PublicKey(point), PublicKey(SECP256K1.generate(scalar))]).format()
         assert SECP256K1.add([point, SECP256K1.generate(scalar)]) == expected
@@ -117,6 +119,8 @@ def test_a_row_with_one_bad_point_is_refused(affine: bytes, place: int) -> None:
     points[place] = affine
     with pytest.raises(InvalidPoint, match=f"point {place} "):
         bulk.PointRow(SECP256K1, b"".join(points))
+    with pytest.raises(InvalidPoint):
+        SECP256K1.multiply_affine(affine, 2)
 
 
 @pytest.mark.parametrize("wrong", [None, 0, 1, 2])

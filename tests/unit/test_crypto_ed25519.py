@@ -32,6 +32,12 @@ def test_one_bit_is_enough_to_fail(message: bytes) -> None:
     assert not ed25519.verifies(POINT, message + b"\0", signature)
 
 
+@pytest.mark.parametrize("length", [0, 32, 63, 65])
+def test_a_secret_key_of_another_length_signs_nothing(length: int) -> None:
+    with pytest.raises(ValueError, match="64 bytes"):
+        ed25519.sign(bytes(length), b"message")
+
+
 @pytest.mark.parametrize("length", [0, 1, 31, 33, 63, 65])
 def test_other_lengths_verify_nothing(length: int) -> None:
     """Whatever else they hold: a byte of the signature is none of the message, nor the other way round."""

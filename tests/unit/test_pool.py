@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from enclave import pool as module
-from enclave.crypto.curve import compress
 from enclave.errors import Refused
 from enclave.pool import BatchKey, PresignaturePool, UnknownPresignatureError
 from enclave.protocol.sign import Presignature
@@ -47,7 +46,7 @@ def test_each_is_taken_once_in_any_order(count: int) -> None:
         name = PresignatureName(SID, l)
         assert len(pool) == count - number
         assert pool.holds(name, C, 1)
-        assert pool.take(name, C, 1) == Presignature(1000 + l, compress(POINTS[l - 1]))
+        assert pool.take(name, C, 1) == Presignature(1000 + l, POINTS[l - 1])
         assert not pool.holds(name, C, 1)
         with pytest.raises(UnknownPresignatureError):
             pool.take(name, C, 1)
@@ -95,7 +94,7 @@ def test_all_are_taken_or_none(numbers: tuple[int, ...]) -> None:
         pool.take_all([PresignatureName(SID, 1)], C, 2)
     assert len(pool) == 10
     assert pool.take_all([PresignatureName(SID, l) for l in (7, 2)], C, 1) == [
-        Presignature(1000 + l, compress(POINTS[l - 1])) for l in (7, 2)
+        Presignature(1000 + l, POINTS[l - 1]) for l in (7, 2)
     ]
     assert len(pool) == 8
     with pytest.raises(UnknownPresignatureError):

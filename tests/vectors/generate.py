@@ -122,9 +122,7 @@ def sign_with(
     ]
     out = {}
     for j in C:
-        taken = sign.Presignature(
-            int.from_bytes(batches[j].inverse_shares[64:96], "big"), compress(batches[j].points[128:192])
-        )
+        taken = sign.Presignature(int.from_bytes(batches[j].inverse_shares[64:96], "big"), batches[j].points[128:192])
         online = {i: seeds[j].of("online-pair", (min(i, j), max(i, j))) for i in C if i != j}
         out[j] = sign.online_share(SECP256K1, j, C, taken, authorizations, HASH, epsilon, shares[j], online)
     return out
