@@ -37,6 +37,11 @@ class _Name(msgspec.Struct):
     claimants: dict[bytes, Claimant] = {}  # of its own: the library copies it
     answer: Answer | None = None
 
+    def check_idle(self) -> None:
+        for claimant in self.claimants.values():
+            if claimant.answering:
+                raise Refused("busy", "this request is being answered")
+
 
 class Answers:
     """The names of all remembered requests."""
@@ -59,10 +64,12 @@ class Answers:
 
     def check(self, name: bytes, after: bytes | None) -> None:
         """Raises `AlreadyAnswered`, unless `after` is the newest answer's ceremony; `Refused` while one is made."""
-        self.check_idle(name)
-        answer = self.newest(name)
-        if answer is not None and answer.report.ceremony != after:
-            raise AlreadyAnswered(answer)
+        known = self._names.get(name)
+        if known is None:
+            return
+        known.check_idle()
+        if known.answer is not None and known.answer.report.ceremony != after:
+            raise AlreadyAnswered(known.answer)
 
     def newest(self, name: bytes) -> Answer | None:
         """The newest answer under `name` that is known here."""
@@ -85,8 +92,8 @@ class Answers:
     def check_idle(self, name: bytes) -> None:
         """Raises `Refused` while a share is computed or a key made under `name`: what comes of it is not known yet."""
         known = self._names.get(name)
-        if known is not None and any(claimant.answering for claimant in known.claimants.values()):
-            raise Refused("busy", "this request is being answered")
+        if known is not None:
+            known.check_idle()
 
     def forget(self, name: bytes, digest: bytes) -> None:
         """A request is not remembered any more."""

@@ -161,6 +161,8 @@ def check_policy(policy: Policy, asked: Asked, label: str, counters: Counters, n
                 to_gate.update(decision.to_gate)
     if len(charge.counts) > MAX_COUNTS:
         raise Refused("policy/limits", f"more than {MAX_COUNTS} counters would count one request")
+    if not anomalies:
+        return Permitted(charge)
     return Permitted(charge, tuple(sorted(anomalies)), tuple(sorted(to_gate)))
 
 

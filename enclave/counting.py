@@ -61,9 +61,9 @@ class Counting:
 
     def tell(self, anomalies: Sequence[Anomaly], client: Client, request: bytes, request_id: str) -> None:
         """They were found in a request."""
-        for anomaly in anomalies:
-            self.watch.count(anomaly)
         if anomalies:
+            for anomaly in anomalies:
+                self.watch.count(anomaly)
             self._log.told("anomaly", request, request_id, anomalies=",".join(anomalies), client=client.id)
 
     def check(self, policy: Policy, asked: Asked, label: str, request: bytes, charged: Charge = NOTHING) -> Permitted:

@@ -48,13 +48,14 @@ class Deciding:
 
     def verify(self, request: ClientRequest, now_s: int | None = None) -> VerifiedRequest:
         """By the policy in force, as of now or of `now_s`, when it came. Raises `Refused`."""
+        present_s = int(self._clock())
         return verify_request(
             request,
             policy=self._rules.policy,
             network=self._rules.roster.network,
-            now_s=int(self._clock()) if now_s is None else now_s,
+            now_s=present_s if now_s is None else now_s,
             boot_s=self._rules.boot_s,
-            present_s=int(self._clock()),
+            present_s=present_s,
         )
 
     async def decide(

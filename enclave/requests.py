@@ -75,7 +75,9 @@ def verify_request(
         )
     if not verifies(client, jws.signing_input(request.body), jws.signature):
         raise Refused("request/signature", "the JWS does not verify over this body")
-    approvers = _approvers(request, policy, network, now_s if present_s is None else present_s)
+    approvers: tuple[GivenApproval, ...] = ()
+    if request.approvals:
+        approvers = _approvers(request, policy, network, now_s if present_s is None else present_s)
     lifetime_s = jws.header.exp - jws.header.iat
     return VerifiedRequest(client, jws.header.jti, jws.header.exp, request.body, approvers, lifetime_s)
 

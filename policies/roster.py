@@ -97,10 +97,10 @@ class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_committee(self, committee: tuple[int, ...]) -> bool:
         """Whether `committee` is exactly `2t + 1` distinct signers of the roster, in ascending order."""
         return (
-            len(committee) == self.committee_size
-            and list(committee) == sorted(set(committee))
+            len(committee) == 2 * self.tolerate + 1
             and committee[0] >= 1
-            and committee[-1] <= self.n
+            and committee[-1] <= len(self.signers)
+            and list(committee) == sorted(set(committee))
         )
 
     def digest(self) -> bytes:

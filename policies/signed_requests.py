@@ -76,8 +76,19 @@ class UnverifiedJws(msgspec.Struct, frozen=True):
         if self.header.alg not in ALGORITHM_NAMES[client.alg]:
             reason = f"the policy says {client.alg.value} for this client, the header {self.header.alg}"
             raise Refused("request/header", reason)
-        _check_header(self.header, network, method, path)
-        _check_times(self.header, now_s, longest_s)
+        header = self.header
+        if header.b64 or header.crit != ("b64",):
+            raise Refused("request/header", 'b64 must be false and crit ["b64"]')
+        if header.network != network:
+            raise Refused("request/network", "signed for another network")
+        if header.method != method or header.path != path:
+            raise Refused("request/path", "signed for another method or path")
+        if not 0 < header.exp - header.iat <= longest_s:
+            raise Refused("request/lifetime", f"exp must be after iat by at most {longest_s} s")
+        if header.iat > now_s + CLOCK_SKEW_S:
+            raise Refused("request/time", "signed in the future: check both clocks")
+        if header.exp <= now_s:
+            raise Refused("request/expired", "the request has expired: sign it again, and check both clocks")
 
 
 def split_jws(jws: str) -> UnverifiedJws:
@@ -131,24 +142,6 @@ def parse_strictly(data: bytes, kind: type[T], rule: str) -> T:
         return parse_as(data, kind)
     except (JsonInvalid, msgspec.DecodeError) as error:
         raise Refused(rule, str(error)[:200]) from None
-
-
-def _check_header(header: ProtectedHeader, network: str, method: str, path: str) -> None:
-    if header.b64 or header.crit != ("b64",):
-        raise Refused("request/header", 'b64 must be false and crit ["b64"]')
-    if header.network != network:
-        raise Refused("request/network", "signed for another network")
-    if (header.method, header.path) != (method, path):
-        raise Refused("request/path", "signed for another method or path")
-
-
-def _check_times(header: ProtectedHeader, now_s: int, longest_s: int) -> None:
-    if not 0 < header.exp - header.iat <= longest_s:
-        raise Refused("request/lifetime", f"exp must be after iat by at most {longest_s} s")
-    if header.iat > now_s + CLOCK_SKEW_S:
-        raise Refused("request/time", "signed in the future: check both clocks")
-    if header.exp <= now_s:
-        raise Refused("request/expired", "the request has expired: sign it again, and check both clocks")
 
 
 def decode_base64url(text: str, rule: str = "request/jws") -> bytes:

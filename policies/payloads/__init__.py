@@ -16,7 +16,7 @@ from policies.model import Kind
 from policies.payloads.bitcoin import parse_preimage
 from policies.payloads.ethereum import parse_transaction
 from policies.payloads.message import parse_message
-from policies.requests import BitcoinBip143Preimage, Eip712TypedData, EthereumTransaction, Message, SigningBody
+from policies.requests import BitcoinBip143Preimage, Eip712TypedData, EthereumTransaction, Hash, SigningBody
 from policies.typed_data import TypedDataInvalid, hash_typed_data
 
 __all__ = ["Payload", "decode_payload"]
@@ -33,6 +33,8 @@ class Payload(msgspec.Struct, frozen=True):
 
 def decode_payload(body: SigningBody, keccak256: Callable[[bytes], bytes]) -> Payload:
     """The payload of a parsed body. Raises `Refused` with a rule `payload/…`, and nothing else."""
+    if isinstance(body, Hash):
+        return Payload(Kind.HASH, bytes.fromhex(body.hash[2:]), True, None)
     if isinstance(body, EthereumTransaction):
         h, transaction = parse_transaction(bytes.fromhex(body.transaction[2:]), keccak256)
         return Payload(Kind.ETHEREUM_TRANSACTION, h, False, transaction)
@@ -45,7 +47,5 @@ def decode_payload(body: SigningBody, keccak256: Callable[[bytes], bytes]) -> Pa
     if isinstance(body, BitcoinBip143Preimage):
         h, preimage = parse_preimage(bytes.fromhex(body.preimage[2:]))
         return Payload(Kind.BITCOIN_BIP143_PREIMAGE, h, False, preimage)
-    if isinstance(body, Message):
-        h, message = parse_message(bytes.fromhex(body.message[2:]), body.hash, keccak256)
-        return Payload(Kind.MESSAGE, h, False, message)
-    return Payload(Kind.HASH, bytes.fromhex(body.hash[2:]), True, None)
+    h, message = parse_message(bytes.fromhex(body.message[2:]), body.hash, keccak256)
+    return Payload(Kind.MESSAGE, h, False, message)
