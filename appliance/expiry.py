@@ -63,8 +63,10 @@ class TlsFiles:
 
     def outdated(self, transport: asyncio.BaseTransport | None) -> bool:
         """Whether the connection was made before an authority was withdrawn, maybe by it."""
+        if not self.withdrawn:
+            return False
         tls = None if transport is None else transport.get_extra_info("ssl_object")
-        return self.withdrawn and (tls is None or tls.context not in self._good)
+        return tls is None or tls.context not in self._good
 
 
 class CurrentContext(ssl.SSLContext):

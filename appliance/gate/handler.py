@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import msgspec
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Middleware
 from standardwebhooks import WebhookVerificationError
 
 from appliance.eventloop import new_event_loop
@@ -47,12 +46,17 @@ def decide(rules: GateRules, request: dict[str, Any]) -> str:
     return ""
 
 
-def make_app(config: GateConfig) -> web.Application:
-    """The handler as an aiohttp application: `POST` to any path. Raises `CallerError` for unusable secrets."""
+def make_app(config: GateConfig, tls: TlsFiles | None = None) -> web.Application:
+    """The handler as an aiohttp application: `POST` to any path. Who connected before an authority of `tls` was
+    withdrawn connects again, or cannot. Raises `CallerError` for unusable secrets."""
     keys = KeysFile(config.secrets)
     answered: dict[str, str] = {}  # the newest uids, and what each was about
 
     async def handle(http: web.Request) -> web.Response:
+        if tls is not None and tls.outdated(http.transport):
+            response = web.Response(status=503, text="an authority was withdrawn: connect again\n")
+            response.force_close()
+            return response
         data = await http.read()
         try:
             body = data.decode()
@@ -98,22 +102,6 @@ def make_app(config: GateConfig) -> web.Application:
     return app
 
 
-def refusing_outdated(tls: TlsFiles) -> Middleware:
-    """Who connected before an authority was withdrawn connects again, or cannot."""
-
-    @web.middleware
-    async def refuse(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        if not tls.outdated(request.transport):
-            return await handler(request)
-        response = web.Response(status=503, text="an authority was withdrawn: connect again\n")
-        response.force_close()
-        return response
-
-    return refuse
-
-
 async def _watching(watch: CertificateWatch, _: web.Application) -> AsyncIterator[None]:
     """Renewed certificates are taken up while the handler runs."""
     task = asyncio.create_task(watch.run())
@@ -125,10 +113,10 @@ def run(config: GateConfig) -> None:
     """Serve over TLS until SIGTERM or SIGINT. Raises `CallerError` for unusable files."""
     configure_logging("gate")
     host, _, port = config.listen.rpartition(":")
-    app, files = make_app(config), (config.certificate, config.key, config.client_ca)
+    files = (config.certificate, config.key, config.client_ca)
     tls = TlsFiles(partial(server_context, *files), *files)
+    app = make_app(config, tls)
     watch = CertificateWatch([config.certificate], [tls])
-    app.middlewares.append(refusing_outdated(tls))
     app.cleanup_ctx.append(partial(_watching, watch))
     web.run_app(
         app,

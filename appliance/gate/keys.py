@@ -9,6 +9,7 @@ import base64
 import binascii
 import datetime
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,7 @@ from appliance.gate.config import GateSecrets, load_secrets
 from policies.errors import CallerError
 
 TOLERANCE_S = 300
+SIGNED_HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 
 log = structlog.get_logger()
 
@@ -42,7 +44,7 @@ class HandlerKeys:
         if self._public is None:
             if self._asks is None:
                 raise ValueError("no key for requests")
-            return self._asks.verify(body, dict(headers))
+            return self._asks.verify(body, {name: headers[name] for name in SIGNED_HEADERS})
         webhook_id, timestamp = headers["webhook-id"], headers["webhook-timestamp"]
         if abs(int(timestamp) - datetime.datetime.now(datetime.UTC).timestamp()) > TOLERANCE_S:
             raise WebhookVerificationError("stale")
@@ -90,7 +92,7 @@ class KeysFile:
 
 def _stamp(path: pathlib.Path) -> tuple[int, int, int] | None:
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_mtime_ns, status.st_ino, status.st_size

@@ -18,7 +18,7 @@ from appliance import pki, relay
 from appliance.coordinator.config import Reader
 from appliance.expiry import CertificateWatch, CurrentContext, TlsFiles
 from appliance.gate.config import GateConfig
-from appliance.gate.handler import make_app, refusing_outdated
+from appliance.gate.handler import make_app
 from appliance.signer import coordinator_link
 from appliance.signer.config import CoordinatorSettings
 from appliance.signer.coordinator_link import CoordinatorLink
@@ -126,8 +126,7 @@ async def test_the_reference_gate(tmp_path: pathlib.Path) -> None:
     paths = (files.server_certificate, files.server_key, clients.bundle)
     tls = TlsFiles(partial(server_context, *paths), *paths)
     watch = CertificateWatch([], [tls])
-    app = make_app(GateConfig("127.0.0.1:0", *paths[:2], secrets))
-    app.middlewares.append(refusing_outdated(tls))
+    app = make_app(GateConfig("127.0.0.1:0", *paths[:2], secrets), tls)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=CurrentContext.of(tls)).start()
