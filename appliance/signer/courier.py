@@ -42,6 +42,9 @@ NOTHING: Mapping[str, relay.Up] = {}
 AT_ONCE = (wire.GatePending, wire.Authorized, wire.BatchAuthorized)
 """Reports that leave before their audit entries are on disk: nothing was spent, and nothing can be signed with them."""
 
+LOGGED = (wire.SignOrder, wire.BatchSignOrder, wire.KeygenOrder)
+OF_A_KEY = (wire.SignOrder, wire.OnlineOrder, wire.BatchSignOrder, wire.BatchOnlineOrder, wire.ActivateOrder)
+
 log = structlog.get_logger()
 
 
@@ -140,29 +143,29 @@ class Courier:
         Raises `LinkOverflow` or `Malformed` (too large): both are the fault of that coordinator's link.
         """
         match message:
+            case relay.OrderDown():
+                body = message.body
+                self._log_order(name, body)
+                self._enclave.send(name, wire.Order(name, body, self._key_record(body), self._answer(body)))
             case relay.Online(indices):
                 self._enclave.send(name, wire.Presence(name, indices))
             case relay.Deliver(sender, data):
                 self._enclave.send(name, wire.PeerFrame(name, sender, data))
             case relay.KeysAfter():
                 self._pages.ask(name, message)
-            case relay.OrderDown(body):
-                self._log_order(name, body)
-                self._enclave.send(name, wire.Order(name, body, self._key_record(body), self._answer(body)))
 
     def _log_order(self, name: str, body: wire.OrderBody) -> None:
         """One line for each order that a client's request is behind, as far as a coordinator is not flooding."""
-        match body:
-            case wire.SignOrder(ceremony, _, request) | wire.BatchSignOrder(ceremony, _, request):
-                requests: tuple[wire.ClientRequest, ...] = (request,)
-            case wire.KeygenOrder(ceremony, requests):
-                pass
-            case _:
-                return
-        for request in requests:
+        if not isinstance(body, LOGGED):
+            return
+        for request in _requests(body):
             not_told = self._orders_told[name].take()
             if not_told is not None:
-                facts = {"request_id": request.request_id, "order": type(body).__name__, "ceremony": ceremony.hex()}
+                facts = {
+                    "request_id": request.request_id,
+                    "order": type(body).__name__,
+                    "ceremony": body.ceremony.hex(),
+                }
                 log.info("order", coordinator=name, **facts, **({"not_told": not_told} if not_told else {}))
 
     def lost(self, name: str) -> None:
@@ -171,13 +174,10 @@ class Courier:
 
     def _answer(self, body: wire.OrderBody) -> wire.Answer | None:
         """What is kept under the name of the request that an order carries (SPEC 4.10). The enclave checks the name."""
-        match body:
-            case wire.SignOrder() | wire.BatchSignOrder() | wire.RecallOrder():
-                request = body.request
-            case wire.KeygenOrder():
-                request = body.requests[0]
-            case _:
-                return None
+        requests = _requests(body)
+        if not requests:
+            return None
+        request = requests[0]
         name = claimed_name(self._enclave.attached.network, request.jws, request.body)
         try:
             return None if name is None else self._store.answer(name)
@@ -198,13 +198,7 @@ class Courier:
             log.error("store-unreadable", reason=str(error)[:512], before=before)
 
     def _key_record(self, body: wire.OrderBody) -> wire.Record | None:
-        match body:
-            case wire.SignOrder() | wire.OnlineOrder() | wire.BatchSignOrder() | wire.BatchOnlineOrder():
-                return self._read_record(body.key_id)
-            case wire.ActivateOrder():
-                return self._read_record(body.key_id)
-            case _:
-                return None
+        return self._read_record(body.key_id) if isinstance(body, OF_A_KEY) else None
 
     def _read_record(self, key_id: str) -> wire.Record | None:
         """None where the record cannot be read: the enclave refuses then, for this key alone."""
@@ -343,3 +337,10 @@ class Courier:
         if asked is None:
             raise wire.Malformed("the enclave told its status without being asked")
         asked.set_result(status)
+
+
+def _requests(body: wire.OrderBody) -> tuple[wire.ClientRequest, ...]:
+    """The clients' requests that an order carries."""
+    if isinstance(body, (wire.SignOrder, wire.BatchSignOrder, wire.RecallOrder)):
+        return (body.request,)
+    return body.requests if isinstance(body, wire.KeygenOrder) else ()

@@ -43,7 +43,7 @@ class Departures:
         if commit is None and not self._waiting:
             then()
             return
-        started = None if commit is None else asyncio.ensure_future(commit)
+        started = commit if commit is None or isinstance(commit, asyncio.Future) else asyncio.ensure_future(commit)
         self._waiting.append(_Departure(started, then))
         if started is not None:
             started.add_done_callback(self._let_go)

@@ -144,7 +144,7 @@ class EnclaveLink(asyncio.Protocol):
 
     def _dispatch(self) -> None:
         try:
-            while not self._paused and not self._ended.is_set():
+            while self._received and not self._paused and not self._ended.is_set():
                 message = next_message(self._received)
                 if message is None:
                     break

@@ -37,6 +37,15 @@ class GateCaller:
     def __init__(self, url: str, files: TlsFiles, mutual: bool) -> None:
         """`files`: what its TLS is made of; `mutual`: whether it shows a certificate of its own."""
         self._url, self.mutual = URL(url), mutual
+        self._head = "\r\n".join(
+            (
+                f"POST {self._url.raw_path_qs} HTTP/1.1",
+                f"host: {self._url.host_port_subcomponent}",
+                "content-type: application/json",
+                "accept-encoding: identity",
+                "user-agent: keymoot",
+            )
+        )
         self.files = files
         # Those used last are at the end, and used again first. Each with the context that it was made under.
         self._idle: list[tuple[GateConnection, ssl.SSLContext]] = []
@@ -127,11 +136,6 @@ class GateCaller:
     def _request(self, call: wire.CallGate) -> bytes:
         """What is sent. Raises `ValueError` for a header that would be more than one."""
         fields = [
-            f"POST {self._url.raw_path_qs} HTTP/1.1",
-            f"host: {self._url.host_port_subcomponent}",
-            "content-type: application/json",
-            "accept-encoding: identity",
-            "user-agent: keymoot",
             f"content-length: {len(call.body)}",
             f"webhook-id: {call.webhook_id}",
             f"webhook-timestamp: {call.webhook_timestamp}",
@@ -140,9 +144,9 @@ class GateCaller:
             fields.append(f"webhook-signature: {call.webhook_signature}")
         if call.request_id:
             fields.append(f"{REQUEST_ID_HEADER}: {call.request_id}")
-        if not all(map(str.isprintable, fields)):
+        if not "".join(fields).isprintable():
             raise ValueError("a header that is not printable")
-        return "\r\n".join([*fields, "", ""]).encode() + call.body
+        return "\r\n".join([self._head, *fields, "", ""]).encode() + call.body
 
 
 def _reply(uid: str, answer: Answer) -> wire.GateReply:
@@ -152,8 +156,10 @@ def _reply(uid: str, answer: Answer) -> wire.GateReply:
         raise NoAnswer("redirect", f"it answered with a redirect ({status})")
     if not 200 <= status <= 599:
         raise NoAnswer("http", f"it answered with status {status}")
-    webhook_id, timestamp, signature = [_field(answer, name) for name in SIGNED_FIELDS]
-    return wire.GateReply(uid, status, webhook_id, timestamp, signature, _retry_after_s(answer), answer.body)
+    fields = answer.fields
+    webhook_id, timestamp, signature = [_field(fields.get(name), name) for name in SIGNED_FIELDS]
+    after_s = _retry_after_s(fields.get(RETRY_AFTER))
+    return wire.GateReply(uid, status, webhook_id, timestamp, signature, after_s, answer.body)
 
 
 def unreachable(call: wire.CallGate, reason: str, code: str) -> wire.GateUnreachable:
@@ -162,25 +168,24 @@ def unreachable(call: wire.CallGate, reason: str, code: str) -> wire.GateUnreach
     return wire.GateUnreachable(uid=call.uid, reason=plain[:MAX_REASON_CHARS], code=code)
 
 
-def _field(answer: Answer, name: bytes) -> str:
+def _field(values: list[bytes] | None, name: bytes) -> str:
     """The value of a field, empty where it is absent. A repeated, oversized or non-ASCII one is no answer."""
-    values = answer.values(name)
-    if not values:
+    if values is None:
         return ""
+    value = values[0]
     if len(values) > 1:
         raise NoAnswer("http", f"its answer repeats the header {name.decode()}")
-    if len(values[0]) > MAX_FIELD_BYTES[name]:
+    if len(value) > MAX_FIELD_BYTES[name]:
         raise NoAnswer(
             "http", f"its answer has a header {name.decode()} of more than {MAX_FIELD_BYTES[name]} characters"
         )
-    if not values[0].isascii():
+    if not value.isascii():
         raise NoAnswer("http", f"its answer has a header {name.decode()} that is not ASCII")
-    return values[0].decode("ascii")
+    return value.decode()
 
 
-def _retry_after_s(answer: Answer) -> int:
+def _retry_after_s(values: list[bytes] | None) -> int:
     """`Retry-After` in seconds; 0 where it is absent, a date or nonsense: the enclave has a default."""
-    values = answer.values(RETRY_AFTER)
-    if not values or not values[0].isdigit() or len(values[0]) > 9:
+    if values is None or not values[0].isdigit() or len(values[0]) > 9:
         return 0
     return min(int(values[0]), MAX_RETRY_AFTER_S)

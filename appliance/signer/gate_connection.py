@@ -33,13 +33,14 @@ class NoAnswer(KeymootError):
 
 
 class Answer:
-    """What has come of one answer. `status` is None before its head is there, `whole` says that nothing is missing."""
+    """What has come of one answer. `status` is None before its head is there, `whole` says that nothing is missing.
+    `fields`: every value of `SIGNED_FIELDS` and `RETRY_AFTER`."""
 
     def __init__(self) -> None:
         self.status: int | None = None
         self.whole = False
         self.ends_connection = False
-        self._fields: list[tuple[bytes, bytes]] = []
+        self.fields: dict[bytes, list[bytes]] = {}
         self._pieces: list[bytes] = []
         self._body_bytes, self._bytes = 0, 0
         self._has_length = False
@@ -49,10 +50,6 @@ class Answer:
     def body(self) -> bytes:
         """Of at most `MAX_GATE_BODY_BYTES`."""
         return b"".join(self._pieces)
-
-    def values(self, name: bytes) -> list[bytes]:
-        """Every value of one of `SIGNED_FIELDS` or of `RETRY_AFTER`."""
-        return [value for field, value in self._fields if field == name]
 
     def feed(self, data: bytes) -> None:
         """More has come, before it was `whole`. Raises `NoAnswer`, and nothing else, for what is none or too large."""
@@ -89,16 +86,16 @@ class Answer:
         if self.whole:
             self.ends_connection = True
         elif self.status is None:
-            self._fields.clear()
+            self.fields.clear()
             self._has_length = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A field of the head, or behind the body, where none counts."""
-        name = name.lower()
         if self.status is not None:
             return
+        name = name.lower()
         if name in _KEPT:
-            self._fields.append((name, value.rstrip(b" \t")))
+            self.fields.setdefault(name, []).append(value.rstrip(b" \t"))
         elif name in _LENGTHS:
             self._has_length = True
 

@@ -27,13 +27,13 @@ class Statement:
 
     def run(self, connection: Connection, values: Mapping[str, object]) -> sqlite3.Cursor:
         """Raises `sqlite3.Error`."""
-        return driver(connection).execute(self._text, {**self._constants, **values})
+        return driver(connection).execute(self._text, {**self._constants, **values} if self._constants else values)
 
     def one(self, connection: Connection, values: Mapping[str, object]) -> dict[str, Any] | None:
         """The only row, by column; None where there is none. Raises `sqlite3.Error`."""
         cursor = self.run(connection, values)
         row = cursor.fetchone()
-        return None if row is None else dict(zip((column[0] for column in cursor.description), row, strict=True))
+        return None if row is None else dict(zip([column[0] for column in cursor.description], row, strict=True))
 
     def all(self, connection: Connection, values: Mapping[str, object]) -> list[dict[str, Any]]:
         """Every row, by column. Raises `sqlite3.Error`."""
