@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -28,6 +31,35 @@ class LineLogger:
         self._sink.write(line)
 
     log = debug = info = warn = warning = error = err = critical = failure = fatal = exception = msg
+
+
+# What every line of a task says, and of those that it starts.
+_names: ContextVar[Mapping[str, object]] = ContextVar("names", default=MappingProxyType({}))
+
+
+def name_task(**names: object) -> None:
+    """From now on the lines of this task, and of those that it starts, say this."""
+    _names.set({**_names.get(), **names})
+
+
+@contextmanager
+def named(**names: object) -> Iterator[None]:
+    """As `name_task`, for the block."""
+    token = _names.set({**_names.get(), **names})
+    try:
+        yield
+    finally:
+        _names.reset(token)
+
+
+def with_names(_logger: object, _level: str, told: EventDict) -> EventDict:
+    """A processor of structlog: what is told, and the names of the task that tells it."""
+    return {**_names.get(), **told}
+
+
+def task_name(name: str) -> object:
+    """What `name_task` said; None where it said nothing of that name."""
+    return _names.get().get(name)
 
 
 def _telling(level: str) -> Callable[..., None]:
@@ -65,10 +97,11 @@ class Rendering:
 
     def __call__(self, logger: object, level: str, told: EventDict) -> str:
         """One line of JSON: what was told, and what is bound to the task that tells it."""
+        told = with_names(logger, level, told)
         told["level"], told["timestamp"], told["process"] = level, self._time(), self._process
         if "exc_info" in told:
             told = structlog.processors.format_exc_info(logger, level, told)
-        return _json(structlog.contextvars.merge_contextvars(logger, level, told))
+        return _json(told)
 
     def _time(self) -> str:
         now_s = self._clock()

@@ -7,10 +7,8 @@ client certificate, except what strangers may see too.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
-import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
@@ -22,6 +20,7 @@ from appliance.coordinator.gateway import common_name
 from appliance.coordinator.limits import JWS_HEADER, JWS_PATTERN
 from appliance.coordinator.problems import REQUEST_ID
 from appliance.coordinator.rates import Places, Rates
+from appliance.telemetry import name_task
 from enclave.wire import ClientRequest
 from policies.errors import KeymootError, Refused
 
@@ -83,12 +82,12 @@ class Admission:
         if request.method == "POST":
             name: str | None = await self._client(request, address)
         else:
-            with _charging(self._refused, address):
+            with _Charging(self._refused, address):
                 name = self._reader(request)
         if name is None:
             self._probes.take(address)
         else:
-            structlog.contextvars.bind_contextvars(client=name)
+            name_task(client=name)
         return name
 
     def _reader(self, request: web.Request) -> str | None:
@@ -107,14 +106,14 @@ class Admission:
     async def _client(self, request: web.Request, address: str) -> str:
         """The client that signed the request. What can be seen without the body is looked at before it is read."""
         jws, clients = request.headers.get(JWS_HEADER, ""), self._clients
-        with _charging(self._refused, address):
+        with _Charging(self._refused, address):
             if not JWS_PATTERN.match(jws):
                 raise Unauthorized("request/jws", f"{JWS_HEADER}: a detached JWS (header..signature) is needed")
             looked_at = clients.look(jws, request.path, int(self._wall_clock()))
         kid = looked_at.header.kid
         claim = f"{address} {kid}"
         self._claims.check(claim)
-        with _charging(self._claims, claim):
+        with _Charging(self._claims, claim):
             body = await self._bodies.read(request, address, kid)
             client = clients.verify(looked_at, body)
         signed = ClientRequest("POST", request.path, body, jws, request[REQUEST_ID])
@@ -122,17 +121,20 @@ class Admission:
         return f"client/{client}"
 
 
-@contextmanager
-def _charging(rates: Rates, name: str) -> Iterator[None]:
+class _Charging:
     """What the block refuses is charged to `name`. Raises `Unauthorized` for `Refused`; `Limited` after too many."""
-    try:
-        yield
-    except Refused as refused:
-        rates.take(name)
-        raise Unauthorized(refused.rule, refused.reason) from None
-    except KeymootError:
-        rates.take(name)
-        raise
+
+    def __init__(self, rates: Rates, name: str) -> None:
+        self._rates, self._name = rates, name
+
+    def __enter__(self) -> None:
+        """Nothing is charged yet."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, KeymootError):
+            self._rates.take(self._name)
+        if isinstance(error, Refused):
+            raise Unauthorized(error.rule, error.reason) from None
 
 
 def address_of(request: web.Request) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Generic, Protocol, TypeVar
+
+import msgspec
 
 from appliance.coordinator.ceremonies import Ceremonies, Ceremony
 from appliance.coordinator.errors import CeremonyEnded
@@ -40,8 +41,7 @@ class Network(Protocol):
         """Ask these signers which presignatures they hold."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """A signed request for signatures under a key.
 
     `on_pending` is told when a gate says that it needs time, `waiting` is what it was told before a restart.
@@ -106,10 +106,9 @@ class Attempting(ABC, Generic[R, N, A, S, V]):
     async def sign(self, request: R) -> V:
         """What came of it, verified. Raises `Rejected` where a signer said no, else `CeremonyEnded` of the last
         attempt."""
-        names = unheld(request.count)
 
         def ask(ceremony: bytes, committee: tuple[int, ...], after: bytes | None) -> wire.OrderBody:
-            return self._order(ceremony, request, committee, names, after)
+            return self._order(ceremony, request, committee, unheld(request.count), after)
 
         gates = Gates(self._ceremonies, ask, request.on_pending, self._clock, request.waiting)
         return await until_done(

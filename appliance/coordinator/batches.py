@@ -37,8 +37,7 @@ class Item:
     public_key: bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchRequest(Wanted):
+class BatchRequest(Wanted, frozen=True, kw_only=True):
     """What is to be signed."""
 
     items: tuple[Item, ...]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from appliance.coordinator.errors import CeremonyEnded, GatesTakeTime, Rejected, failure
@@ -184,6 +183,19 @@ def _expire(waiter: asyncio.Future[None]) -> None:
         waiter.set_exception(TimeoutError())
 
 
+class _Opened:
+    """The block of a ceremony: tells how it `ended`, and how many seconds it took."""
+
+    def __init__(self, ceremony: Ceremony, ended: Callable[[Ceremony, float, BaseException | None], None]) -> None:
+        self._ceremony, self._ended, self._started_s = ceremony, ended, time.perf_counter()
+
+    def __enter__(self) -> Ceremony:
+        return self._ceremony
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._ended(self._ceremony, time.perf_counter() - self._started_s, error)
+
+
 class Ceremonies:
     """The table of ceremonies. `random(16)` names them; `ended` counts them by kind, round and outcome."""
 
@@ -201,36 +213,31 @@ class Ceremonies:
         self.ended: Counter[tuple[str, ...]] = Counter()
         self.seconds = DurationsBy()
 
-    @contextmanager
-    def open(self, members: Sequence[int]) -> Iterator[Ceremony]:
+    def open(self, members: Sequence[int]) -> _Opened:
         """A ceremony of these members, as long as the block lasts. Raises `CeremonyEnded` where there are too many."""
         if len(self._open) >= self._max:
             raise CeremonyEnded("busy", f"{self._max} ceremonies are under way")
         ceremony = Ceremony(self._random(16), members, self._send)
         self._open[ceremony.id] = ceremony
-        outcome, told_round, started_s = "interrupted", 0, time.perf_counter()
-        try:
-            yield ceremony
-            outcome = "done"
-        except Rejected:
-            outcome = "rejected"
-            raise
-        except GatesTakeTime:
-            outcome = "pending"
-            raise
-        except CeremonyEnded as error:
-            outcome, told_round = "failed", error.round
-            if self._standing is not None:
-                self._standing.failed(error.signer, error.code)
-            raise
-        else:
+        return _Opened(ceremony, self._ended)
+
+    def _ended(self, ceremony: Ceremony, took_s: float, error: BaseException | None) -> None:
+        del self._open[ceremony.id]
+        reached, outcome = ceremony.stage, "interrupted"
+        if error is None:
+            reached, outcome = "all", "done"
             if self._standing is not None and ceremony.kind in ONLINE_KINDS:
                 self._standing.answered(ceremony.took_s)
-        finally:
-            del self._open[ceremony.id]
-            reached = "all" if outcome == "done" else str(told_round or ceremony.stage)
-            self.ended[ceremony.kind, reached, outcome] += 1
-            self.seconds.observe(ceremony.kind, time.perf_counter() - started_s)
+        elif isinstance(error, Rejected):
+            outcome = "rejected"
+        elif isinstance(error, GatesTakeTime):
+            outcome = "pending"
+        elif isinstance(error, CeremonyEnded):
+            reached, outcome = str(error.round or reached), "failed"
+            if self._standing is not None:
+                self._standing.failed(error.signer, error.code)
+        self.ended[ceremony.kind, reached, outcome] += 1
+        self.seconds.observe(ceremony.kind, took_s)
 
     def on_report(self, index: int, report: wire.ReportBody) -> bool:
         """Pass a report to its ceremony; False for one that has none, or not this member."""

@@ -17,6 +17,7 @@ from appliance.coordinator.bodies import TooLarge, TooSlow, UnsupportedMedia
 from appliance.coordinator.credentials import Unauthorized
 from appliance.coordinator.rates import Limited
 from appliance.store.accepted import ExternalIdTaken
+from appliance.telemetry import name_task, task_name
 from enclave import wire
 from policies.errors import CallerError, KeymootError, Unavailable
 from policies.repeats import Allowance, of_strangers
@@ -103,7 +104,7 @@ async def _named(request: web.Request, handler: Handler, strangers: Allowance) -
     named = asked is not None and re.fullmatch(wire.REQUEST_ID, asked) is not None
     request_id = request[REQUEST_ID] = asked if named and asked is not None else os.urandom(16).hex()
     # aiohttp gives each request a context of its own.
-    structlog.contextvars.bind_contextvars(request_id=request_id, client="")
+    name_task(request_id=request_id, client="")
     if asked is not None and not named:
         # What was sent is not repeated: neither log nor answer is for strangers to write in.
         response: web.StreamResponse = problem(400, "bad-request", "Bad request", BAD_REQUEST_ID)
@@ -120,8 +121,7 @@ async def _named(request: web.Request, handler: Handler, strangers: Allowance) -
 
 def _tell(request: web.Request, response: web.StreamResponse, strangers: Allowance) -> None:
     """One line; of a flood of those who are nobody's client some, and how many were passed over."""
-    known = structlog.contextvars.get_contextvars().get("client")
-    facts = {} if known else strangers.not_told()
+    facts = {} if task_name("client") else strangers.not_told()
     if facts is not None:
         log.info("request", method=request.method, path=request.path[:300], status=response.status, **facts)
 

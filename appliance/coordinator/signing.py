@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from appliance.api.models import SignatureValue
 from appliance.coordinator.attempting import Attempting, Wanted, check_same_terms
@@ -19,8 +18,7 @@ from enclave import wire
 MAX_RENAMES = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class SigningRequest(Wanted):
+class SigningRequest(Wanted, frozen=True, kw_only=True):
     """What is to be signed. `h`: the 32-byte hash; `public_key`: the child key, 33 bytes."""
 
     h: bytes

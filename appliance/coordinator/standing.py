@@ -79,7 +79,9 @@ class Standing:
 
     def answered(self, took_s: Mapping[int, float]) -> None:
         """Every member of a committee has answered one step, after so many seconds each."""
-        limit_s, now_s = max(LAG_FROM_S, LAG_FACTOR * statistics.median_low(took_s.values())), self._clock()
+        limit_s, now_s = LAG_FROM_S, self._clock()
+        if max(took_s.values()) > LAG_FROM_S:
+            limit_s = max(LAG_FROM_S, LAG_FACTOR * statistics.median_low(took_s.values()))
         avoided = self.avoided()
         for index, seconds in took_s.items():
             lags, pace = seconds > limit_s, self._paces.setdefault(index, _Pace())

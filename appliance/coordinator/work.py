@@ -32,6 +32,7 @@ from appliance.store.approvals import ApprovalRow
 from appliance.store.batches import BatchRow
 from appliance.store.keys import KeyRow
 from appliance.store.signatures import SignatureRow
+from appliance.telemetry import named
 from policies.errors import Unavailable
 from policies.requests import HashBatch, KeyCreation, SigningBody
 from policies.roster import Roster
@@ -231,11 +232,11 @@ class Work:
         answered to it before is recalled first. Raises `Unavailable`."""
         store = self._store
         for key in store.keys.unfinished():
-            with structlog.contextvars.bound_contextvars(request_id=key.id):
+            with named(request_id=key.id):
                 await self._resume_key(key)
         rows: list[SignatureRow | BatchRow] = [*store.signatures.unfinished(), *store.batches.unfinished()]
         for row in rows:
-            with structlog.contextvars.bound_contextvars(request_id=row.id), ExitStack() as place:
+            with named(request_id=row.id), ExitStack() as place:
                 if isinstance(row, BatchRow):
                     # All of them: they were accepted.
                     place.enter_context(self._batch_place(anyway=True))

@@ -55,6 +55,6 @@ def parameter(name: str) -> BindParameter[Any]:
 
 def driver(connection: Connection) -> sqlite3.Connection:
     """The driver's connection beneath SQLAlchemy's."""
-    beneath = connection.connection.driver_connection
+    beneath = connection.connection.dbapi_connection
     assert isinstance(beneath, sqlite3.Connection)
     return beneath

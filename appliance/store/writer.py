@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -64,6 +65,8 @@ class GroupCommitWriter:
         # The transaction that is under way: from `_step` to `_resolve`.
         self._in_hand: Sequence[_Write] = ()
         self._started_s = self._ended_s = 0.0
+        # Of no request: a transaction is of many.
+        self._context = Context()
         self._idle = asyncio.Event()
         self._idle.set()
         self.commit_seconds = Durations()
@@ -106,7 +109,7 @@ class GroupCommitWriter:
         if self._idle.is_set():
             self._idle.clear()
             # With all that is submitted before the loop comes to it.
-            loop.call_soon(self._step)
+            loop.call_soon(self._step, context=self._context)
         return future
 
     async def _probe(self) -> None:

@@ -18,6 +18,7 @@ import structlog
 from appliance import pki
 from appliance.coordinator import api as api_module
 from appliance.coordinator.config import LimitSettings
+from appliance.telemetry import with_names
 from appliance.tls import client_context
 from policies.repeats import STRANGERS_TOLD_AT_ONCE
 from policies.requests import KEYS_PATH
@@ -164,7 +165,7 @@ async def test_a_fault_of_our_own_is_a_problem_without_a_trace_once_in_the_log(
 
 async def test_a_flood_of_strangers_leaves_few_lines_and_hides_no_clients(net: FakeNetwork) -> None:
     flood = STRANGERS_TOLD_AT_ONCE + 50
-    with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as logs:
+    with structlog.testing.capture_logs([with_names]) as logs:
         async with raw(net) as connection:
             for _ in range(flood):
                 await connection.send(head("GET", "/v1/keys"))

@@ -72,7 +72,6 @@ def test_nothing_that_a_terminal_acts_on_is_in_a_line(process: str, capfd: pytes
         configure_logging("test")
         structlog.get_logger().info("request", path=text)
         structlog.reset_defaults()
-        structlog.contextvars.clear_contextvars()
     line = capfd.readouterr().err.rstrip("\n")
     assert line.isprintable()
     assert "é漢" in line

@@ -32,7 +32,6 @@ def logged() -> Iterator[None]:
     configure_logging("coordinator")
     yield
     structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture
