@@ -18,7 +18,7 @@ enclaves. The signer reads of an order only `key_id` (to attach the sealed recor
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
@@ -79,6 +79,7 @@ REQUEST_ID: Final = r"[A-Za-z0-9][A-Za-z0-9._:=-]{7,63}"
 RequestId = Annotated[str, msgspec.Meta(pattern=rf"^({REQUEST_ID})?$(?!\n)")]
 Jws = Annotated[str, msgspec.Meta(max_length=4096)]
 Label = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,95}$(?!\n)")]
+RecordKind = Literal["key", "prss", "peers", "counters"]
 SealedBytes = Annotated[bytes, msgspec.Meta(max_length=64 * 1024)]
 
 
@@ -93,7 +94,7 @@ class Record(Wire, frozen=True):
     """A sealed record as the signer's store keeps it: opaque to the signer. `name`: a key id, `prss`, `peers` or
     `counters-0` to `counters-31`."""
 
-    kind: Annotated[str, msgspec.Meta(pattern=r"^(key|prss|peers|counters)$(?!\n)")]
+    kind: RecordKind
     name: Annotated[str, msgspec.Meta(max_length=64)]
     version: Count
     sealed: SealedBytes
@@ -168,7 +169,7 @@ class Acknowledgement(Wire, frozen=True):
     roster_digest: Bytes32
     key_id: KeyId
     label: Label
-    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$(?!\n)")]
+    curve: Literal["secp256k1"]
     public_key: Point33
     public_shares: Annotated[tuple[Point33, ...], msgspec.Meta(max_length=MAX_SIGNERS)]
     chain_code: Bytes32
@@ -194,8 +195,8 @@ Certificate = Annotated[tuple[SignedAcknowledgement, ...], msgspec.Meta(min_leng
 class AuthorizationTerms(Wire, frozen=True):
     """SPEC 4.1: what all committee members must say identically before anybody computes a signature share."""
 
-    scheme: Annotated[str, msgspec.Meta(pattern=r"^KU25$(?!\n)")]
-    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$(?!\n)")]
+    scheme: Literal["KU25"]
+    curve: Literal["secp256k1"]
     roster_digest: Bytes32
     prss_epoch: Epoch
     key_epoch: Epoch
@@ -236,8 +237,8 @@ class BatchItem(Wire, frozen=True):
 class BatchTerms(Wire, frozen=True):
     """SPEC 4.7: what all committee members must say identically of a batch. `items` is `batch_items_digest`."""
 
-    scheme: Annotated[str, msgspec.Meta(pattern=r"^KU25$(?!\n)")]
-    curve: Annotated[str, msgspec.Meta(pattern=r"^secp256k1$(?!\n)")]
+    scheme: Literal["KU25"]
+    curve: Literal["secp256k1"]
     roster_digest: Bytes32
     prss_epoch: Epoch
     key_epoch: Epoch

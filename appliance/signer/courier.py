@@ -51,7 +51,7 @@ log = structlog.get_logger()
 class Store(Protocol):
     """What the courier needs of `appliance.store`: sealed records and the audit chain, in call order."""
 
-    def record(self, kind: str, name: str) -> wire.Record | None:
+    def record(self, kind: wire.RecordKind, name: str) -> wire.Record | None:
         """The newest record of that kind and name."""
 
     def audit_head(self) -> tuple[int, bytes]:

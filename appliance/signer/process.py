@@ -157,7 +157,7 @@ def _counters(store: Store) -> tuple[wire.Record, ...]:
     return tuple(found)
 
 
-def _readable(store: Store, kind: str, name: str | None = None) -> wire.Record | None:
+def _readable(store: Store, kind: wire.RecordKind, name: str | None = None) -> wire.Record | None:
     """The record of `kind`, which has its name unless it says another; None where it is damaged, as if it had never
     been: the enclave makes another."""
     try:

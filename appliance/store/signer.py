@@ -192,7 +192,7 @@ class SignerStore:
         """A page of certificates: see `Certificates.after`."""
         return self.certificates.after(seq, key_id, limit)
 
-    def record(self, kind: str, name: str) -> wire.Record | None:
+    def record(self, kind: wire.RecordKind, name: str) -> wire.Record | None:
         """The stored record of that kind and name. Raises `StoreFailed`; `Damaged` where it is there, but not whole."""
         cached = self._cache.get(kind, name)
         if cached is not None:

@@ -7,7 +7,7 @@ has no encoding: where a result could be the identity, the function says what ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from coincurve._libsecp256k1 import ffi, lib
 
@@ -32,7 +32,7 @@ class Curve(Protocol):
     """What a protocol needs of a group of prime order `q`."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> Literal["secp256k1"]: ...
 
     @property
     def q(self) -> int: ...
@@ -65,7 +65,7 @@ class Curve(Protocol):
 class Secp256k1:
     """secp256k1 over libsecp256k1."""
 
-    name = "secp256k1"
+    name: Literal["secp256k1"] = "secp256k1"
     q = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
     def __init__(self) -> None:

@@ -44,7 +44,7 @@ def _walk(path: Path, info: inspect.Type) -> Iterator[tuple[Path, dict[str, Call
         case inspect.StructType():
             for field in info.fields:
                 yield from _walk((*path, field.name), field.type)
-        case inspect.IntType() | inspect.StrType():
+        case inspect.IntType() | inspect.StrType() | inspect.LiteralType():
             yield path, OTHER
         case inspect.UnionType() if info.includes_none:
             yield path, OPTIONAL
