@@ -75,6 +75,10 @@ class Phase(Enum):
     ATTACHED = "attached"
 
 
+# Asked for each message; an enumeration's own lookup costs as much as a call.
+_ATTACHED = Phase.ATTACHED
+
+
 class Dispatch:
     """Routes what the signer says to where it is handled."""
 
@@ -135,7 +139,7 @@ class Dispatch:
 
     def handle(self, message: ToEnclave) -> None:
         """One message from the signer. Raises `CallerError` for one that is not due; nothing else escapes."""
-        if self._phase is not Phase.ATTACHED:
+        if self._phase is not _ATTACHED:
             allowed = (Attach, StatusQuery) if self._phase is Phase.DETACHED else (StatusQuery, Stored)
             if not isinstance(message, allowed):
                 raise CallerError(f"{type(message).__name__} while {self._phase.value}")

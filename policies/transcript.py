@@ -6,8 +6,8 @@ different part lists never give the same input, and two purposes never share a t
 
 from __future__ import annotations
 
-import hashlib
 from enum import StrEnum
+from hashlib import sha256
 
 DIGEST_BYTES = 32
 
@@ -79,12 +79,14 @@ _PREFIXES = {tag: len(tag.value).to_bytes(8, "big") + tag.value.encode() for tag
 def encode_parts(tag: Tag, *parts: bytes) -> bytes:
     """The unambiguous encoding that `digest` hashes: also the `info` of HKDF and the data of a MAC."""
     pieces = [_PREFIXES[tag]]
+    add = pieces.append
     for part in parts:
         length = len(part)
-        pieces += (_LENGTHS[length] if length < 256 else length.to_bytes(8, "big"), part)
+        add(_LENGTHS[length] if length < 256 else length.to_bytes(8, "big"))
+        add(part)
     return b"".join(pieces)
 
 
 def digest(tag: Tag, *parts: bytes) -> bytes:
     """32-byte SHA-256 of `encode_parts(tag, *parts)`."""
-    return hashlib.sha256(encode_parts(tag, *parts)).digest()
+    return sha256(encode_parts(tag, *parts)).digest()

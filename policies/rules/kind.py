@@ -9,6 +9,6 @@ from policies.model import Action, Rule
 def check(rule: Rule, situation: Situation) -> str:
     """Empty, or why the request does not fit `rule`."""
     request = situation.request
-    if request.action is Action.CREATE_KEY or request.kind in rule.kinds:
+    if request.kind in rule.kinds or request.action is Action.CREATE_KEY:
         return ""
     return f"the kind {request.kind or 'unknown'} is not permitted"
