@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
@@ -237,7 +237,7 @@ class Api:
 
 
 @web.middleware
-async def _refuse_unknown_queries(request: web.Request, handler: Handler) -> web.StreamResponse:
+def _refuse_unknown_queries(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
     """A query parameter that the operation does not have, or that comes twice, is the caller's mistake."""
     if request.query_string:
         resource = request.match_info.route.resource
@@ -246,7 +246,7 @@ async def _refuse_unknown_queries(request: web.Request, handler: Handler) -> web
         if len(set(request.query)) != len(request.query) or not set(request.query) <= set(known):
             takes = " and ".join(known) or "none"
             raise CallerError(f"query: this operation takes {takes}, each once at most")
-    return await handler(request)
+    return handler(request)
 
 
 def _parse(body: bytes, kind: type[T]) -> T:

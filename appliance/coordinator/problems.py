@@ -84,8 +84,8 @@ def answering_problems(clock: Callable[[], float]) -> Middleware:
     strangers = of_strangers(clock)
 
     @web.middleware
-    async def answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-        return await _named(request, handler, strangers)
+    def answer_problems(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+        return _named(request, handler, strangers)
 
     return answer_problems
 
