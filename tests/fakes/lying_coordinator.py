@@ -62,10 +62,17 @@ def other_than(key_id: str | None) -> Key:
     return next(key for key in shown if key.id not in (None, key_id))
 
 
+def replace(of: object, name: str, by: object) -> None:
+    """What is not there cannot be replaced: the lie would not be told."""
+    if not hasattr(of, name):
+        raise Bug(f"{of} has no {name}")
+    setattr(of, name, by)
+
+
 def main(config: Path, victim: int, lies: Path) -> None:
     """Run until it is told to stop."""
 
-    def order(self: Any, approval: Any, request: Any, reservation: Any, after: Any) -> None:
+    def order(self: Any, approval: Any, request: Any, names: Any, after: Any) -> None:
         if request.client not in asked:
             asked.append(request.client)
         for index in approval.members:
@@ -74,7 +81,7 @@ def main(config: Path, victim: int, lies: Path) -> None:
             key_id = other_than(request.key_id).id if kind == "key" else request.key_id
             assert key_id is not None
             approval.order(
-                index, wire.SignOrder(approval.id, key_id, told, approval.members, reservation.name, after.get(index))
+                index, wire.SignOrder(approval.id, key_id, told, approval.members, names[0], after.get(index))
             )
 
     def show(row: KeyRow, roster: Roster) -> Key:
@@ -82,10 +89,10 @@ def main(config: Path, victim: int, lies: Path) -> None:
         shown.append(honest)
         return lie_of_key(lies.read_text().strip(), honest)
 
-    api.show_key = show  # type: ignore[attr-defined]
-    signing.Signing._order_signing = order  # type: ignore[method-assign]
+    replace(api, "show_key", show)
+    replace(signing.Signing, "_order_all", order)
     # It does not mind that what came back is not one thing.
-    signing._check_terms = lambda *_: None
+    replace(signing, "_check_terms", lambda *_: None)
     server.run(config)
 
 
