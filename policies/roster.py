@@ -97,9 +97,9 @@ class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def is_committee(self, committee: tuple[int, ...]) -> bool:
         """Whether `committee` is exactly `2t + 1` distinct signers of the roster, in ascending order."""
         return (
-            len(committee) == 2 * self.tolerate + 1
+            len(committee) == self.committee_size
             and committee[0] >= 1
-            and committee[-1] <= len(self.signers)
+            and committee[-1] <= self.n
             and list(committee) == sorted(set(committee))
         )
 
